@@ -1,0 +1,230 @@
+"""What every job is configured by: frozen models, units in the field names, bad values refused with the reason.
+
+A recipe in jobs/ fills one of these; `compose.py` merges recipe, defaults and overrides and validates the result.
+The resolved model, written to RUN/run.yaml, is the only input of every attempt.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Model(BaseModel):
+    """Base: immutable, no unknown keys, defaults validated too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class ClusterConfig(Model):
+    """What one attempt asks of Slurm; None leaves the cluster's own default."""
+
+    nodes: PositiveInt = Field(1, description="nodes of a gang; arrays use one node per task")
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="GPUs per node, one rank each; 0 for one CPU rank per node"
+    )
+    cpus_per_task: PositiveInt | None = Field(None, description="CPU cores of one task (an array task, or a node of a gang)")
+    mem_mb: PositiveInt | None = Field(None, description="memory per node, MiB")
+    time_minutes: PositiveInt | None = Field(None, description="time limit of one task, minutes")
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    max_tasks: PositiveInt = Field(256, description="most tasks of one array attempt; units are packed into them")
+    throttle: PositiveInt | None = Field(None, description="most tasks of one array running at once")
+    requeue: bool = Field(True, description="let Slurm requeue after a node failure")
+    max_attempts: PositiveInt = Field(3, description="attempts of one run before the steward gives up")
+    steward: bool = Field(True, description="submit the one-CPU job that starts what comes next after log-out")
+
+
+class CodecConfig(Model):
+    """How inner chunks are compressed; shuffle `auto` is bitshuffle for uint8 and byte shuffle for uint16."""
+
+    cname: Literal["lz4", "zstd"] = "lz4"
+    level: Annotated[int, Field(ge=0, le=9)] = 5
+    shuffle: Literal["auto", "bitshuffle", "shuffle", "noshuffle"] = "auto"
+    compress: bool = Field(True, description="false stores raw chunks")
+
+
+class JobModel(Model):
+    """Fields every job has."""
+
+    kind: ClassVar[str]
+    runs: str = Field("runs", description="folder of the run directories")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class ConvertConfig(JobModel):
+    """Raw plates to one Zarr store."""
+
+    kind: ClassVar[str] = "convert"
+    plates: tuple[str, ...] = Field((), description="folders or globs of raw plates")
+    store: str = Field("", description="folder of the store; made if absent")
+    layout: Literal["auto", "phenix", "rxrx"] = "auto"
+    metadata: str | None = Field(None, description="CSV joined by plate and well; default: the one the layout brings")
+    codec: CodecConfig = CodecConfig()
+    chunk_px: PositiveInt = Field(128, description="edge of an inner chunk, pixels")
+    shard_mb: PositiveInt = Field(1024, description="raw pixels of one shard, MiB; the number of fields per shard follows")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes of a run here; 0: one per core")
+    max_set_aside: Fraction = Field(0.01, description="share of fields set aside above which the run fails")
+
+    @field_validator("plates", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class ModelConfig(Model):
+    """A masked autoencoder: vision transformer encoder, light decoder."""
+
+    name: str = Field("mae_vit_s16", description="name of the recipe in jobs/model/")
+    crop_px: PositiveInt = Field(256, description="edge of a crop, pixels")
+    patch_px: PositiveInt = Field(16, description="edge of a patch, pixels")
+    dim: PositiveInt = 384
+    depth: PositiveInt = 12
+    heads: PositiveInt = 6
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    qk_norm: bool = True
+    layer_scale: Annotated[float, Field(ge=0)] = Field(1e-4, description="initial LayerScale; 0 for none")
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    decoder_dim: PositiveInt = 512
+    decoder_depth: PositiveInt = 8
+    decoder_heads: PositiveInt = 16
+    fourier_weight: Fraction = Field(0.01, description="weight of the Fourier loss; the MSE has the rest")
+
+    @model_validator(mode="after")
+    def _shapes(self) -> ModelConfig:
+        if self.crop_px % self.patch_px:
+            raise ValueError(f"crop_px={self.crop_px} is no multiple of patch_px={self.patch_px}")
+        for dim, heads, names in (
+            (self.dim, self.heads, "dim, heads"),
+            (self.decoder_dim, self.decoder_heads, "decoder_dim, decoder_heads"),
+        ):
+            if dim % heads:
+                raise ValueError(f"{names}: {dim} is no multiple of {heads}")
+            if dim % 4:
+                raise ValueError(f"{names}: {dim} is no multiple of 4, which 2-D sin-cos positions need")
+        return self
+
+
+class DataConfig(Model):
+    """Which crops are seen, in which order."""
+
+    crops_per_visit: PositiveInt = Field(1, description="K: crops taken of a field at each visit")
+    where: str | None = Field(None, description='filter on the fields table, e.g. "focus > 0.2 and perturbation_type == \'gene\'"')
+    flips: bool = Field(True, description="flips and quarter turns of the crops")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="reader threads per rank; 0 reads in the training thread")
+    prefetch_steps: Annotated[int, Field(ge=0)] = 2
+
+
+class OptimConfig(Model):
+    """Optimiser and schedule (one-cycle cosine)."""
+
+    name: Literal["lion", "adamw"] = "lion"
+    peak_lr: Annotated[float, Field(gt=0)] = 1e-4
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup_fraction: Fraction = 0.1
+    global_batch: PositiveInt = Field(4096, description="crops per step over all ranks")
+    micro_batch: PositiveInt = Field(64, description="crops per forward pass on one rank")
+    steps: PositiveInt = 1000
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+class CheckpointConfig(Model):
+    """When the training state is committed, and how much of it is kept."""
+
+    every_steps: PositiveInt = 500
+    keep: PositiveInt = Field(3, description="newest committed checkpoints kept; the last step's is always kept")
+
+
+class PretrainConfig(JobModel):
+    """Masked-autoencoder pretraining on crops of one or more stores."""
+
+    kind: ClassVar[str] = "pretrain"
+    store: tuple[str, ...] = Field((), description="stores to train on")
+    snapshot: str | None = Field(None, description="digest of the snapshot; default: the newest of the store")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "fp32"
+    ranks_per_node: PositiveInt | None = Field(None, description="training processes per node; default: one per GPU, else 1")
+    threads_per_rank: PositiveInt | None = Field(None, description="CPU threads of a rank; default: its share of the cores")
+    log_every_steps: PositiveInt = 10
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _visits_fill_the_batch(self) -> PretrainConfig:
+        if self.optim.global_batch % self.data.crops_per_visit:
+            raise ValueError(
+                f"optim.global_batch={self.optim.global_batch} is no multiple of data.crops_per_visit={self.data.crops_per_visit}"
+            )
+        return self
+
+
+class EmbedConfig(JobModel):
+    """Every well of a store through the encoder of a checkpoint."""
+
+    kind: ClassVar[str] = "embed"
+    store: str = ""
+    snapshot: str | None = None
+    checkpoint: str = Field("", description="a step folder, or a run (its newest committed checkpoint)")
+    out: str | None = Field(None, description="folder of the embeddings; default RUN/embeddings")
+    block: PositiveInt | None = Field(None, description="encoder block whose output is taken, 1-based; default the last")
+    pooling: Literal["mean", "class"] = "mean"
+    batch: PositiveInt = Field(64, description="crops per forward pass")
+    baselines: tuple[Literal["untrained", "intensity"], ...] = Field(
+        ("untrained", "intensity"), description="embedded beside the checkpoint from the same pixels, for comparison"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "fp32"
+    new: bool = Field(False, description="take only what is absent under this checkpoint's digest")
+    max_set_aside: Fraction = 0.01
+
+
+class EvaluateConfig(JobModel):
+    """Embeddings scored as a map against known relationships."""
+
+    kind: ClassVar[str] = "evaluate"
+    embeddings: str = ""
+    annotations: str = Field("", description="folder of two-column relationship files (*.txt, *.csv)")
+    unexpressed: str | None = Field(None, description="file of unexpressed genes; default: unexpressed.txt in annotations, if there")
+    align: Literal["none", "center_scale", "pca_cs", "tvn", "tvn_efaar"] = "tvn"
+    batch: Literal["plate", "experiment", "batch"] = Field("plate", description="column whose values are the batches")
+    control: str = Field("EMPTY_control", description="treatment of the control wells where is_control is absent")
+    arm_correction: bool = False
+    thresholds: tuple[tuple[Fraction, Fraction], ...] = ((0.05, 0.95), (0.1, 0.9))
+    bootstrap: Annotated[int, Field(ge=0)] = Field(200, description="bootstrap draws of the intervals; 0 for none")
+
+
+class PipelineConfig(JobModel):
+    """convert -> pretrain -> embed -> evaluate, each stage a run of its own."""
+
+    kind: ClassVar[str] = "pipeline"
+    plates: tuple[str, ...] = ()
+    store: str = ""
+    annotations: str = ""
+    stages: tuple[Literal["convert", "pretrain", "embed", "evaluate"], ...] = ("convert", "pretrain", "embed", "evaluate")
+    convert: dict[str, Any] = Field(default_factory=dict, description="settings of the convert stage, beside its recipe")
+    pretrain: dict[str, Any] = Field(default_factory=dict)
+    embed: dict[str, Any] = Field(default_factory=dict)
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+
+
+JOBS: dict[str, type[JobModel]] = {
+    model.kind: model for model in (ConvertConfig, PretrainConfig, EmbedConfig, EvaluateConfig, PipelineConfig)
+}
+AnyConfig = ConvertConfig | PretrainConfig | EmbedConfig | EvaluateConfig | PipelineConfig

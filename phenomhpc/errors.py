@@ -1,0 +1,60 @@
+"""The errors that reach a person, and the exit codes they stand for.
+
+Every refusal is one line that names the thing, the value and the way out.  Code raises these; only `cli/main.py` turns
+them into an exit code and a line on stderr.
+"""
+
+from __future__ import annotations
+
+DONE = 0
+WORK_FAILED = 1
+WRONG_USE = 2
+SET_ASIDE = 3
+UNREACHABLE = 4
+
+# Exit codes of one task inside a Slurm job: the batch script and the steward act on them.
+TASK_REQUEUE = 75
+TASK_FENCED = 76
+TASK_GATE_REFUSED = 77
+TASK_WATCHDOG = 78
+TASK_NO_CHECKPOINT = 79
+
+
+class PhenomError(Exception):
+    """A failure with one clear line for a person and an exit code for a script."""
+
+    exit_code = WORK_FAILED
+
+
+class WorkError(PhenomError):
+    """The work itself failed (exit code 1)."""
+
+
+class UsageError(PhenomError):
+    """Wrong use, configuration or input; nothing was started (exit code 2)."""
+
+    exit_code = WRONG_USE
+
+
+class UnreachableError(PhenomError):
+    """Slurm or another needed service cannot be reached (exit code 4)."""
+
+    exit_code = UNREACHABLE
+
+
+class StopRequested(PhenomError):
+    """A stop file or signal was seen and the work was committed: this task is to be requeued (exit code 75)."""
+
+    exit_code = TASK_REQUEUE
+
+
+class FencedError(PhenomError):
+    """A newer attempt owns the run: this process must leave without writing (exit code 76)."""
+
+    exit_code = TASK_FENCED
+
+
+class NoCheckpointError(PhenomError):
+    """No committed, readable checkpoint where one is needed (exit code 79)."""
+
+    exit_code = TASK_NO_CHECKPOINT
