@@ -28,7 +28,9 @@ class ClusterConfig(Model):
     gpus_per_node: Annotated[int, Field(ge=0)] | None = Field(
         None, description="GPUs per node, one rank each; 0 for one CPU rank per node"
     )
-    cpus_per_task: PositiveInt | None = Field(None, description="CPU cores of one task (an array task, or a node of a gang)")
+    cpus_per_task: PositiveInt | None = Field(
+        None, description="CPU cores of one task (an array task, or a node of a gang)"
+    )
     mem_mb: PositiveInt | None = Field(None, description="memory per node, MiB")
     time_minutes: PositiveInt | None = Field(None, description="time limit of one task, minutes")
     partition: str | None = None
@@ -69,7 +71,9 @@ class ConvertConfig(JobModel):
     metadata: str | None = Field(None, description="CSV joined by plate and well; default: the one the layout brings")
     codec: CodecConfig = CodecConfig()
     chunk_px: PositiveInt = Field(128, description="edge of an inner chunk, pixels")
-    shard_mb: PositiveInt = Field(1024, description="raw pixels of one shard, MiB; the number of fields per shard follows")
+    shard_mb: PositiveInt = Field(
+        1024, description="raw pixels of one shard, MiB; the number of fields per shard follows"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes of a run here; 0: one per core")
     max_set_aside: Fraction = Field(0.01, description="share of fields set aside above which the run fails")
 
@@ -117,9 +121,13 @@ class DataConfig(Model):
     """Which crops are seen, in which order."""
 
     crops_per_visit: PositiveInt = Field(1, description="K: crops taken of a field at each visit")
-    where: str | None = Field(None, description='filter on the fields table, e.g. "focus > 0.2 and perturbation_type == \'gene\'"')
+    where: str | None = Field(
+        None, description="filter on the fields table, e.g. \"focus > 0.2 and perturbation_type == 'gene'\""
+    )
     flips: bool = Field(True, description="flips and quarter turns of the crops")
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="reader threads per rank; 0 reads in the training thread")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="reader threads per rank; 0 reads in the training thread"
+    )
     prefetch_steps: Annotated[int, Field(ge=0)] = 2
 
 
@@ -157,8 +165,12 @@ class PretrainConfig(JobModel):
     checkpoint: CheckpointConfig = CheckpointConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
-    ranks_per_node: PositiveInt | None = Field(None, description="training processes per node; default: one per GPU, else 1")
-    threads_per_rank: PositiveInt | None = Field(None, description="CPU threads of a rank; default: its share of the cores")
+    ranks_per_node: PositiveInt | None = Field(
+        None, description="training processes per node; default: one per GPU, else 1"
+    )
+    threads_per_rank: PositiveInt | None = Field(
+        None, description="CPU threads of a rank; default: its share of the cores"
+    )
     log_every_steps: PositiveInt = 10
 
     @field_validator("store", mode="before")
@@ -183,7 +195,9 @@ class EmbedConfig(JobModel):
     snapshot: str | None = None
     checkpoint: str = Field("", description="a step folder, or a run (its newest committed checkpoint)")
     out: str | None = Field(None, description="folder of the embeddings; default RUN/embeddings")
-    block: PositiveInt | None = Field(None, description="encoder block whose output is taken, 1-based; default the last")
+    block: PositiveInt | None = Field(
+        None, description="encoder block whose output is taken, 1-based; default the last"
+    )
     pooling: Literal["mean", "class"] = "mean"
     batch: PositiveInt = Field(64, description="crops per forward pass")
     baselines: tuple[Literal["untrained", "intensity"], ...] = Field(
@@ -201,7 +215,9 @@ class EvaluateConfig(JobModel):
     kind: ClassVar[str] = "evaluate"
     embeddings: str = ""
     annotations: str = Field("", description="folder of two-column relationship files (*.txt, *.csv)")
-    unexpressed: str | None = Field(None, description="file of unexpressed genes; default: unexpressed.txt in annotations, if there")
+    unexpressed: str | None = Field(
+        None, description="file of unexpressed genes; default: unexpressed.txt in annotations, if there"
+    )
     align: Literal["none", "center_scale", "pca_cs", "tvn", "tvn_efaar"] = "tvn"
     batch: Literal["plate", "experiment", "batch"] = Field("plate", description="column whose values are the batches")
     control: str = Field("EMPTY_control", description="treatment of the control wells where is_control is absent")
@@ -217,8 +233,15 @@ class PipelineConfig(JobModel):
     plates: tuple[str, ...] = ()
     store: str = ""
     annotations: str = ""
-    stages: tuple[Literal["convert", "pretrain", "embed", "evaluate"], ...] = ("convert", "pretrain", "embed", "evaluate")
-    convert: dict[str, Any] = Field(default_factory=dict, description="settings of the convert stage, beside its recipe")
+    stages: tuple[Literal["convert", "pretrain", "embed", "evaluate"], ...] = (
+        "convert",
+        "pretrain",
+        "embed",
+        "evaluate",
+    )
+    convert: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the convert stage, beside its recipe"
+    )
     pretrain: dict[str, Any] = Field(default_factory=dict)
     embed: dict[str, Any] = Field(default_factory=dict)
     evaluate: dict[str, Any] = Field(default_factory=dict)

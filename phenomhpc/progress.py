@@ -1,0 +1,188 @@
+"""Progress of long work: bars with rate and time left on a terminal, plain lines elsewhere.
+
+Work code receives a `Progress` and never asks where it is drawn.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Protocol, TextIO
+
+
+class Stage(Protocol):
+    """One named stretch of work."""
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        """`n` more units are done; `figures` (loss=0.41, mb_per_s=120.0) replace those shown before."""
+
+    def note(self, text: str) -> None:
+        """One line for a person, kept above the bar."""
+
+    def __enter__(self) -> Stage: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Progress(Protocol):
+    """Where stages are shown."""
+
+    def stage(self, name: str, total: int | None, unit: str) -> Stage:
+        """Begin a stage of `total` units (None: unknown)."""
+
+    def say(self, text: str) -> None:
+        """One line for a person."""
+
+
+def _figures(figures: dict[str, float]) -> str:
+    return "  ".join(f"{name.replace('_per_', '/')} {value:.4g}" for name, value in figures.items())
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class _Silent:
+    def stage(self, name: str, total: int | None, unit: str) -> Stage:
+        return self
+
+    def say(self, text: str) -> None:
+        pass
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class _LineStage:
+    """Plain lines, at most one per `every_s`, and one at the end."""
+
+    def __init__(self, out: TextIO, name: str, total: int | None, unit: str, every_s: float) -> None:
+        self._out, self._name, self._total, self._unit, self._every_s = out, name, total, unit, every_s
+        self._done = 0
+        self._figures: dict[str, float] = {}
+        self._began = self._shown = time.monotonic()
+
+    def _show(self, now: float) -> None:
+        self._shown = now
+        elapsed = max(now - self._began, 1e-9)
+        rate = self._done / elapsed
+        count = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+        left = ""
+        if self._total is not None and 0 < self._done < self._total:
+            left = f"  {_duration((self._total - self._done) / rate)} left"
+        line = (
+            f"{self._name}: {count} {self._unit}  {rate:.3g}/s  {_duration(elapsed)}{left}  {_figures(self._figures)}"
+        )
+        print(line.rstrip(), file=self._out, flush=True)
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self._done += n
+        self._figures.update(figures)
+        now = time.monotonic()
+        if now - self._shown >= self._every_s:
+            self._show(now)
+
+    def note(self, text: str) -> None:
+        print(f"{self._name}: {text}", file=self._out, flush=True)
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._show(time.monotonic())
+
+
+class _Lines:
+    def __init__(self, out: TextIO, every_s: float) -> None:
+        self._out, self._every_s = out, every_s
+
+    def stage(self, name: str, total: int | None, unit: str) -> Stage:
+        return _LineStage(self._out, name, total, unit, self._every_s)
+
+    def say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+
+class _BarStage:
+    def __init__(self, name: str, total: int | None, unit: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn(f"{unit}  {{task.fields[rate]}}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[figures]}"),
+            console=Console(stderr=True),
+        )
+        self._task: Any = self._bars.add_task(name, total=total, rate="", figures="")
+        self._figures: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._done = 0
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self._figures.update(figures)
+        self._done += n
+        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        self._bars.update(self._task, advance=n, rate=f"{rate:.3g}/s", figures=_figures(self._figures))
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False)
+
+    def __enter__(self) -> Stage:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+
+class _Bars:
+    def stage(self, name: str, total: int | None, unit: str) -> Stage:
+        return _BarStage(name, total, unit)
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def silent() -> Progress:
+    """Shows nothing."""
+    return _Silent()
+
+
+def lines(out: TextIO | None = None, *, every_s: float = 10.0) -> Progress:
+    """Plain lines, as a log file wants them."""
+    return _Lines(out or sys.stderr, every_s)
+
+
+def console() -> Progress:
+    """Bars where stderr is a terminal, plain lines elsewhere."""
+    return _Bars() if sys.stderr.isatty() else lines()
+
+
+__all__ = ["Progress", "Stage", "console", "lines", "silent"]

@@ -1,0 +1,48 @@
+"""The run directory: the truth about a run.
+
+paths.py owns every name, commit.py publishes every file, records.py says what is done, manifest.py what is to be done,
+events.py what happened, fence.py who may still write, run.py makes, finds and ends runs.
+"""
+
+from phenomhpc.runs.commit import TEMPORARY, commit, committing, make_folder, new_token, remove_temporaries
+from phenomhpc.runs.context import TaskContext
+from phenomhpc.runs.events import Event, EventWriter, read_events
+from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt
+from phenomhpc.runs.manifest import Unit, read_manifest, write_manifest
+from phenomhpc.runs.paths import AttemptPaths, RunPaths
+from phenomhpc.runs.records import CompletionRecord, canonical_json, digest_of, now, read_record, write_record
+from phenomhpc.runs.run import create_run, find_run, list_runs, read_outcome, read_provenance, write_outcome
+
+__all__ = [
+    "TEMPORARY",
+    "AttemptPaths",
+    "CompletionRecord",
+    "Event",
+    "EventWriter",
+    "RunPaths",
+    "TaskContext",
+    "Unit",
+    "attempt_token",
+    "canonical_json",
+    "check_fence",
+    "claim_start",
+    "commit",
+    "committing",
+    "create_run",
+    "digest_of",
+    "find_run",
+    "list_runs",
+    "make_folder",
+    "new_token",
+    "now",
+    "open_attempt",
+    "read_events",
+    "read_manifest",
+    "read_outcome",
+    "read_provenance",
+    "read_record",
+    "remove_temporaries",
+    "write_manifest",
+    "write_outcome",
+    "write_record",
+]

@@ -1,0 +1,79 @@
+"""commit(): the one way anything is published.
+
+    NAME.tmp-TOKEN  --write, fsync-->  rename to NAME  --fsync of the folder-->  durable
+
+What holds if the process or the machine dies
+  before the rename   NAME is what it was (or absent); a NAME.tmp-* may lie about and is never read
+  after the rename    NAME is the old or the new content, whole, until the folder's fsync; the new one after it
+Readers therefore never see a half-written NAME.  Two writers of one NAME need different tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY = ".tmp-"
+
+
+def new_token() -> str:
+    """A fresh 128-bit token, as 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the entries of a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make a folder and its missing parents, each one durable in its parent."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for entry in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another task may be faster
+            entry.mkdir(mode)
+        fsync_folder(entry.parent)
+
+
+@contextlib.contextmanager
+def committing(path: Path, *, token: str = "") -> Iterator[BinaryIO]:
+    """A binary, seekable file that becomes `path` when the block ends, whole and durable; nothing on an exception.
+
+    The folder of `path` is made if absent.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{token or new_token()}")
+    try:
+        with temporary.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def commit(path: Path, data: bytes | str, *, token: str = "") -> None:
+    """Publish `data` as `path` (text as UTF-8): whole or absent, durable on return."""
+    with committing(path, token=token) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def remove_temporaries(folder: Path, name: str = "") -> None:
+    """Delete what dead writers of `name` (of anything in `folder`, by default) left; only its present owner may call."""
+    for leftover in folder.glob(f"{name}*{TEMPORARY}*" if not name else f"{name}{TEMPORARY}*"):
+        leftover.unlink(missing_ok=True)

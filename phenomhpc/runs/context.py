@@ -1,0 +1,43 @@
+"""What one task of one attempt is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from phenomhpc.progress import Progress
+from phenomhpc.runs.events import EventWriter
+from phenomhpc.runs.fence import check_fence
+from phenomhpc.runs.manifest import Unit
+from phenomhpc.runs.paths import RunPaths
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskContext:
+    """One task: its run, its units, its place among the nodes, its token.
+
+    A gang has one task per node (task = node_rank); an array task has num_nodes 1.
+    """
+
+    paths: RunPaths
+    attempt: int
+    task: int
+    token: str
+    units: tuple[Unit, ...]
+    progress: Progress
+    node_rank: int = 0
+    num_nodes: int = 1
+    hosts: tuple[str, ...] = ("127.0.0.1",)
+    job_id: str | None = None
+
+    @cached_property
+    def events(self) -> EventWriter:
+        return EventWriter(self.paths, self.attempt, self.task, self.token, self.job_id)
+
+    def stop_requested(self) -> bool:
+        """Has Slurm's signal, or a person, asked this task to commit and leave?"""
+        return self.paths.attempt(self.attempt).stop_file(self.task).exists()
+
+    def check_fence(self) -> None:
+        """Raise FencedError when a newer start or attempt has replaced this one; call before every commit."""
+        check_fence(self.paths, self.attempt, self.task, self.token)

@@ -1,0 +1,157 @@
+"""Every file name inside a run directory; no other code spells one.
+
+RUNS/ID/
+  run.yaml provenance.json outcome.json report.html
+  code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK}
+  events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
+  checkpoints/step-XXXXXXXX/  embeddings/
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+@dataclass(frozen=True)
+class AttemptPaths:
+    """Names inside attempts/NNN/: immutable once submitted, but for the fences and stop files."""
+
+    root: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.root.name)
+
+    @property
+    def script(self) -> Path:
+        return self.root / "script.sbatch"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.parquet"
+
+    @property
+    def slurm(self) -> Path:
+        return self.root / "slurm.json"
+
+    @property
+    def submitit(self) -> Path:
+        """submitit's own folder: the pickled callables, which hold a run directory and a task index."""
+        return self.root / "submitit"
+
+    @property
+    def fence(self) -> Path:
+        """The attempt's 128-bit token, written when it is made."""
+        return self.root / "fence"
+
+    def start_fence(self, task: int) -> Path:
+        """Number of the newest start of a task: a requeued task claims it, an older start then finds itself fenced."""
+        return self.root / f"fence-{task}"
+
+    def stop_file(self, task: int) -> Path:
+        """Its presence asks a task to commit and leave at the next boundary."""
+        return self.root / f"stop-{task}"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Names inside one run directory."""
+
+    root: Path
+
+    @property
+    def id(self) -> str:
+        return self.root.name
+
+    @property
+    def run_yaml(self) -> Path:
+        return self.root / "run.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.root / "provenance.json"
+
+    @property
+    def outcome(self) -> Path:
+        """Written once, when the run as a whole has ended."""
+        return self.root / "outcome.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by a process that runs the job here, so that a second one does not."""
+        return self.root / "lock"
+
+    @property
+    def steward_lock(self) -> Path:
+        return self.root / "steward.lock"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def reconstructions(self) -> Path:
+        """npz: original, masked, reconstructed f32 [n, C, h, w] of fixed crops after the last step."""
+        return self.root / "reconstructions.npz"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation.json"
+
+    @property
+    def code(self) -> Path:
+        return self.root / "code"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def embeddings(self) -> Path:
+        return self.root / "embeddings"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def done(self) -> Path:
+        return self.root / "done"
+
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts"
+
+    def attempt(self, number: int) -> AttemptPaths:
+        return AttemptPaths(self.attempts / f"{number:03d}")
+
+    def last_attempt(self) -> int:
+        """Number of the newest attempt; 0 when there is none."""
+        if not self.attempts.is_dir():
+            return 0
+        return max((int(entry.name) for entry in self.attempts.iterdir() if entry.name.isdigit()), default=0)
+
+    def events_file(self, attempt: int, task: int) -> Path:
+        return self.events / f"{attempt:03d}-{task:05d}.jsonl"
+
+    def metrics_file(self, attempt: int, step: int) -> Path:
+        return self.metrics / f"{attempt:03d}-{step:08d}.parquet"
+
+    def log_file(self, task: int | str, attempt: int) -> Path:
+        """Log of a task; `task` may be a Slurm pattern such as %a or %t."""
+        return self.logs / f"{task}.{attempt:03d}.out"
+
+    def done_file(self, task: int) -> Path:
+        return self.done / f"{task}.json"
