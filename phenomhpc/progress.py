@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, TextIO
+
+# stage's name, total, unit; units done, figures, note
+Message = tuple[str, int | None, str, int, dict[str, float], str | None]
 
 
 class Stage(Protocol):
@@ -170,6 +174,40 @@ class _Bars:
         print(text, file=sys.stderr, flush=True)
 
 
+class _Forwarded:
+    """Stages of a worker process, sent to the process that draws: (name, total, unit, n, figures, note) tuples."""
+
+    def __init__(
+        self, send: Callable[[Message], None], name: str = "", total: int | None = None, unit: str = ""
+    ) -> None:
+        self._send, self._name, self._total, self._unit = send, name, total, unit
+
+    def stage(self, name: str, total: int | None, unit: str) -> Stage:
+        return _Forwarded(self._send, name, total, unit)
+
+    def say(self, text: str) -> None:
+        self._send(("", None, "", 0, {}, text))
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self._send((self._name, self._total, self._unit, n, figures, None))
+
+    def note(self, text: str) -> None:
+        self._send((self._name, self._total, self._unit, 0, {}, text))
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def forwarding(send: Callable[[Message], None]) -> Progress:
+    """For a worker process: what would be drawn is sent, e.g. by a queue's put; the drawing process reads it."""
+    return _Forwarded(send)
+
+
 def silent() -> Progress:
     """Shows nothing."""
     return _Silent()
@@ -185,4 +223,4 @@ def console() -> Progress:
     return _Bars() if sys.stderr.isatty() else lines()
 
 
-__all__ = ["Progress", "Stage", "console", "lines", "silent"]
+__all__ = ["Message", "Progress", "Stage", "console", "forwarding", "lines", "silent"]

@@ -10,6 +10,7 @@ from phenomhpc.runs.events import Event, EventWriter, read_events
 from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt
 from phenomhpc.runs.manifest import Unit, read_manifest, write_manifest
 from phenomhpc.runs.paths import AttemptPaths, RunPaths
+from phenomhpc.runs.provenance import collect_provenance
 from phenomhpc.runs.records import CompletionRecord, canonical_json, digest_of, now, read_record, write_record
 from phenomhpc.runs.run import create_run, find_run, list_runs, read_outcome, read_provenance, write_outcome
 
@@ -26,6 +27,7 @@ __all__ = [
     "canonical_json",
     "check_fence",
     "claim_start",
+    "collect_provenance",
     "commit",
     "committing",
     "create_run",

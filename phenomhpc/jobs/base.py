@@ -1,0 +1,88 @@
+"""What a job is: the seam between the domain and whatever runs it, here or on Slurm."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from phenomhpc.errors import DONE, SET_ASIDE
+
+if TYPE_CHECKING:
+    from phenomhpc.progress import Progress
+    from phenomhpc.runs import RunPaths, TaskContext, Unit
+
+KINDS = ("convert", "pretrain", "embed", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayPlan:
+    """Independent units.  `units` are those still to be done; `num_done` were found complete."""
+
+    units: tuple[Unit, ...]
+    num_done: int = 0
+    noun: str = "units"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GangPlan:
+    """One task per node, all of them together or none."""
+
+    num_nodes: int
+    noun: str = "steps"
+
+
+Plan = ArrayPlan | GangPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOutcome:
+    """What one task did: units completed and (thing, reason) of inputs set aside."""
+
+    units_done: int = 0
+    set_aside: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A small table for a person, or for --json."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a run ended.  `text` in plain words; `report` a page to look at; exit code 3 when input was set aside."""
+
+    text: str
+    set_aside: tuple[tuple[str, str], ...] = ()
+    tables: tuple[Table, ...] = ()
+    report: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return SET_ASIDE if self.set_aside else DONE
+
+
+class JobModule(Protocol):
+    """One file of jobs/.  plan and finish run once, on a login node or here; run wherever a task runs."""
+
+    def plan(self, config: Any, paths: RunPaths) -> Plan:
+        """What is to be done.  Raises UsageError before anything is started."""
+
+    def run(self, config: Any, ctx: TaskContext) -> TaskOutcome:
+        """Do one task's units (or one node's part of a gang); each unit commits its own completion."""
+
+    def finish(self, config: Any, paths: RunPaths, progress: Progress) -> Summary:
+        """Once, after all tasks: seal, report.  Idempotent.  Raises WorkError when the whole is no success."""
+
+    def workers(self, config: Any, units: Sequence[Unit]) -> int:
+        """How many processes share the units of a run here."""
+
+
+def load(kind: str) -> JobModule:
+    """The module of a job kind."""
+    return cast(JobModule, importlib.import_module(f"phenomhpc.jobs.{kind}"))

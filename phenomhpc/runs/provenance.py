@@ -1,0 +1,57 @@
+"""Where a run came from: the command, the code, the machine."""
+
+from __future__ import annotations
+
+import getpass
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent.parent
+GIT_LIMIT_S = 10
+_LIBRARIES = ("torch", "zarr", "numcodecs", "numpy", "submitit", "hydra-core")
+
+
+def _git(*words: str) -> str | None:
+    command = ["git", "-C", str(PACKAGE.parent), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_LIMIT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def _code() -> dict[str, Any]:
+    """Commit and diff of the checkout the package lies in; nothing where it is installed from a wheel."""
+    if not (PACKAGE.parent / ".git").exists():
+        return {}
+    commit = _git("rev-parse", "HEAD")
+    return {"commit": commit.strip() if commit else None, "diff": _git("diff", "HEAD")}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def collect_provenance(command: Sequence[str]) -> dict[str, Any]:
+    """What provenance.json says of this moment: JSON values only, no secret, no environment variables."""
+    return {
+        "command": list(command),
+        "folder": str(Path.cwd()),
+        "user": getpass.getuser() if os.environ.get("USER") or os.getuid() == 0 else str(os.getuid()),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "package": str(PACKAGE),
+        "versions": {name: _version(name) for name in _LIBRARIES},
+        **_code(),
+    }
