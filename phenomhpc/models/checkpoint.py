@@ -1,0 +1,228 @@
+"""Reading checkpoints: which ones count, what they hold, an encoder out of one.
+
+CHECKPOINTS/
+  step-00001000/
+    __0_0.distcp ... .metadata   torch.distributed.checkpoint: model.*, optimiser.*
+    meta.json                    CheckpointMeta
+    COMMITTED                    the files above with their sizes, and the sha256 of that list; written last
+
+A folder without COMMITTED, or whose files differ from its list, is torn: it is passed over, and said so.  DCP's index is
+a pickle, so a folder that belongs to another user is refused before anything in it is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from phenomhpc.errors import UsageError, WorkError
+from phenomhpc.models.mae import MaskedAutoencoder, outline_mae
+
+COMMITTED = "COMMITTED"
+META = "meta.json"
+SCHEMA = 1
+_STEP = re.compile(r"^step-(\d{8,})$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointMeta:
+    """meta.json: everything that resuming and embedding must agree with."""
+
+    schema: int
+    step: int  # steps done; the next one has this number
+    next_index: int  # first sample index of the next step
+    global_batch: int
+    world_size: int
+    seed: int
+    model: dict[str, Any]  # ModelConfig's fields
+    optimiser: str
+    channels: tuple[str, ...]
+    dtype: str  # of the pixels trained on
+    scale: tuple[float, ...]  # grey levels that become 1, per channel
+    snapshot: str  # digest
+    config: str  # digest of the run's configuration
+    skip_ledger: tuple[tuple[int, int], ...]  # sample indices [first, last) left out
+    random_scheme: str
+    torch: str
+    weights: str  # weights_digest of the model's parameters
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """The folder of the checkpoint after `step` steps."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def read_meta(folder: Path) -> CheckpointMeta:
+    """meta.json of a step folder.  Raises UsageError where it is missing, malformed or of another schema."""
+    path = folder / META
+    try:
+        value = json.loads(path.read_bytes())
+        expected = {field.name for field in fields(CheckpointMeta)}
+        if value.get("schema") != SCHEMA:
+            raise UsageError(f"checkpoint {folder}: schema {value.get('schema')}; this version reads {SCHEMA}")
+        if set(value) != expected:
+            raise UsageError(f"checkpoint {folder}: {META} differs in {sorted(set(value) ^ expected)}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"checkpoint {folder}: no readable {META} ({error}); give a folder step-NNNNNNNN") from error
+    value["skip_ledger"] = tuple((first, last) for first, last in value["skip_ledger"])
+    return CheckpointMeta(**{**value, "channels": tuple(value["channels"]), "scale": tuple(value["scale"])})
+
+
+def list_files(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes of what COMMITTED vouches for, sorted by name."""
+    return sorted((entry.name, entry.stat().st_size) for entry in folder.iterdir() if entry.name != COMMITTED)
+
+
+def files_digest(files: list[tuple[str, int]]) -> str:
+    """sha256 of the list of names and sizes."""
+    return hashlib.sha256(json.dumps([list(file) for file in files]).encode()).hexdigest()
+
+
+def damage(folder: Path) -> str | None:
+    """Why a step folder must not be used; None when it is committed and its files are those it was committed with."""
+    try:
+        mark = json.loads((folder / COMMITTED).read_bytes())
+        listed = [(name, size) for name, size in mark["files"]]
+        digest = mark["sha256"]
+    except FileNotFoundError:
+        return f"not committed ({COMMITTED} is missing)"
+    except (ValueError, KeyError, TypeError):
+        return f"{COMMITTED} is malformed"
+    if files_digest(listed) != digest:
+        return f"{COMMITTED} does not match its own digest"
+    present = dict(list_files(folder))
+    for name, size in listed:
+        if name not in present:
+            return f"{name} is missing"
+        if present[name] != size:
+            return f"{name} has {present[name]} bytes, not {size}"
+    return None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def committed(checkpoints: Path, say: Callable[[str], None] = _say) -> Iterator[Path]:
+    """The usable step folders, newest first; each torn one is passed over with a line that says why."""
+    if not checkpoints.is_dir():
+        return
+    steps = {int(match[1]): entry for entry in checkpoints.iterdir() if (match := _STEP.match(entry.name))}
+    for step in sorted(steps, reverse=True):
+        reason = damage(steps[step])
+        if reason is None:
+            yield steps[step]
+        else:
+            say(f"checkpoint {steps[step]}: passed over, {reason}")
+
+
+def newest_committed(checkpoints: Path, say: Callable[[str], None] = _say) -> Path | None:
+    """The newest usable step folder, or None."""
+    return next(committed(checkpoints, say), None)
+
+
+def require_owned(folder: Path) -> None:
+    """Refuse a checkpoint that another user could have written: DCP's index is a pickle."""
+    for path in (folder, *folder.iterdir()):
+        owner = path.stat().st_uid
+        if owner != os.geteuid():
+            raise UsageError(
+                f"checkpoint {path}: belongs to user {owner}, not to you ({os.geteuid()}); its index is a pickle and "
+                "could run code: copy it as yourself if you trust its owner"
+            )
+
+
+def require_same(
+    folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any], what: str, *, way_out: str
+) -> None:
+    """UsageError naming the first field in which the checkpoint differs from what is asked, and both values."""
+    for name in sorted({*stored, *asked}):
+        there, here = stored.get(name, "absent"), asked.get(name, "absent")
+        if there != here:
+            raise UsageError(f"checkpoint {folder}: {what}{name} is {there} there and {here} here; {way_out}")
+
+
+def model_key(name: str) -> str:
+    """Name in the checkpoint of a parameter of the model."""
+    return f"model.{name}"
+
+
+def _require_shapes(folder: Path, reader: dcp.FileSystemReader, state: Mapping[str, Tensor]) -> None:
+    stored = reader.read_metadata().state_dict_metadata
+    for name, tensor in state.items():
+        size = getattr(stored.get(name), "size", None)
+        if size != tensor.shape:
+            there = "absent" if size is None else tuple(size)
+            raise UsageError(
+                f"checkpoint {folder}: tensor {name} is {there} there and {tuple(tensor.shape)} in the architecture of "
+                f"its {META}; it is no checkpoint of this model"
+            )
+
+
+def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
+    """Fill the CPU tensors of `state` in place from a step folder, without any collective.
+
+    Raises UsageError for a folder of another user or of other tensors, WorkError when its files cannot be read.
+    """
+    require_owned(folder)
+    reader = dcp.FileSystemReader(folder)
+    try:
+        _require_shapes(folder, reader, state)
+        dcp.load(dict(state), storage_reader=reader, no_dist=True)
+    except UsageError:
+        raise
+    except Exception as error:  # unpickling and unzipping damaged files raise what they please
+        raise WorkError(f"checkpoint {folder}: unreadable ({type(error).__name__}: {error})") from error
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of CPU tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[MaskedAutoencoder, CheckpointMeta]:
+    """The model of a step folder in eval mode, and its meta.  Its weights are checked against their digest.
+
+    Raises UsageError for a folder that is no checkpoint of this model, WorkError for a damaged one.
+    """
+    meta = read_meta(folder)
+    reason = damage(folder)
+    if reason is not None:
+        raise WorkError(f"checkpoint {folder}: {reason}; choose another step")
+    try:
+        model = outline_mae(len(meta.channels), seed=meta.seed, **meta.model)
+    except TypeError as error:
+        raise UsageError(f"checkpoint {folder}: {META} describes another kind of model ({error})") from error
+    model = model.to_empty(device="cpu")
+    state = dict(model.named_parameters())
+    load_tensors(folder, {model_key(name): parameter.data for name, parameter in state.items()})
+    if weights_digest(state) != meta.weights:
+        raise WorkError(f"checkpoint {folder}: the weights are not those that were saved; choose another step")
+    model.lay_positions()
+    return model.to(device).eval(), meta
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """sha256 over what decides an embedding: weights, architecture, channels and their scale."""
+    meta = read_meta(folder)
+    decides = {"weights": meta.weights, "model": meta.model, "channels": meta.channels, "scale": meta.scale}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
