@@ -14,7 +14,7 @@ from phenomhpc.config.models import (
     PipelineConfig,
     PretrainConfig,
 )
-from phenomhpc.config.resolve import Resolved, dump, load_run_config, resolve, validate
+from phenomhpc.config.resolve import Resolved, dump, load_run_config, require, resolve, validate
 
 __all__ = [
     "JOBS",
@@ -33,6 +33,7 @@ __all__ = [
     "default_layers",
     "dump",
     "load_run_config",
+    "require",
     "resolve",
     "validate",
 ]

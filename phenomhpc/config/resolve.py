@@ -6,6 +6,7 @@ Order, later wins: the model's own defaults < default_layers() < the recipe name
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from phenomhpc.config.defaults import LANDING, Layer, default_layers
+from phenomhpc.config.defaults import LANDING, PROJECT_FILE, Layer, default_layers
 from phenomhpc.config.models import JOBS, AnyConfig, JobModel
 from phenomhpc.config.overrides import Override, assign, flatten, merge, parse_override
 from phenomhpc.config.recipes import compose_recipe, groups
@@ -27,6 +28,21 @@ class Resolved:
 
     config: AnyConfig
     origins: Mapping[str, str]
+
+
+# Settings that are paths: made absolute where they are given, since a Slurm task runs in another folder.
+_PATHS = ("plates", "store", "runs", "metadata", "out", "annotations", "unexpressed")
+# A path, or the name of a run: absolute only where there is such a path.
+_PATHS_OR_RUNS = ("checkpoint", "embeddings")
+
+# What a job cannot do without, and the flag that gives it.
+_REQUIRED: dict[str, tuple[str, ...]] = {
+    "convert": ("plates", "store"),
+    "pretrain": ("store",),
+    "embed": ("store", "checkpoint"),
+    "evaluate": ("embeddings", "annotations"),
+    "pipeline": ("plates", "store", "annotations"),
+}
 
 
 def _submodel(annotation: Any) -> type[BaseModel] | None:
@@ -121,7 +137,33 @@ def resolve(
         _refuse_whole_group(kind, override)
         assign(tree, override.key, override.value)
         origins[override.key] = "override"
+    _make_absolute(tree)
     return Resolved(config=validate(kind, tree, origins), origins=_all_origins(kind, origins))
+
+
+def _absolute(path: Any) -> Any:
+    if isinstance(path, list | tuple):
+        return [_absolute(entry) for entry in path]
+    return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str) and path else path  # noqa: PTH100, PTH111
+
+
+def _make_absolute(tree: dict[str, Any]) -> None:
+    """Paths of the tree's top level, in place; `~` is the person's home.  abspath: a glob is no Path."""
+    for key in _PATHS:
+        if key in tree:
+            tree[key] = _absolute(tree[key])
+    for key in _PATHS_OR_RUNS:
+        if isinstance(tree.get(key), str) and Path(tree[key]).expanduser().exists():
+            tree[key] = _absolute(tree[key])
+
+
+def require(config: AnyConfig) -> None:
+    """Raise UsageError naming the first setting the job cannot do without that is missing."""
+    for key in _REQUIRED[config.kind]:
+        if not getattr(config, key):
+            default = next((name for name, landing in LANDING[config.kind].items() if landing == key), None)
+            hint = f", or set {default} in ./{PROJECT_FILE} (phenomhpc init writes one)" if default else ""
+            raise UsageError(f"{config.kind}: {key} is missing; give --{key}{hint}")
 
 
 def _refuse_whole_group(kind: str, override: Override) -> None:

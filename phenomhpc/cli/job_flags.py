@@ -1,0 +1,136 @@
+"""The flags of every job, once: `phenomhpc JOB` and `phenomhpc submit JOB` are made from the same table."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One option: its name, its type, and the dotted setting it fills (None: read by the verb itself)."""
+
+    name: str
+    help: str
+    type: Any = str
+    key: str | None = None
+    multiple: bool = False
+
+    @property
+    def option(self) -> str:
+        return f"--{self.name}"
+
+    @property
+    def parameter(self) -> str:
+        return self.name.replace("-", "_")
+
+
+def _path(name: str, help: str, *, multiple: bool = False) -> Flag:
+    return Flag(name=name, help=help, key=name, multiple=multiple)
+
+
+_RUNS = _path("runs", "Folder of the run directories.")
+_PLATES = _path("plates", "Raw plates: folders or globs, several of them.", multiple=True)
+_STORE = _path("store", "The Zarr store.")
+_ANNOTATIONS = _path("annotations", "Folder of two-column relationship files.")
+
+JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
+    "convert": (
+        _PLATES,
+        _STORE,
+        _path("layout", "Raw layout: auto, phenix or rxrx; auto looks at the folder."),
+        _path("metadata", "CSV joined by plate and well; default: the one the layout brings."),
+        _RUNS,
+    ),
+    "pretrain": (_path("store", "One or more Zarr stores.", multiple=True), _RUNS),
+    "embed": (
+        _STORE,
+        _path("checkpoint", "A step folder, or a run (its newest committed checkpoint)."),
+        _path("out", "Folder of the embeddings; default RUN/embeddings."),
+        Flag(name="new", help="Take only what is absent under this checkpoint's digest.", type=bool, key="new"),
+        _RUNS,
+    ),
+    "evaluate": (
+        _path("embeddings", "Folder of embeddings, a run, or anybody's Parquet with Metadata_* columns."),
+        _ANNOTATIONS,
+        _path("unexpressed", "File of unexpressed genes, one per line."),
+        _RUNS,
+    ),
+    "pipeline": (_PLATES, _STORE, _ANNOTATIONS, _RUNS),
+}
+
+JOB_HELP = {
+    "convert": "Raw plates to one Zarr store.",
+    "pretrain": "Pretrain a masked autoencoder on crops of a store.",
+    "embed": "Every well of a store through the encoder of a checkpoint.",
+    "evaluate": "Score embeddings as a map against known relationships.",
+    "pipeline": "convert, pretrain, embed and evaluate, one after the other.",
+}
+
+HERE_FLAGS = (
+    Flag(name="name", help="Name of the run; default KIND-DATE-TIME-XXXX."),
+    Flag(name="new-run", help="Never go on with an unfinished run of the same settings.", type=bool),
+)
+
+SUBMIT_FLAGS = (
+    Flag(name="name", help="Name of the run; default KIND-DATE-TIME-XXXX."),
+    Flag(name="nodes", help="Nodes of the gang.", type=int, key="cluster.nodes"),
+    Flag(name="gpus-per-node", help="GPUs per node, one rank each.", type=int, key="cluster.gpus_per_node"),
+    Flag(name="time", help="Time limit of a task: minutes, h:mm:ss, d-hh:mm:ss, 12h."),
+    Flag(name="partition", help="Slurm partition.", key="cluster.partition"),
+    Flag(name="account", help="Slurm account.", key="cluster.account"),
+    Flag(name="qos", help="Slurm quality of service.", key="cluster.qos"),
+    Flag(name="after", help="Start when this run has finished."),
+    Flag(name="dry-run", help="Print the plan and the script; submit nothing. Needs no Slurm.", type=bool),
+    Flag(name="wait", help="Wait for the end and return the run's exit code.", type=bool),
+)
+
+_RECIPE = Flag(name="recipe", help="Another recipe: a name in jobs/ or a YAML file.")
+LIST_OPTIONS = sorted({flag.option for flags in JOB_FLAGS.values() for flag in flags if flag.multiple})
+
+Action = Callable[[str, dict[str, Any], list[str], dict[str, Any]], None]
+
+
+def _parameter(flag: Flag) -> inspect.Parameter:
+    kind: Any = list[str] if flag.multiple else flag.type
+    switch = flag.type is bool
+    default = typer.Option(False if switch else None, flag.option, help=flag.help, show_default=False)
+    annotation = bool if switch else kind | None
+    return inspect.Parameter(flag.parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def job_command(kind: str, own: Sequence[Flag], action: Action) -> Callable[..., None]:
+    """A typer command of job `kind` with its flags and the verb's `own`; calls action(kind, settings, overrides, own values).
+
+    settings: dotted key -> value, None where not given.
+    """
+    flags = (*JOB_FLAGS[kind], _RECIPE, *own)
+
+    def command(**values: Any) -> None:
+        overrides = values.pop("overrides") or []
+        settings: dict[str, Any] = {}
+        rest: dict[str, Any] = {}
+        for flag in flags:
+            value = values[flag.parameter]
+            if flag.key is None:
+                rest[flag.parameter] = value
+            else:
+                # An absent list or switch says nothing, so that recipes and defaults keep their word.
+                settings[flag.key] = None if value is None or value is False or value == [] else value
+        action(kind, settings, overrides, rest)
+
+    words = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings over the recipe's.", show_default=False)
+    parameters = [_parameter(flag) for flag in flags]
+    parameters.append(
+        inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=words, annotation=list[str] | None)
+    )
+    signature = inspect.Signature(parameters)
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = JOB_HELP[kind]
+    command.__name__ = kind
+    return command

@@ -1,0 +1,36 @@
+"""phenomhpc convert | pretrain | embed | evaluate | pipeline: run a job here and now."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from phenomhpc.cli.job_flags import HERE_FLAGS, JOB_FLAGS, JOB_HELP, job_command
+from phenomhpc.cli.output import print_summary
+
+
+def run(kind: str, settings: dict[str, Any], overrides: list[str], own: dict[str, Any]) -> None:
+    """Resolve the settings, run the job here, print how it ended, exit with its code."""
+    from phenomhpc.config import PipelineConfig, require, resolve
+    from phenomhpc.jobs.here import run_here
+    from phenomhpc.progress import console
+
+    config = resolve(kind, settings, overrides, recipe=own["recipe"]).config
+    require(config)
+    if isinstance(config, PipelineConfig):
+        from phenomhpc.jobs.pipeline import run_pipeline_here
+
+        runner: Any = run_pipeline_here
+    else:
+        runner = run_here
+    paths, summary = runner(config, command=sys.argv, progress=console(), name=own["name"], fresh=own["new_run"])
+    print_summary(paths, summary)
+    raise typer.Exit(summary.exit_code)
+
+
+def register(app: typer.Typer) -> None:
+    """Add one verb per job."""
+    for kind in JOB_FLAGS:
+        app.command(kind, help=JOB_HELP[kind])(job_command(kind, HERE_FLAGS, run))
