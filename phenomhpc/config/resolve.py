@@ -149,6 +149,7 @@ def _absolute(path: Any) -> Any:
 
 def _make_absolute(tree: dict[str, Any]) -> None:
     """Paths of the tree's top level, in place; `~` is the person's home.  abspath: a glob is no Path."""
+    tree.setdefault("runs", JobModel.model_fields["runs"].default)
     for key in _PATHS:
         if key in tree:
             tree[key] = _absolute(tree[key])
