@@ -16,7 +16,7 @@ def pack(units: Sequence[Unit], max_tasks: int) -> list[Unit]:
     total = sum(costs)
     packed: list[Unit] = []
     task, left = 0, len(units)
-    for unit, before in zip(units, accumulate([0.0, *costs[:-1]]), strict=True):
+    for unit, before in zip(units, accumulate([0.0, *costs]), strict=False):
         behind = num_tasks - 1 - task
         # Step on when this unit lies past the task's share, or when the tasks behind need every unit left.
         if (
