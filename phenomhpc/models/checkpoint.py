@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.models.mae import MaskedAutoencoder, outline_mae
@@ -146,9 +147,7 @@ def require_owned(folder: Path) -> None:
             )
 
 
-def require_same(
-    folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any], what: str, *, way_out: str
-) -> None:
+def require_same(folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any], what: str, *, way_out: str) -> None:
     """UsageError naming the first field in which the checkpoint differs from what is asked, and both values."""
     for name in sorted({*stored, *asked}):
         there, here = stored.get(name, "absent"), asked.get(name, "absent")
@@ -161,7 +160,7 @@ def model_key(name: str) -> str:
     return f"model.{name}"
 
 
-def _require_shapes(folder: Path, reader: dcp.FileSystemReader, state: Mapping[str, Tensor]) -> None:
+def _require_shapes(folder: Path, reader: FileSystemReader, state: Mapping[str, Tensor]) -> None:
     stored = reader.read_metadata().state_dict_metadata
     for name, tensor in state.items():
         size = getattr(stored.get(name), "size", None)
@@ -179,10 +178,10 @@ def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
     Raises UsageError for a folder of another user or of other tensors, WorkError when its files cannot be read.
     """
     require_owned(folder)
-    reader = dcp.FileSystemReader(folder)
+    reader = FileSystemReader(folder)
     try:
         _require_shapes(folder, reader, state)
-        dcp.load(dict(state), storage_reader=reader, no_dist=True)
+        load(dict(state), storage_reader=reader, no_dist=True)
     except UsageError:
         raise
     except Exception as error:  # unpickling and unzipping damaged files raise what they please

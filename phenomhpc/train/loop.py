@@ -1,0 +1,236 @@
+"""The training loop: step, log, checkpoint, stop when asked.
+
+What holds when killed at any moment: the newest committed checkpoint is whole, the next start resumes from it unasked, and
+(fp32 on CPUs, same world, same number of threads) every later step's loss and the final weights are bit for bit those of
+an undisturbed run: the order of the data, masks, stochastic depth and learning rates are functions of the step.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from phenomhpc.config.models import PretrainConfig
+from phenomhpc.crops import StepBatch
+from phenomhpc.errors import StopRequested, UsageError
+from phenomhpc.models.mae import build_mae
+from phenomhpc.progress import Stage
+from phenomhpc.runs import TaskContext
+from phenomhpc.train.checkpoints import Checkpoints
+from phenomhpc.train.data import CropSource
+from phenomhpc.train.metrics import MetricsLog, StepRow
+from phenomhpc.train.optim import make_optimiser, one_cycle_lr
+from phenomhpc.train.ranks import Ranks, joined
+from phenomhpc.train.state import TrainState, replicate
+from phenomhpc.train.step import StepSettings, StepSums, run_step
+
+# Metrics become a file at every checkpoint and at every so many logged intervals.
+FLUSH_INTERVALS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Steps done in all, the last committed checkpoint, and the last step's loss (None: nothing was left to do)."""
+
+    steps: int
+    checkpoint: Path
+    loss: float | None
+
+
+def train(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
+    """One rank's part of a pretraining run, from its newest committed checkpoint to its last step.
+
+    The rank comes from torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*); without it there is one rank.
+    Raises StopRequested after a checkpoint when the context's stop file is seen at a step boundary, FencedError when a
+    newer attempt has replaced this one, NoCheckpointError when committed checkpoints exist and none is readable.
+    """
+    if config.precision == "fp16":
+        raise UsageError("precision=fp16: for embedding only, its gradients underflow; pretrain with fp32 or bf16")
+    if config.threads_per_rank is not None:
+        torch.set_num_threads(config.threads_per_rank)
+    with joined(config.device) as ranks, CropSource.open(config) as source:
+        return _Run.prepare(config, ctx, ranks, source).to_the_end()
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One rank's run while it lasts."""
+
+    config: PretrainConfig
+    ctx: TaskContext
+    ranks: Ranks
+    source: CropSource
+    state: TrainState
+    checkpoints: Checkpoints
+    log: _StepLog
+    newest: Path | None = None
+
+    @classmethod
+    def prepare(cls, config: PretrainConfig, ctx: TaskContext, ranks: Ranks, source: CropSource) -> _Run:
+        model = build_mae(len(source.channels), seed=config.seed, **config.model.model_dump()).to(ranks.device)
+        state = TrainState(model=model.train(), optimiser=make_optimiser(model, config.optim))
+        checkpoints = Checkpoints(
+            ctx=ctx,
+            ranks=ranks,
+            keep=config.checkpoint.keep,
+            describe=lambda state, weights: source.describe(config, state, ranks.world, weights),
+        )
+        newest = checkpoints.resume(state, ctx.progress.say)
+        return cls(
+            config=config,
+            ctx=ctx,
+            ranks=ranks,
+            source=source,
+            state=state,
+            checkpoints=checkpoints,
+            log=_StepLog(config=config, ranks=ranks, metrics=MetricsLog(ctx)),
+            newest=newest,
+        )
+
+    def to_the_end(self) -> TrainResult:
+        steps = self.config.optim.steps
+        if self.state.step < steps:
+            if self.ranks.is_first:
+                self._tell_start()
+            with self.ctx.progress.stage("pretrain", steps, "steps") as stage:
+                if self.state.step:
+                    stage.advance(self.state.step)
+                self._steps(stage)
+        assert self.newest is not None
+        return TrainResult(steps=self.state.step, checkpoint=self.newest, loss=self.log.last_loss)
+
+    def _tell_start(self) -> None:
+        origin = f"resuming after step {self.state.step}" if self.state.step else "starting"
+        self.ctx.progress.say(f"{origin} on {self.ranks.world} rank(s), device {self.ranks.device.type}")
+        if self.state.step:
+            self.ctx.events.emit("resumed", step=self.state.step, world_size=self.ranks.world)
+
+    def _steps(self, stage: Stage) -> None:
+        config, optim = self.config, self.config.optim
+        settings = StepSettings(
+            global_batch=optim.global_batch,
+            scale_C=torch.tensor(self.source.scale, device=self.ranks.device),
+            precision=config.precision,
+            clip_grad_norm=optim.clip_grad_norm,
+        )
+        replica = replicate(self.state.model, self.ranks, optim.micro_batch)
+        model = self.state.model
+        batches = self.source.batches(config, self.ranks.rank, self.ranks.world, self.state.step, model.num_patches)
+        for batch in batches:
+            step = self.state.step
+            lr = one_cycle_lr(step, steps=optim.steps, peak_lr=optim.peak_lr, warmup_fraction=optim.warmup_fraction)
+            sums = run_step(self.state, replica, batch.micro, lr, settings, self.ranks)
+            self.log.add(batch, sums, lr)
+            self._boundary(stage)
+            if self.state.step == optim.steps:
+                return
+
+    def _boundary(self, stage: Stage) -> None:
+        """Between two steps: log, commit, leave when asked."""
+        done, config = self.state.step, self.config
+        stop = self.ranks.any(self.ctx.stop_requested())
+        due = done % config.checkpoint.every_steps == 0 or done == config.optim.steps or stop
+        interval = config.log_every_steps
+        if due or done % interval == 0:
+            self.log.settle(flush=due or done % (interval * FLUSH_INTERVALS) == 0)
+        figures = self.log.figures() if done % interval == 0 or due else {}
+        if due:
+            self.newest = self.checkpoints.save(self.state)
+        stage.advance(1, **figures)
+        if stop and done < config.optim.steps:
+            raise StopRequested(
+                f"run {self.ctx.paths.id}: stopped as asked after step {done}; its checkpoint is committed"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pending:
+    """A step whose figures are still on the device; it does not hold on to the step's pixels."""
+
+    step: int
+    first_index: int
+    index_digest: str
+    data_wait: float
+    sums: StepSums
+    lr: float
+    time: datetime
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class _StepLog:
+    """The figures of steps, first on the device, then as rows."""
+
+    config: PretrainConfig
+    ranks: Ranks
+    metrics: MetricsLog
+    last_loss: float | None = None
+    _pending: list[_Pending] = field(default_factory=list)
+    _crops_per_s: float = 0.0
+    _lr: float = 0.0
+    _since: float = field(default_factory=time.perf_counter)
+
+    def add(self, batch: StepBatch, sums: StepSums, lr: float) -> None:
+        now = time.perf_counter()
+        self._pending.append(
+            _Pending(
+                step=batch.step,
+                first_index=batch.first_index,
+                index_digest=batch.index_digest,
+                data_wait=batch.data_wait_s,
+                sums=sums,
+                lr=lr,
+                time=datetime.now(UTC),
+                seconds=now - self._since,
+            )
+        )
+        self._since = now
+
+    def settle(self, *, flush: bool) -> None:
+        """Turn what is pending into rows: the one place where the host waits for the device."""
+        if self._pending:
+            losses = self.ranks.sum_in_order(torch.stack([entry.sums.losses for entry in self._pending])).tolist()
+            norms = torch.stack([entry.sums.grad_norm for entry in self._pending]).tolist()
+            rows = [self._row(*row) for row in zip(self._pending, losses, norms, strict=True)]
+            self.last_loss, self._lr = rows[-1].loss, rows[-1].lr
+            self._crops_per_s = (
+                self.config.optim.global_batch * len(rows) / sum(entry.seconds for entry in self._pending)
+            )
+            self._pending.clear()
+            if self.ranks.is_first:
+                self.metrics.add(rows)
+        if flush:
+            self.ranks.on_first(self.metrics.flush)
+
+    def figures(self) -> dict[str, float]:
+        """For a person."""
+        return {"loss": self.last_loss or 0.0, "lr": self._lr, "crops_per_s": self._crops_per_s}
+
+    def _row(self, entry: _Pending, losses: list[float], grad_norm: float) -> StepRow:
+        return StepRow(
+            step=entry.step,
+            time=entry.time,
+            first_index=entry.first_index,
+            index_digest=entry.index_digest,
+            loss=losses[0],
+            loss_mse=losses[1],
+            loss_fourier=losses[2],
+            lr=entry.lr,
+            grad_norm=grad_norm,
+            crops_per_s=self.config.optim.global_batch / entry.seconds,
+            data_wait=entry.data_wait,
+            mem_bytes=_peak_memory(self.ranks),
+        )
+
+
+def _peak_memory(ranks: Ranks) -> int:
+    if ranks.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(ranks.device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

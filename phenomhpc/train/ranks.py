@@ -1,0 +1,141 @@
+"""The ranks of one run: who this process is, and the few things ranks tell each other.
+
+Gradients go through DistributedDataParallel; what is here is for decisions (stop, fenced, which checkpoint) and for the
+losses of a step, which are gathered and added in the order of the ranks in float64: an all-reduce adds them in an order
+that depends on their place in the buffer, and the last bit of a loss would depend on when it was logged.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from phenomhpc.errors import PhenomError, WorkError
+
+T = TypeVar("T")
+# A rank that waits this long for another gives up: the backstop behind the watchdog and Slurm's own detection.
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+_SIOCGIFADDR = 0x8915
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among the ranks.  With a world of one there is no process group at all."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Is the flag set on any rank?"""
+        if self.world == 1:
+            return flag
+        value = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def from_first(self, value: T) -> T:
+        """Rank 0's value, on every rank; the others' is ignored.  For small picklable values."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Do `work` on rank 0 and return its small picklable result on every rank; every rank raises what it raised.
+
+        A failure that is none of ours becomes a WorkError on the other ranks, so that none of them waits for ever.
+        """
+        if self.world == 1:
+            return work()
+        result: T | None = None
+        failure: PhenomError | None = None
+        if self.is_first:
+            try:
+                result = work()
+            except PhenomError as error:
+                failure = error
+            except Exception as error:
+                self.from_first((None, WorkError(f"rank 0: {type(error).__name__}: {error}")))
+                raise
+        result, failure = self.from_first((result, failure))
+        if failure is not None:
+            raise failure
+        return cast(T, result)
+
+    def sum_in_order(self, rows: Tensor) -> Tensor:
+        """Sum of f64[n, k] over the ranks, added in the order of the ranks; on every rank, on its device."""
+        if self.world == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.world)]
+        dist.all_gather(parts, rows)
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def max(self, value: float) -> float:
+        """The largest of the ranks' values."""
+        if self.world == 1:
+            return value
+        box = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return float(box.item())
+
+    def barrier(self) -> None:
+        """Return when every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """The ranks by torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*); absent: one rank, no process group.
+
+    `device` is auto, cpu or cuda.  gloo on CPUs, NCCL on GPUs; the group is taken down at the end.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    here = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    ranks = Ranks(rank=rank, world=world, local_rank=local_rank, device=here)
+    if on_gpu:
+        torch.cuda.set_device(here)
+    if world == 1:
+        yield ranks
+        return
+    dist.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=world, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def interface_of(address: str) -> str | None:
+    """Name of the network interface that has an IPv4 address of this machine; None where none has."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                reply = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:
+                continue  # an interface without an IPv4 address
+            if socket.inet_ntoa(reply[20:24]) == address:
+                return name
+    return None

@@ -1,0 +1,88 @@
+"""What training changes, and nothing else: weights, optimiser, number of steps done."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from phenomhpc.models.checkpoint import model_key
+from phenomhpc.models.mae import MaeOutput, MaskedAutoencoder
+from phenomhpc.train.optim import state_tensors
+from phenomhpc.train.ranks import Ranks
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """One rank's copy of the training state.  `step` counts the steps done; it is the number of the next one."""
+
+    model: MaskedAutoencoder
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters under the names of the model, sharing their memory."""
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint holds, sharing the memory of the state."""
+        state = {model_key(name): tensor for name, tensor in self.weights().items()}
+        optimiser = state_tensors(self.model, self.optimiser)
+        return state | {f"optimiser.{name}": tensor for name, tensor in optimiser.items()}
+
+
+Forward = Callable[[Tensor, Tensor, Tensor, Tensor], MaeOutput]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """The model as the loop calls it: plain for one rank, in DistributedDataParallel for several."""
+
+    forward: Forward
+    ddp: DistributedDataParallel | None
+
+    @contextlib.contextmanager
+    def local(self) -> Iterator[None]:
+        """Inside, gradients are accumulated and not exchanged."""
+        with contextlib.nullcontext() if self.ddp is None else self.ddp.no_sync():
+            yield
+
+
+def replicate(model: MaskedAutoencoder, ranks: Ranks, micro_batch: int) -> Replica:
+    """The replica of this rank, warmed up, with gradients zeroed.
+
+    DDP rearranges its buckets after the first backward pass, by the order in which gradients came; the order in which an
+    all-reduce adds depends on the arrangement.  A pass over weightless crops before the first step brings that behind us:
+    step s of a resumed run then adds in the same order as step s of an undisturbed one.
+    """
+    if ranks.world == 1:
+        return Replica(forward=model, ddp=None)
+    on_gpu = ranks.device.type == "cuda"
+    ddp = DistributedDataParallel(
+        model,
+        device_ids=[ranks.device] if on_gpu else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    side = model.crop_px
+    for _ in range(2):  # the rearrangement happens at the beginning of the second pass
+        output = ddp(
+            torch.zeros(micro_batch, model.num_channels, side, side, device=ranks.device),
+            torch.zeros(micro_batch, model.num_patches, device=ranks.device),
+            torch.zeros(micro_batch, dtype=torch.int64, device=ranks.device),
+            torch.zeros(micro_batch, device=ranks.device),
+        )
+        output.loss.backward()
+    ddp.zero_grad(set_to_none=False)
+    return Replica(forward=ddp, ddp=ddp)
+
+
+def zero_gradients(model: nn.Module) -> None:
+    """Zero the gradients in place: DDP's buckets are views of them, and their memory is used again."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if gradients:
+        torch._foreach_zero_(gradients)

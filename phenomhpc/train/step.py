@@ -1,0 +1,76 @@
+"""One optimisation step: micro-batches of fixed shape, gradients of the mean over the global batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from phenomhpc.crops import Batch
+from phenomhpc.models.mae import standardise
+from phenomhpc.train.optim import set_lr
+from phenomhpc.train.ranks import Ranks
+from phenomhpc.train.state import Replica, TrainState, zero_gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """What a step needs beside state and data."""
+
+    global_batch: int
+    scale_C: Tensor
+    precision: str
+    clip_grad_norm: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSums:
+    """A step's figures, left on the device so that nothing waits for them: f64 [loss, mse, fourier] over this rank's
+    crops, divided by the global batch (their sum over the ranks is the step's loss), and the global gradient's norm."""
+
+    losses: Tensor
+    grad_norm: Tensor
+
+
+def run_step(
+    state: TrainState, replica: Replica, micro: list[Batch], lr: float, settings: StepSettings, ranks: Ranks
+) -> StepSums:
+    """Accumulate over the micro-batches, exchange gradients with the last one, update.  The state is one step further.
+
+    Each micro-batch's loss is a mean over its weights; times their sum, over the global batch, it is its share of the
+    global mean.  DDP divides by the world, so the share is multiplied by it first.
+    """
+    device = ranks.device
+    losses = torch.zeros(3, dtype=torch.float64, device=device)
+    zero_gradients(state.model)
+    for batch in micro[:-1]:
+        with replica.local():
+            losses += _accumulate(replica, batch, settings, ranks)
+    losses += _accumulate(replica, micro[-1], settings, ranks)
+
+    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+    grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if settings.clip_grad_norm is not None:
+        torch._foreach_mul_(gradients, (settings.clip_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
+    set_lr(state.optimiser, lr)
+    state.optimiser.step()
+    state.step += 1
+    return StepSums(losses=losses, grad_norm=grad_norm)
+
+
+def _accumulate(replica: Replica, batch: Batch, settings: StepSettings, ranks: Ranks) -> Tensor:
+    """Forward and backward of one micro-batch; its share of the three losses, f64[3]."""
+    device = ranks.device
+
+    def here(array: object) -> Tensor:
+        return torch.as_tensor(array).to(device, non_blocking=True)
+
+    weight_B = here(batch.weight)
+    pixels = standardise(here(batch.pixels), settings.scale_C)
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        output = replica.forward(pixels, here(batch.mask_noise), here(batch.drop_key), weight_B)
+    share = weight_B.sum() / settings.global_batch
+    (output.loss * (share * ranks.world)).backward()  # type: ignore[no-untyped-call]
+    means = torch.stack([output.loss, output.loss_mse, output.loss_fourier]).detach()
+    return means.double() * share
