@@ -1,0 +1,84 @@
+"""Every file name inside a store; no other code spells one.
+
+STORE/
+  dataset.json                          DatasetSpec, written once at creation
+  plates/PLATE.zarr/                    Zarr v3 group; array `images` (field, channel, y, x), one shard file per unit
+  plates/PLATE.fields.parquet           one row per field, by seal
+  plates/PLATE.shardindex               all shard indices of the plate, by seal, rebuildable
+  snapshots/DIGEST/, snapshots/LATEST   immutable field lists; which one is newest
+  .progress/PLATE/UNIT.json             completion records
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PLATE_KEY = re.compile(r"^[A-Za-z0-9._-]+$")
+
+
+@dataclass(frozen=True)
+class StorePaths:
+    """Names inside one store."""
+
+    root: Path
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "dataset.json"
+
+    @property
+    def plates(self) -> Path:
+        return self.root / "plates"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
+    def latest(self) -> Path:
+        """Holds the digest of the newest snapshot."""
+        return self.snapshots / "LATEST"
+
+    @property
+    def progress(self) -> Path:
+        return self.root / ".progress"
+
+    def plate(self, plate: str) -> Path:
+        return self.plates / f"{plate}.zarr"
+
+    def images(self, plate: str) -> Path:
+        return self.plate(plate) / "images"
+
+    def shard(self, plate: str, shard: int) -> Path:
+        """File of a shard: default chunk key encoding, one shard along channel, y and x."""
+        return self.images(plate) / "c" / str(shard) / "0" / "0" / "0"
+
+    def fields(self, plate: str) -> Path:
+        return self.plates / f"{plate}.fields.parquet"
+
+    def shard_index(self, plate: str) -> Path:
+        return self.plates / f"{plate}.shardindex"
+
+    def snapshot(self, digest: str) -> Path:
+        return self.snapshots / digest
+
+    def records(self, plate: str) -> Path:
+        return self.progress / plate
+
+    def record(self, plate: str, shard: int) -> Path:
+        return self.records(plate) / f"{shard:05d}.json"
+
+    def converted_plates(self) -> list[str]:
+        """Keys of the plates that have an array, sorted."""
+        if not self.plates.is_dir():
+            return []
+        return sorted(
+            entry.name.removesuffix(".zarr") for entry in self.plates.iterdir() if entry.name.endswith(".zarr")
+        )
+
+
+def unit_id(plate: str, shard: int) -> str:
+    """Name of the unit of conversion that owns a shard."""
+    return f"{plate}/{shard:05d}"

@@ -1,0 +1,219 @@
+"""Sharded Zarr v3, written and addressed by our own code; zarr and tensorstore read it as plain Zarr.
+
+A plate's array `images` (field, channel, y, x) has shards of (S, C, H', W') with H' and W' rounded up to whole chunks, and
+inner chunks of (1, C, p, p) at the edges padded with zeros:
+
+    | chunk 0 | chunk 1 | ... | index: (offset u64, nbytes u64) per chunk, field-major | crc32c of the index |
+
+A shard is written as a stream: encode a field, append its chunks, at the end the index.  A missing shard is "not converted".
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from google_crc32c import value as crc32c
+from numpy.typing import NDArray
+
+from phenomhpc.runs import commit
+from phenomhpc.store.layout import StorePaths
+from phenomhpc.store.spec import DatasetSpec
+
+INDEX_ENTRY_BYTES = 16
+CRC_BYTES = 4
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How one plate's array is cut.  Sizes in pixels and in chunks."""
+
+    num_fields: int
+    num_channels: int
+    height: int
+    width: int
+    chunk_px: int
+    fields_per_shard: int
+
+    @property
+    def chunk_rows(self) -> int:
+        return -(-self.height // self.chunk_px)
+
+    @property
+    def chunk_columns(self) -> int:
+        return -(-self.width // self.chunk_px)
+
+    @property
+    def chunks_per_field(self) -> int:
+        return self.chunk_rows * self.chunk_columns
+
+    @property
+    def chunks_per_shard(self) -> int:
+        return self.fields_per_shard * self.chunks_per_field
+
+    @property
+    def index_bytes(self) -> int:
+        return self.chunks_per_shard * INDEX_ENTRY_BYTES + CRC_BYTES
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_fields // self.fields_per_shard)
+
+    def fields_of(self, shard: int) -> range:
+        """Field indices that a shard owns."""
+        first = shard * self.fields_per_shard
+        return range(first, min(first + self.fields_per_shard, self.num_fields))
+
+
+class Compressor(Protocol):
+    """numcodecs' interface."""
+
+    def encode(self, buf: Any) -> bytes: ...
+
+    def decode(self, buf: Any, out: Any = None) -> Any: ...
+
+
+def compressor_of(spec: DatasetSpec) -> Compressor | None:
+    """The codec of inner chunks; None for raw ones.  Sets blosc to use no threads of its own: workers are processes."""
+    if spec.codec is None:
+        return None
+    from numcodecs import blosc
+
+    blosc.use_threads = False
+    cname, level, shuffle = spec.codec
+    modes = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
+    compressor: Compressor = blosc.Blosc(cname=cname, clevel=level, shuffle=modes[shuffle], blocksize=0)
+    return compressor
+
+
+def array_metadata(spec: DatasetSpec, geometry: Geometry) -> dict[str, Any]:
+    """zarr.json of a plate's array.  Source: the Zarr v3 core specification and the sharding-indexed codec's."""
+    edge = geometry.chunk_px
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    inner: list[dict[str, Any]] = [little]
+    if spec.codec is not None:
+        cname, level, shuffle = spec.codec
+        configuration = {"typesize": spec.itemsize, "cname": cname, "clevel": level, "shuffle": shuffle, "blocksize": 0}
+        inner.append({"name": "blosc", "configuration": configuration})
+    sharding = {
+        "chunk_shape": [1, geometry.num_channels, edge, edge],
+        "codecs": inner,
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    shard_shape = [
+        geometry.fields_per_shard,
+        geometry.num_channels,
+        geometry.chunk_rows * edge,
+        geometry.chunk_columns * edge,
+    ]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [geometry.num_fields, geometry.num_channels, geometry.height, geometry.width],
+        "data_type": spec.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard_shape}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "attributes": {"channels": list(spec.channels)},
+        "dimension_names": ["field", "channel", "y", "x"],
+        "storage_transformers": [],
+    }
+
+
+def write_array_metadata(paths: StorePaths, plate: str, spec: DatasetSpec, geometry: Geometry) -> None:
+    """Commit zarr.json of a plate's group and array, unless they are there with the same bytes."""
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"plate": plate}}
+    wanted = {paths.plate(plate): group, paths.images(plate): array_metadata(spec, geometry)}
+    for folder, content in wanted.items():
+        text, path = json.dumps(content, indent=2) + "\n", folder / "zarr.json"
+        if not path.is_file() or path.read_text() != text:
+            commit(path, text)
+
+
+def read_geometry(paths: StorePaths, plate: str) -> Geometry:
+    """The geometry of a converted plate, from its zarr.json."""
+    raw = json.loads((paths.images(plate) / "zarr.json").read_bytes())
+    num_fields, num_channels, height, width = raw["shape"]
+    sharding = raw["codecs"][0]["configuration"]
+    return Geometry(
+        num_fields=num_fields,
+        num_channels=num_channels,
+        height=height,
+        width=width,
+        chunk_px=sharding["chunk_shape"][3],
+        fields_per_shard=raw["chunk_grid"]["configuration"]["chunk_shape"][0],
+    )
+
+
+class ShardWriter:
+    """Streams one shard into an open file: append() each field in order, then finish().
+
+    Memory: one padded field and one encoded chunk.  The same fields give the same bytes.
+    """
+
+    def __init__(self, file: BinaryIO, spec: DatasetSpec, geometry: Geometry) -> None:
+        self._file, self._geometry = file, geometry
+        self._compressor = compressor_of(spec)
+        self._entries: list[tuple[int, int]] = []
+        self._offset = 0
+        edge = geometry.chunk_px
+        dtype = np.dtype(spec.dtype).newbyteorder("<")
+        self._padded = np.zeros(
+            (geometry.num_channels, geometry.chunk_rows * edge, geometry.chunk_columns * edge), dtype
+        )
+        self._chunk = np.empty((geometry.num_channels, edge, edge), dtype)
+
+    def append(self, pixels: Pixels | None) -> None:
+        """Add the next field, (C, H, W) of the store's dtype; None for a field set aside, stored as zeros."""
+        view = self._padded[:, : self._geometry.height, : self._geometry.width]
+        view[...] = 0 if pixels is None else pixels
+        for chunk in self._chunks():
+            data = chunk.tobytes() if self._compressor is None else self._compressor.encode(chunk)
+            self._file.write(data)
+            self._entries.append((self._offset, len(data)))
+            self._offset += len(data)
+
+    def _chunks(self) -> Iterator[Pixels]:
+        edge = self._geometry.chunk_px
+        for row in range(self._geometry.chunk_rows):
+            for column in range(self._geometry.chunk_columns):
+                self._chunk[...] = self._padded[:, row * edge : (row + 1) * edge, column * edge : (column + 1) * edge]
+                yield self._chunk
+
+    def finish(self) -> None:
+        """Write the index; slots behind the plate's last field stay absent (all ones), as the codec says."""
+        missing = 2**64 - 1
+        absent = self._geometry.chunks_per_shard - len(self._entries)
+        flat = [number for entry in self._entries for number in entry] + [missing] * (2 * absent)
+        index = np.array(flat, dtype="<u8").tobytes()
+        self._file.write(index + struct.pack("<I", crc32c(index)))
+
+
+def read_shard_index(path: Path, geometry: Geometry) -> NDArray[np.uint64]:
+    """The index of a shard file: u64 (fields per shard, chunks per field, 2) of offset and nbytes.
+
+    Raises ValueError naming the shard when its checksum or its length is wrong.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if size < geometry.index_bytes:
+            raise ValueError(f"shard {path}: {size} bytes, its index alone has {geometry.index_bytes}")
+        file.seek(size - geometry.index_bytes)
+        raw = file.read(geometry.index_bytes)
+    if struct.unpack("<I", raw[-CRC_BYTES:])[0] != crc32c(raw[:-CRC_BYTES]):
+        raise ValueError(f"shard {path}: the index does not match its checksum")
+    index = np.frombuffer(raw[:-CRC_BYTES], "<u8").reshape(geometry.fields_per_shard, geometry.chunks_per_field, 2)
+    ends = index[..., 0] + index[..., 1]  # absent: all ones twice, which wraps to all ones minus one
+    present = index[..., 0] != np.uint64(2**64 - 1)
+    if (ends[present] > size - geometry.index_bytes).any():
+        raise ValueError(f"shard {path}: the index points past the file's end")
+    return index

@@ -1,0 +1,128 @@
+"""dataset.json: what all plates of a store have in common, written once when the store is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from phenomhpc.errors import UsageError
+from phenomhpc.runs import commit, make_folder
+from phenomhpc.store.layout import StorePaths
+
+SCHEMA = 1
+MEBIBYTE = 2**20
+DTYPES = ("uint8", "uint16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """Channels in stored order, dtype, and how pixels are cut and compressed.
+
+    codec is (cname, level, shuffle), or None for raw chunks; fields_per_shard is for the first plate's field size and is
+    used for all of them.
+    """
+
+    channels: tuple[str, ...]
+    dtype: str
+    chunk_px: int
+    fields_per_shard: int
+    codec: tuple[str, int, str] | None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UsageError(f"store: dtype {self.dtype}: only {' and '.join(DTYPES)} are stored")
+        if not self.channels:
+            raise UsageError("store: no channel at all; is the plate empty?")
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per pixel."""
+        return 1 if self.dtype == "uint8" else 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """An open store: where it is and what it holds."""
+
+    paths: StorePaths
+    spec: DatasetSpec
+
+
+def shuffle_for(dtype: str, shuffle: str) -> str:
+    """What `auto` means: uint8 hardly compresses without bitshuffle; uint16 decodes 1.6 times faster with byte shuffle."""
+    if shuffle != "auto":
+        return shuffle
+    return "bitshuffle" if dtype == "uint8" else "shuffle"
+
+
+def fields_per_shard(shard_mb: int, num_channels: int, height: int, width: int, itemsize: int) -> int:
+    """As many fields as `shard_mb` MiB of raw pixels hold; at least one."""
+    return max(1, shard_mb * MEBIBYTE // (num_channels * height * width * itemsize))
+
+
+def _read_spec(path: Path) -> DatasetSpec:
+    try:
+        raw: dict[str, Any] = json.loads(path.read_bytes())
+        if raw.get("schema") != SCHEMA:
+            raise UsageError(
+                f"store {path.parent}: schema {raw.get('schema')}, this version reads {SCHEMA}; upgrade phenomhpc"
+            )
+        raw["channels"] = tuple(raw["channels"])
+        raw["codec"] = tuple(raw["codec"]) if raw["codec"] else None
+        return DatasetSpec(**raw)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"store {path.parent}: dataset.json is damaged ({error}); restore it from a copy") from error
+
+
+def open_store(root: Path | str) -> Store:
+    """Open an existing store.  Raises UsageError where there is none."""
+    paths = StorePaths(Path(root).absolute())
+    if not paths.dataset.is_file():
+        what = "is no store (no dataset.json)" if paths.root.exists() else "does not exist"
+        raise UsageError(f"store {root}: {what}; phenomhpc convert makes one")
+    return Store(paths=paths, spec=_read_spec(paths.dataset))
+
+
+def create_store(root: Path | str, spec: DatasetSpec) -> Store:
+    """Make a store, or open the one there if it has the same spec.  Raises UsageError naming what differs."""
+    paths = StorePaths(Path(root).absolute())
+    if paths.dataset.is_file():
+        store = open_store(root)
+        _refuse_difference(store, spec)
+        return store
+    _refuse_foreign_folder(paths.root)
+    try:
+        make_folder(paths.root)
+    except OSError as error:
+        raise UsageError(f"store {root}: cannot be made ({error.strerror}); choose another --store") from error
+    commit(paths.dataset, json.dumps(asdict(spec), indent=2) + "\n")
+    return Store(paths=paths, spec=spec)
+
+
+def _refuse_foreign_folder(root: Path) -> None:
+    if root.is_dir() and any(not entry.name.startswith(".") for entry in root.iterdir()):
+        raise UsageError(f"store {root}: a folder that is no store and is not empty; choose another --store")
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"store {root}: is a file; choose another --store")
+
+
+def _refuse_difference(store: Store, spec: DatasetSpec) -> None:
+    have, want = asdict(store.spec), asdict(spec)
+    # Fields per shard follow the first plate's size: a later plate takes what the store has.
+    differing = [name for name in want if name != "fields_per_shard" and want[name] != have[name]]
+    if differing:
+        name = differing[0]
+        raise UsageError(
+            f"store {store.paths.root}: has {name}={_plain(have[name])}, these plates or settings want {_plain(want[name])}; "
+            "use another --store or the store's settings"
+        )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ",".join(str(entry) for entry in value)
+    return str(value)
