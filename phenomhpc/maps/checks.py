@@ -1,0 +1,59 @@
+"""What every function of maps/ asks of its arrays; each refusal is one line that names the thing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from phenomhpc.errors import UsageError
+
+Features = NDArray[np.float64]
+
+
+def as_features(features: ArrayLike) -> Features:
+    """`features` as f64[n, d].  Raises UsageError for another shape, no rows or columns, NaN or infinity (naming the first)."""
+    array = np.asarray(features, dtype=np.float64)
+    if array.ndim != 2 or not array.size:
+        raise UsageError(f"features: shape {array.shape}; a map needs (rows, features), both at least 1")
+    finite = np.isfinite(array)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        bad = int((~finite).any(axis=1).sum())
+        raise UsageError(
+            f"features: row {row}, column {column} is {array[row, column]} ({bad} rows hold such values); drop or fill them"
+        )
+    return array
+
+
+def as_labels(labels: Sequence[str] | NDArray[np.str_], num_rows: int, what: str = "label") -> list[str]:
+    """`labels` as a list of text.  Raises UsageError for another length, or a missing one (naming its row)."""
+    names = list(labels)
+    if len(names) != num_rows:
+        raise UsageError(f"{what}s: {len(names)} for {num_rows} rows of features; give one per row")
+    for row, name in enumerate(names):
+        if name is None or name == "" or name != name:
+            raise UsageError(f"{what} of row {row} is missing; leave such rows out or name them")
+    return [str(name) for name in names]
+
+
+def as_unique_labels(labels: Sequence[str] | NDArray[np.str_], num_rows: int) -> list[str]:
+    """`as_labels`, each name once.  Raises UsageError naming a duplicate."""
+    names = as_labels(labels, num_rows)
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UsageError(f"label {name}: more than one row has it; aggregate() makes one row per perturbation")
+        seen.add(name)
+    return names
+
+
+def as_mask(mask: ArrayLike, num_rows: int) -> NDArray[np.bool_]:
+    """`mask` as bool[n].  Raises UsageError for another length or type."""
+    array = np.asarray(mask)
+    if array.dtype != np.bool_ or array.shape != (num_rows,):
+        raise UsageError(
+            f"is_control: {array.dtype} of shape {array.shape}; give one true or false per row, {num_rows}"
+        )
+    return array

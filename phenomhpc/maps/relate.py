@@ -1,0 +1,131 @@
+"""Perturbations to relationships: cosines between profiles, known pairs, an order in which a map can be looked at.
+
+Every cosine comes from `_blocks`, so a pair's value is bit for bit the one that stands in the map and in the null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from phenomhpc.errors import UsageError
+from phenomhpc.maps.checks import Features, as_features
+
+BLOCK_ROWS = 512  # of a map computed at once: 70 MB for a map of 17,000
+
+Pair = tuple[str, str]
+
+
+def cosine_map(matrix: ArrayLike) -> Features:
+    """Cosine of every two rows: f64[g, g], symmetric, diagonal exactly 1.
+
+    matrix: f64[g, d].  Raises UsageError for a row that is all zero, since it has no direction.
+    """
+    unit = _unit_rows(as_features(matrix))
+    cosines = np.empty((len(unit), len(unit)))
+    for first, block in _blocks(unit):
+        cosines[first : first + len(block), first:] = block
+    lower = np.tril_indices(len(unit), -1)
+    cosines[lower] = cosines.T[lower]
+    np.fill_diagonal(cosines, 1.0)
+    return cosines
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineNull:
+    """The cosines of all unordered pairs of a map: what a known pair is compared with.
+
+    values: f64[g (g - 1) / 2], pair (i, j), i < j, at i g - i (i + 1) / 2 + j - i - 1 (row by row of the upper triangle)
+    """
+
+    values: NDArray[np.float64]
+    num_labels: int
+
+    def of(self, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Cosines of pairs i64[p, 2] of row numbers, i < j: f64[p]."""
+        i, j = pairs[:, 0], pairs[:, 1]
+        chosen: NDArray[np.float64] = self.values[i * self.num_labels - i * (i + 1) // 2 + j - i - 1]
+        return chosen
+
+
+def cosine_null(matrix: ArrayLike) -> CosineNull:
+    """All unordered pairs of the rows of f64[g, d], g >= 2, without holding the whole map: 8 bytes a pair."""
+    unit = _unit_rows(as_features(matrix))
+    num = len(unit)
+    if num < 2:
+        raise UsageError("map: one perturbation; relationships need at least two")
+    values = np.empty(num * (num - 1) // 2)
+    end = 0
+    for first, block in _blocks(unit):
+        for row in range(len(block)):
+            start, end = end, end + num - first - row - 1
+            values[start:end] = block[row, row + 1 :]
+    return CosineNull(values=values, num_labels=num)
+
+
+def unique_pairs(pairs: Iterable[Sequence[str]] | NDArray[np.str_]) -> list[Pair]:
+    """Undirected unique pairs, sorted: the names of a pair in order, self pairs and repeats dropped."""
+    listed = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
+    return sorted({(a, b) if a < b else (b, a) for a, b in listed if a != b})
+
+
+def mapped_pairs(labels: Sequence[str], pairs: Iterable[Sequence[str]] | NDArray[np.str_]) -> NDArray[np.intp]:
+    """`unique_pairs` with both ends in the map, as row numbers: i64[p, 2], i < j; p may be 0."""
+    row = {name: number for number, name in enumerate(labels)}
+    found = [(row[a], row[b]) for a, b in unique_pairs(pairs) if a in row and b in row]
+    return np.sort(np.array(found, dtype=np.intp).reshape(-1, 2), axis=1)
+
+
+def similarity_order(cosines: ArrayLike) -> NDArray[np.intp]:
+    """Order of the rows of a map f64[g, g] in which similar ones are neighbours: the leaves of average linkage on 1 - cosine.
+
+    Memory and time grow with g squared: meant for what fits on a picture.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    distance = 1.0 - np.asarray(cosines, dtype=np.float64)
+    if len(distance) < 3:
+        return np.arange(len(distance))
+    np.fill_diagonal(distance, 0.0)
+    order: NDArray[np.intp] = leaves_list(linkage(squareform(distance, checks=False).clip(0), method="average"))
+    return order.astype(np.intp)
+
+
+def connected_groups(labels: Sequence[str], pairs: Iterable[Sequence[str]] | NDArray[np.str_]) -> list[int]:
+    """Which labels are connected by known pairs: a group's number per label, 0.. in order of appearance, -1 for none.
+
+    In annotations made of small complexes or pathways these are the pathways; in a dense network one group may hold most.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    known = mapped_pairs(labels, pairs)
+    ones = np.ones(len(known), dtype=np.int8)
+    graph = coo_array((ones, (known[:, 0], known[:, 1])), shape=(len(labels), len(labels)))
+    _, component = connected_components(graph.tocsr(), directed=False)
+    paired = np.isin(np.arange(len(labels)), known)
+    numbers: dict[int, int] = {}
+    return [
+        numbers.setdefault(int(name), len(numbers)) if mine else -1
+        for name, mine in zip(component, paired, strict=True)
+    ]
+
+
+def _unit_rows(array: Features) -> Features:
+    norm = np.linalg.norm(array, axis=1)
+    if not norm.all():
+        raise UsageError(
+            f"map: the profile of row {int(np.argmin(norm))} is all zero, so it has no direction; leave it out"
+        )
+    result: Features = array / norm[:, None]
+    return result
+
+
+def _blocks(unit: Features) -> Iterator[tuple[int, Features]]:
+    """(first row, cosines of BLOCK_ROWS rows with all rows from the first on)."""
+    for first in range(0, len(unit), BLOCK_ROWS):
+        yield first, unit[first : first + BLOCK_ROWS] @ unit[first:].T
