@@ -70,6 +70,10 @@ class StorePaths:
     def record(self, plate: str, shard: int) -> Path:
         return self.records(plate) / f"{shard:05d}.json"
 
+    def facts(self, plate: str) -> Path:
+        """What the raw plate said beside its pixels: geometry of the plate, metadata per well."""
+        return self.records(plate) / "plate.json"
+
     def converted_plates(self) -> list[str]:
         """Keys of the plates that have an array, sorted."""
         if not self.plates.is_dir():
