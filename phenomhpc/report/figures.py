@@ -1,0 +1,225 @@
+"""The pictures of a report, each a function from values to PNG bytes.  `theme` is "light" or "dark"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from phenomhpc.report.theme import Theme, ThemeName, drawing, to_png
+
+WIDTH_IN = 10.4
+MAX_CROPS = 6
+MAX_NAMED = 60  # perturbations whose names fit beside a heatmap
+CURVE_WINDOW = 0.04  # share of the steps that a smoothed curve averages over
+
+# False colours of Cell Painting's channels in their usual order: DNA, ER, RNA, AGP, mitochondria, and a sixth.
+FALSE_COLOURS = np.array(
+    [
+        (0.20, 0.42, 1.00),
+        (0.10, 0.85, 0.35),
+        (0.95, 0.85, 0.15),
+        (1.00, 0.45, 0.10),
+        (0.95, 0.15, 0.55),
+        (0.35, 0.80, 0.95),
+    ]
+)
+
+
+def false_colours(crops: NDArray[np.floating[Any]], low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.float64]:
+    """Channels blended into RGB: f[n, C, h, w] -> f64[n, h, w, 3] in [0, 1].
+
+    low, high: f[n, C], the values of each crop's channels that become dark and bright.  One channel is drawn in grey.
+    """
+    span = np.maximum(high - low, 1e-6)[:, :, None, None]
+    level = np.clip((crops - low[:, :, None, None]) / span, 0.0, 1.0)
+    num = crops.shape[1]
+    colours = np.ones((1, 3)) if num == 1 else FALSE_COLOURS[np.arange(num) % len(FALSE_COLOURS)]
+    blended = np.einsum("nchw,ck->nhwk", level, colours) * (1.0 if num == 1 else 2.6 / num)
+    result: NDArray[np.float64] = 1.0 - np.exp(-1.5 * blended) if num > 1 else blended
+    return np.clip(result, 0.0, 1.0)
+
+
+def reconstruction_figure(
+    original: ArrayLike, masked: ArrayLike, reconstructed: ArrayLike, *, theme: ThemeName = "light"
+) -> bytes:
+    """Crops as they are, as the model saw them, as it completed them: one crop a column, at most six.
+
+    original, masked, reconstructed: f32[n, C, h, w], standardised; what was hidden is 0 in `masked` and drawn in grey.
+    Channels are drawn in false colours, on one scale per crop and channel: the original's 1st to 99.7th percentile.
+    """
+    kinds = [np.asarray(crops, dtype=np.float32)[:MAX_CROPS] for crops in (original, masked, reconstructed)]
+    first, seen, _ = kinds
+    low, high = np.percentile(first, [1.0, 99.7], axis=(2, 3))
+    hidden = (seen == 0).all(axis=1)
+    columns = len(first)
+    side = min(1.7, (WIDTH_IN - 1.0) / columns)
+    with drawing(1.0 + side * columns, side * 3, theme) as (figure, colours):
+        axes = figure.subplots(3, columns, squeeze=False)
+        for row, (name, crops) in enumerate(
+            zip(("original", "what the\nmodel sees", "what it\ncompletes"), kinds, strict=True)
+        ):
+            images = false_colours(crops, low, high)
+            if row == 1:
+                images[hidden] = colours.hidden
+            for column in range(columns):
+                _bare_image(axes[row, column], images[column])
+            axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", color=colours.text, labelpad=8)
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+        return to_png(figure)
+
+
+def _bare_image(axes: Any, image: NDArray[Any]) -> None:
+    axes.imshow(image, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def curves_figure(metrics: Mapping[str, Any], *, theme: ThemeName = "light") -> bytes:
+    """Loss and throughput of every step, each with its running mean.
+
+    metrics: columns by name (a dict of arrays, or a table): step, loss, crops_per_s, each [n]; rows without a loss are left out
+    """
+    step, loss, speed = (np.asarray(metrics[name], dtype=np.float64) for name in ("step", "loss", "crops_per_s"))
+    known = np.isfinite(loss)
+    with drawing(WIDTH_IN, 3.0, theme) as (figure, colours):
+        left, right = figure.subplots(1, 2)
+        _curve(left, step[known], loss[known], colours, 0)
+        left.set(title="Reconstruction loss", xlabel="step")
+        _curve(right, step[known], speed[known], colours, 2)
+        right.set(title="Throughput, crops per second", xlabel="step")
+        right.set_ylim(bottom=0)
+        return to_png(figure)
+
+
+def _curve(axes: Any, x: NDArray[Any], y: NDArray[Any], theme: Theme, series: int) -> None:
+    colour = theme.series[series]
+    window = max(1, round(len(y) * CURVE_WINDOW))
+    axes.plot(x, y, color=colour, alpha=0.30 if window > 1 else 1.0, linewidth=1.0)
+    if window > 1:
+        total = np.concatenate([[0.0], np.cumsum(y)])
+        axes.plot(x[window - 1 :], (total[window:] - total[:-window]) / window, color=colour, linewidth=2.0)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+
+
+def heatmap_figure(
+    matrix: ArrayLike, labels: Sequence[str], groups: Sequence[str] = (), *, theme: ThemeName = "light"
+) -> bytes:
+    """Cosine similarities f[g, g] in the order given, blue for opposite, red for alike.
+
+    labels: g names, written where at most 60 of them fit; groups: the group of each, neighbours together ("" for none), marked
+    by a coloured strip along both sides
+    """
+    cosines = np.asarray(matrix, dtype=np.float64)
+    named = len(labels) <= MAX_NAMED
+    with drawing(7.6, 6.6, theme) as (figure, colours):
+        axes = figure.add_subplot()
+        image = axes.imshow(
+            cosines, cmap=colours.diverging, vmin=-1, vmax=1, interpolation="nearest" if named else "antialiased"
+        )
+        axes.spines[:].set_visible(False)
+        axes.set(xticks=[], yticks=[])
+        if named:
+            size = 8 if len(labels) <= 30 else 5.5
+            axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
+            axes.set_yticks(range(len(labels)), labels, fontsize=size)
+            axes.tick_params(length=0, pad=9 if any(groups) else 3)
+        else:
+            axes.set_xlabel(f"{len(labels)} perturbations", labelpad=12)
+        _group_strips(axes, list(groups), len(labels), colours)
+        bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=24, pad=0.02)
+        bar.set_label("cosine similarity")
+        bar.outline.set_visible(False)
+        return to_png(figure)
+
+
+def _group_strips(axes: Any, groups: list[str], num: int, theme: Theme) -> None:
+    """A strip outside the left and lower side, one colour per run of equal groups."""
+    from matplotlib.patches import Rectangle
+
+    starts = [row for row in range(len(groups)) if row == 0 or groups[row] != groups[row - 1]]
+    width = num * 0.012
+    drawn = 0
+    for start, end in zip(starts, [*starts[1:], len(groups)], strict=True):
+        if not groups[start]:
+            continue
+        colour = theme.series[drawn % len(theme.series)]
+        drawn += 1
+        for corner, size in (
+            ((-0.5 - 1.6 * width, start - 0.5), (width, end - start)),
+            ((start - 0.5, num - 0.5 + 0.6 * width), (end - start, width)),
+        ):
+            axes.add_patch(Rectangle(corner, *size, color=colour, linewidth=0, clip_on=False))
+        axes.add_patch(
+            Rectangle((start - 0.5, start - 0.5), end - start, end - start, fill=False, color=theme.text, linewidth=0.7)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallPoint:
+    """One recall to draw: of which map, on which annotation, at which thresholds; None without an interval."""
+
+    source: str
+    annotation: str
+    lo: float
+    hi: float
+    recall: float
+    ci_low: float | None
+    ci_high: float | None
+    chance: float
+
+
+_MARKERS = ("o", "s", "D", "^", "v", "P")
+
+
+def recall_figure(points: Sequence[RecallPoint], *, theme: ThemeName = "light") -> bytes:
+    """Recall by annotation, one panel per pair of thresholds, sources side by side with intervals, chance as a dashed line.
+
+    The first source is the encoder; the others are its baselines, drawn smaller.
+    """
+    thresholds = list(dict.fromkeys((point.lo, point.hi) for point in points))
+    sources = list(dict.fromkeys(point.source for point in points))
+    annotations = list(dict.fromkeys(point.annotation for point in points))
+    with drawing(WIDTH_IN, 3.7, theme) as (figure, colours):
+        panels = figure.subplots(1, len(thresholds), sharey=True, squeeze=False)[0]
+        for axes, (lo, hi) in zip(panels, thresholds, strict=True):
+            here = [point for point in points if (point.lo, point.hi) == (lo, hi)]
+            for point in here:
+                _recall_point(axes, point, sources, annotations, colours)
+            axes.axhline(here[0].chance, color=colours.muted, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+            axes.annotate("chance", (len(annotations) - 0.5, here[0].chance), xytext=(-2, 3), color=colours.muted,
+                          textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
+            axes.set(title=f"lowest {lo:.0%} or highest {1 - hi:.0%} of all pairs", xlim=(-0.5, len(annotations) - 0.5))
+            axes.set_xticks(range(len(annotations)), annotations)
+            axes.tick_params(axis="x", length=0, labelcolor=colours.text)
+            axes.grid(axis="y")
+            axes.set_axisbelow(True)
+        top = max(point.recall if point.ci_high is None else point.ci_high for point in points)
+        panels[0].set_ylim(0, min(1.03, max(0.2, top * 1.12)))
+        panels[0].set_ylabel("share of known pairs found")
+        handles, names = panels[0].get_legend_handles_labels()
+        unique = dict(zip(names, handles, strict=True))
+        figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=len(unique))
+        return to_png(figure)
+
+
+def _recall_point(
+    axes: Any, point: RecallPoint, sources: Sequence[str], annotations: Sequence[str], theme: Theme
+) -> None:
+    rank = sources.index(point.source)
+    step = min(0.16, 0.7 / len(sources))
+    x = annotations.index(point.annotation) + (rank - (len(sources) - 1) / 2) * step
+    colour, leading = theme.series[rank % len(theme.series)], rank == 0
+    if point.ci_low is not None and point.ci_high is not None:
+        axes.plot([x, x], [point.ci_low, point.ci_high], color=colour, linewidth=2.4 if leading else 1.5, zorder=2)
+    axes.plot(
+        x, point.recall, marker=_MARKERS[rank % len(_MARKERS)], markersize=8 if leading else 6, color=colour,
+        linestyle="none", label=point.source, zorder=3,
+    )  # fmt: skip
+    if leading:
+        axes.annotate(f"{point.recall:.2f}", (x, point.recall), xytext=(-8, 0), textcoords="offset points",
+                      ha="right", va="center", color=colour, fontweight="bold", fontsize=8.5)  # fmt: skip

@@ -1,0 +1,98 @@
+"""Sections to one self-contained HTML page: no script, no request to any host, pictures inside, light and dark."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from phenomhpc import __version__
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A PNG with words for those who cannot see it; `dark` is shown instead where the reader prefers dark pages."""
+
+    png: bytes
+    alt: str
+    caption: str = ""
+    dark: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of cells; the first column names the row.  numeric: the other columns are right-aligned."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    numeric: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One part of a page: plain words, facts (name, value), pictures, tables, and `details` folded away below.
+
+    Nothing is read as HTML.
+    """
+
+    title: str
+    text: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+    details: tuple[str, ...] = ()
+
+
+def render_report(title: str, sections: Sequence[Section], *, lead: str = "", made: str = "") -> str:
+    """The page.  title, and lead (one sentence below it), in plain words; made: when, as it is to be read."""
+    slugs = [
+        f"{number}-{re.sub(r'[^a-z0-9]+', '-', part.title.lower()).strip('-')}" for number, part in _numbered(sections)
+    ]
+    return str(
+        _template().render(
+            title=title, lead=lead, made=made, version=__version__, sections=list(zip(slugs, sections, strict=True))
+        )
+    )
+
+
+def _numbered(sections: Sequence[Section]) -> list[tuple[int, Section]]:
+    return list(enumerate(sections, start=1))
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG as it can stand in a page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def png_size(png: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the header (PNG specification, IHDR)."""
+    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("phenomhpc.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"data_uri": data_uri, "png_size": png_size, "cell": _cell}
+    return environment.get_template("report.html.j2")
