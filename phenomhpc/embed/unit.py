@@ -17,11 +17,11 @@ import polars as pl
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
-from phenomhpc.crops.tile import tile
+from phenomhpc.crops import tile
 from phenomhpc.embed.encode import CropEncoder
 from phenomhpc.embed.folder import EmbeddingsPaths
 from phenomhpc.embed.table import OK, feature_name
-from phenomhpc.embed.wells import WellPlan
+from phenomhpc.embed.wells import PlateWells
 from phenomhpc.progress import Stage
 from phenomhpc.runs import CompletionRecord, commit, now, read_record, write_record
 
@@ -58,7 +58,7 @@ class Writer:
 
 def embed_unit(
     plate: str,
-    wells: Sequence[WellPlan],
+    wells: PlateWells,
     *,
     pixels: Pixels,
     encoders: Mapping[str, CropEncoder],
@@ -78,9 +78,9 @@ def embed_unit(
     paths.record(plate).unlink(missing_ok=True)
     sums = _sum_per_well(wells, pixels, encoders, batch, stage)
     outputs = []
-    for source, encoder in encoders.items():
+    for source in encoders:
         folder = paths if source == CHECKPOINT else paths.baseline(source)
-        content = _parquet(well_table(wells, sums[source], encoder.num_features))
+        content = _parquet(well_table(wells, sums[source]))
         writer.check_fence()
         commit(folder.table(plate), content, token=writer.token)
         outputs.append((str(folder.table(plate).relative_to(paths.root)), len(content), crc32c(content)))
@@ -93,7 +93,7 @@ def embed_unit(
         started=started,
         ended=now(),
         outputs=tuple(outputs),
-        set_aside=tuple((f"{plate}/{well.metadata['well']}", well.status) for well in wells if well.status != OK),
+        set_aside=_missing(plate, wells),
     )
     writer.check_fence()
     write_record(paths.record(plate), record)
@@ -110,26 +110,25 @@ def is_done(paths: EmbeddingsPaths, plate: str, digest: str) -> bool:
     )
 
 
-def well_table(wells: Sequence[WellPlan], sums: NDArray[np.float64], num_features: int) -> pl.DataFrame:
-    """One row per well, in the order given: metadata, level, num_crops, status, features f32 (null without crops).
+def _missing(plate: str, wells: PlateWells) -> tuple[tuple[str, str], ...]:
+    names = wells.metadata["well"].to_list()
+    return tuple((f"{plate}/{name}", why) for name, why in zip(names, wells.status, strict=True) if why != OK)
+
+
+def well_table(wells: PlateWells, sums: NDArray[np.float64]) -> pl.DataFrame:
+    """One row per well: metadata, level, num_crops, status, features f32 (null where the well has no crop).
 
     sums: f64[wells, features], over each well's crops
     """
-    present = np.array([well.status == OK for well in wells], dtype=bool)
-    crops = np.array([well.num_crops for well in wells], dtype=np.int64)
-    means = (sums / np.maximum(crops, 1)[:, None]).astype(np.float32)
-    mask = pl.Series(present)
-    columns: dict[str, Any] = {name: [well.metadata[name] for well in wells] for name in wells[0].metadata}
-    frame = pl.DataFrame(columns, infer_schema_length=None).with_columns(
+    means = (sums / np.maximum(wells.num_crops, 1)[:, None]).astype(np.float32)
+    present = pl.Series(wells.num_crops > 0)
+    frame = wells.metadata.with_columns(
         pl.lit("well").alias("level"),
-        pl.Series("num_crops", crops * present, dtype=pl.UInt16),
-        pl.Series("status", [well.status for well in wells]),
+        pl.Series("num_crops", wells.num_crops, dtype=pl.UInt16),
+        pl.Series("status", wells.status),
     )
-    features = [
-        pl.select(pl.when(mask).then(pl.Series(means[:, i]))).to_series().alias(feature_name(i))
-        for i in range(num_features)
-    ]
-    return frame.hstack(features)
+    features = pl.DataFrame(means, schema=[feature_name(i) for i in range(means.shape[1])], orient="row")
+    return frame.hstack(features.select(pl.when(present).then(pl.all()).name.keep()))
 
 
 def _parquet(frame: pl.DataFrame) -> bytes:
@@ -139,10 +138,10 @@ def _parquet(frame: pl.DataFrame) -> bytes:
 
 
 def _sum_per_well(
-    wells: Sequence[WellPlan], pixels: Pixels, encoders: Mapping[str, CropEncoder], batch: int, stage: Stage
+    wells: PlateWells, pixels: Pixels, encoders: Mapping[str, CropEncoder], batch: int, stage: Stage
 ) -> dict[str, NDArray[np.float64]]:
     """f64[wells, features] per encoder: the sum of the vectors of each well's crops, in float64 and in a fixed order."""
-    sums = {source: np.zeros((len(wells), encoder.num_features)) for source, encoder in encoders.items()}
+    sums = {source: np.zeros((wells.num_wells, encoder.num_features)) for source, encoder in encoders.items()}
     size = pixels.crop_px
     buffer = np.zeros((batch, len(pixels.channel_index), size, size), dtype=pixels.dtype)
     owner: list[int] = []
@@ -164,9 +163,9 @@ def _sum_per_well(
     return sums
 
 
-def _crops(wells: Sequence[WellPlan], pixels: Pixels) -> Iterator[tuple[int, NDArray[np.generic]]]:
+def _crops(wells: PlateWells, pixels: Pixels) -> Iterator[tuple[int, NDArray[np.generic]]]:
     """(index of the well, crop [channels of the store, h, w]), field after field; a crop is valid until the next one."""
-    work = [(well_no, field_no) for well_no, well in enumerate(wells) for field_no in well.field_no]
+    work = [(well_no, field_no) for well_no, numbers in enumerate(wells.field_no) for field_no in numbers]
     for (well_no, field_no), field in zip(work, _read_ahead([no for _, no in work], pixels), strict=True):
         for y, x in _tiles(pixels, field_no):
             yield well_no, field[:, y : y + pixels.crop_px, x : x + pixels.crop_px]

@@ -1,8 +1,8 @@
 """Which crops make up which well: pure, from the fields of a snapshot.
 
-A well's embedding is the mean over the non-overlapping crops of all its usable fields.  Wells come in plate order (row, column),
-fields by site, crops row by row, so that the batches of a plate, and with them every last bit of its result, are a function of
-the snapshot and the batch size alone.
+A well's embedding is the mean over the non-overlapping crops of all its usable fields.  Wells come in plate order (row,
+column), fields by site, crops row by row, so that the batches of a plate, and with them every last bit of its result, are a
+function of the snapshot and the batch size alone.
 """
 
 from __future__ import annotations
@@ -13,46 +13,54 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from phenomhpc.crops.tile import tile
+from phenomhpc.crops import tile
 from phenomhpc.embed.table import METADATA, OK
 
-SAME_PER_WELL = (*METADATA,)
+TOO_SMALL = "smaller_than_crop"
 
 
 @dataclass(frozen=True, kw_only=True)
-class WellPlan:
-    """One well of a plate: what it is and which fields it is made of.
+class PlateWells:
+    """The wells of one plate in plate order, each exactly once.
 
-    field_no: rows of the snapshot's table, in order of site; empty where the well has no usable field
-    num_crops: non-overlapping crops in those fields
-    status: `ok`, or why the well has no embedding
+    metadata: one row per well
+    field_no: per well, rows of the snapshot's table in order of site; none where the well has no crop
+    num_crops: i64[wells], non-overlapping crops in those fields
+    status: per well, `ok`, or why it has no embedding
     """
 
-    metadata: dict[str, object]
-    field_no: tuple[int, ...]
-    num_crops: int
-    status: str
+    metadata: pl.DataFrame
+    field_no: tuple[tuple[int, ...], ...]
+    num_crops: NDArray[np.int64]
+    status: tuple[str, ...]
+
+    @property
+    def num_wells(self) -> int:
+        return len(self.status)
 
 
-def plan_wells(fields: pl.DataFrame, table: NDArray[np.void], crop_px: int) -> list[WellPlan]:
-    """Wells of one plate in plate order, each exactly once.
+def plan_wells(fields: pl.DataFrame, table: NDArray[np.void], crop_px: int) -> PlateWells:
+    """Group the fields of one plate into wells.
 
-    fields: the plate's rows of `Snapshot.fields()`, set-aside ones too, with `field_no` (null where not usable)
+    fields: the plate's rows of `Snapshot.fields()`: set-aside fields too, whose `field_no` is null
     table: the snapshot's table, for heights and widths
     """
-    wells: list[WellPlan] = []
-    for rows in fields.sort("row", "column", "site", "field_index").partition_by("row", "column", maintain_order=True):
-        first = rows.row(0, named=True)
-        usable = rows.filter(pl.col("field_no").is_not_null())["field_no"].to_list()
-        crops = sum(len(tile(int(table[no]["height"]), int(table[no]["width"]), crop_px)) for no in usable)
-        metadata = {name: first[name] for name in rows.columns if name in SAME_PER_WELL or name.startswith("meta_")}
-        if crops:
-            status = OK
-        elif usable:
-            status = "smaller_than_crop"
-        else:
-            status = str(first["status"])
-        wells.append(
-            WellPlan(metadata=metadata, field_no=tuple(usable) if crops else (), num_crops=crops, status=status)
-        )
-    return wells
+    groups = fields.sort("row", "column", "site", "field_index").partition_by("row", "column", maintain_order=True)
+    names = [name for name in METADATA if name in fields.columns]
+    names += [name for name in fields.columns if name.startswith("meta_")]
+    usable = [tuple(group["field_no"].drop_nulls().to_list()) for group in groups]
+    crops = [sum(_num_tiles(table[no], crop_px) for no in numbers) for numbers in usable]
+    status = [
+        OK if count else TOO_SMALL if numbers else str(group["status"][0])
+        for group, numbers, count in zip(groups, usable, crops, strict=True)
+    ]
+    return PlateWells(
+        metadata=pl.concat([group.select(names).head(1) for group in groups]),
+        field_no=tuple(numbers if count else () for numbers, count in zip(usable, crops, strict=True)),
+        num_crops=np.array(crops, dtype=np.int64),
+        status=tuple(status),
+    )
+
+
+def _num_tiles(row: np.void, crop_px: int) -> int:
+    return len(tile(int(row["height"]), int(row["width"]), crop_px))

@@ -1,0 +1,271 @@
+"""Every well of a store through the encoder of a checkpoint: one unit per plate.
+
+Beside the checkpoint, and from the same pixels in the same pass, baselines: the same architecture untrained, and the statistics
+of the pixels.  The folder of the embeddings is bound to what made them (embed/folder.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from phenomhpc.config import EmbedConfig
+from phenomhpc.embed.encode import CropEncoder, IntensityStatistics, VitEncoder, match_channels
+from phenomhpc.embed.folder import Binding, EmbeddingsPaths, bind
+from phenomhpc.embed.table import OK
+from phenomhpc.embed.unit import CHECKPOINT, Pixels, Writer, embed_unit, is_done
+from phenomhpc.embed.wells import PlateWells, plan_wells
+from phenomhpc.errors import StopRequested, UsageError, WorkError
+from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
+from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, load_encoder, newest_committed, read_meta
+from phenomhpc.models.mae import MaskedAutoencoder, build_mae
+from phenomhpc.progress import Progress
+from phenomhpc.runs import RunPaths, TaskContext, Unit, digest_of, find_run
+from phenomhpc.store import ShardReader, Snapshot, open_store
+
+UNTRAINED = "untrained"
+INTENSITY = "intensity"
+BACKEND = "torch"
+# For packing only: what a crop costs beside a fixed share of a plate, in seconds of a CPU core.
+CROP_COST_S = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a run of embedding agrees on: the pixels, the encoder's description, how it is applied."""
+
+    snapshot: Snapshot
+    fields: pl.DataFrame
+    checkpoint: Path
+    meta: CheckpointMeta
+    binding: Binding
+
+    @classmethod
+    def open(cls, config: EmbedConfig) -> Source:
+        """Raises UsageError for a store, snapshot, checkpoint, channel or block that is not there."""
+        store = open_store(config.store)
+        snapshot = Snapshot.open(store, config.snapshot)
+        checkpoint = checkpoint_folder(config.checkpoint, Path(config.runs))
+        meta = read_meta(checkpoint)
+        match_channels(snapshot.channels, meta.channels, config.store)
+        depth, crop_px = int(meta.model["depth"]), int(meta.model["crop_px"])
+        block = depth if config.block is None else config.block
+        if block > depth:
+            raise UsageError(f"embed: block={block}: the encoder of {checkpoint} has blocks 1 to {depth}")
+        binding = Binding(
+            source=CHECKPOINT,
+            checkpoint=str(checkpoint),
+            checkpoint_digest=checkpoint_digest(checkpoint),
+            store=config.store,
+            snapshot_digest=snapshot.digest,
+            block=block,
+            pooling=config.pooling,
+            dtype=config.precision,
+            backend=BACKEND,
+            channels=meta.channels,
+            crop_px=crop_px,
+            num_features=int(meta.model["dim"]),
+        )
+        return cls(snapshot=snapshot, fields=snapshot.fields(), checkpoint=checkpoint, meta=meta, binding=binding)
+
+    def wells(self, plate: str) -> PlateWells:
+        return plan_wells(self.fields.filter(pl.col("plate") == plate), self.snapshot.table, self.binding.crop_px)
+
+    def digest(self, config: EmbedConfig, plate: str) -> str:
+        """What decides a plate's result: the encoder and how it is applied, the batch shape, the plate's own fields.
+
+        Not the snapshot as a whole: a plate that another snapshot holds unchanged stays done (`--new`).
+        """
+        bound = self.binding
+        settings = {
+            "checkpoint": bound.checkpoint_digest,
+            "block": bound.block,
+            "pooling": bound.pooling,
+            "dtype": bound.dtype,
+            "backend": bound.backend,
+            "batch": config.batch,
+            "baselines": sorted(config.baselines),
+            "seed": config.seed if UNTRAINED in config.baselines else None,
+        }
+        fields = self.fields.filter(pl.col("plate") == plate).drop("field_no", "sources").sort("field_index")
+        return digest_of("embed", settings, [plate, fields.write_json()])
+
+
+def checkpoint_folder(name: str, runs: Path) -> Path:
+    """The step folder that `name` means: itself, or the newest committed one of a run.  Raises UsageError."""
+    folder = Path(name)
+    if (folder / "meta.json").is_file():
+        return folder.absolute()
+    try:
+        run = find_run(runs, name)
+    except UsageError as error:
+        raise UsageError(f"checkpoint {name}: is neither a step folder nor a run; {error}") from error
+    newest = newest_committed(run.checkpoints)
+    if newest is None:
+        raise UsageError(f"checkpoint {name}: run {run.id} has committed none yet; phenomhpc status {run.id} tells why")
+    return newest
+
+
+def embeddings_folder(config: EmbedConfig, paths: RunPaths) -> EmbeddingsPaths:
+    """Where the embeddings go: --out, or RUN/embeddings."""
+    return EmbeddingsPaths(Path(config.out) if config.out else paths.embeddings)
+
+
+def plan(config: EmbedConfig, paths: RunPaths) -> ArrayPlan:
+    """One unit per plate that is not done yet.  Binds the folder, so that a wrong --out is refused before anything starts."""
+    source = Source.open(config)
+    folder = embeddings_folder(config, paths)
+    _bind_all(config, source, folder)
+    units: list[Unit] = []
+    for plate in source.snapshot.plates:
+        wells = source.wells(plate)
+        digest = source.digest(config, plate)
+        if not is_done(folder, plate, digest):
+            crops = int(wells.num_crops.sum())
+            units.append(
+                Unit(unit_id=plate, kind="embed", plate=plate, count=crops, cost_s=crops * CROP_COST_S, digest=digest)
+            )
+    return ArrayPlan(units=tuple(units), num_done=len(source.snapshot.plates) - len(units), noun="plates")
+
+
+def workers(config: EmbedConfig, units: Sequence[Unit]) -> int:
+    """One process: torch spreads over the cores."""
+    return 1
+
+
+def run(config: EmbedConfig, ctx: TaskContext) -> TaskOutcome:
+    """Embed the plates of `ctx.units`, each committed by itself.  Raises StopRequested between plates when asked to leave."""
+    source = Source.open(config)
+    folder = embeddings_folder(config, ctx.paths)
+    _bind_all(config, source, folder)
+    encoders = _encoders(config, source)
+    writer = Writer(attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence)
+    set_aside: list[tuple[str, str]] = []
+    reader = ShardReader(open_store(config.store), source.snapshot)
+    try:
+        with ctx.progress.stage("embed", sum(unit.count for unit in ctx.units), "crops") as stage:
+            for unit in ctx.units:
+                if ctx.stop_requested():
+                    raise StopRequested(f"run {ctx.paths.id}: stopped as asked before plate {unit.unit_id}")
+                plate = unit.unit_id
+                wells = source.wells(plate)
+                digest = source.digest(config, plate)
+                if digest != unit.digest:
+                    raise UsageError(
+                        f"plate {plate}: the store or checkpoint {config.checkpoint} has changed since this run was planned; "
+                        "plan anew, naming the snapshot and the step folder"
+                    )
+                if is_done(folder, plate, digest):
+                    stage.advance(unit.count)
+                    continue
+                record = embed_unit(
+                    plate,
+                    wells,
+                    pixels=_pixels(source, reader),
+                    encoders=encoders,
+                    batch=config.batch,
+                    paths=folder,
+                    digest=digest,
+                    writer=writer,
+                    stage=stage,
+                )
+                set_aside += record.set_aside
+                ctx.events.emit("unit", unit_id=plate, set_aside=len(record.set_aside))
+    finally:
+        reader.close()
+    return TaskOutcome(units_done=len(ctx.units), set_aside=tuple(set_aside))
+
+
+def _pixels(source: Source, reader: ShardReader) -> Pixels:
+    snapshot, bound = source.snapshot, source.binding
+    return Pixels(
+        reader=reader,
+        table=snapshot.table,
+        dtype=np.dtype(snapshot.dtype),
+        num_channels=len(snapshot.channels),
+        channel_index=match_channels(snapshot.channels, bound.channels, bound.store),
+        crop_px=bound.crop_px,
+    )
+
+
+def _baseline_bindings(config: EmbedConfig, source: Source) -> dict[str, Binding]:
+    """What each baseline's folder is bound to: no checkpoint, but what takes its place."""
+    bound, model = source.binding, source.meta.model
+    drawn = digest_of(UNTRAINED, {"model": model, "channels": bound.channels, "seed": config.seed}, [])
+    num_statistics = len(bound.channels) * IntensityStatistics.PER_CHANNEL
+    digest = digest_of(INTENSITY, {"channels": bound.channels, "scale": source.meta.scale}, [])
+    return {
+        UNTRAINED: replace(bound, source=UNTRAINED, checkpoint_digest=drawn),
+        INTENSITY: replace(
+            bound, source=INTENSITY, checkpoint_digest=digest, block=0, pooling="mean", num_features=num_statistics
+        ),
+    }
+
+
+def _bind_all(config: EmbedConfig, source: Source, folder: EmbeddingsPaths) -> None:
+    """Bind the folder and those of the baselines.  The checkpoint's comes last: only it makes a folder one of embeddings."""
+    bindings = _baseline_bindings(config, source)
+    for name in config.baselines:
+        bind(folder.baseline(name), bindings[name], new=config.new)
+    bind(folder, source.binding, new=config.new)
+
+
+def _device(config: EmbedConfig) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("embed: device=cuda: torch sees no GPU here; use device=cpu or auto")
+    use_gpu = config.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def _encoders(config: EmbedConfig, source: Source) -> dict[str, CropEncoder]:
+    """The checkpoint's encoder and the baselines, by source."""
+    device, meta = _device(config), source.meta
+    model, _ = load_encoder(source.checkpoint, device)
+
+    def vit(model: MaskedAutoencoder) -> VitEncoder:
+        return VitEncoder(
+            model, meta.scale, device=device, precision=config.precision, block=config.block, pooling=config.pooling
+        )
+
+    makers: Mapping[str, Callable[[], CropEncoder]] = {
+        UNTRAINED: lambda: vit(build_mae(len(meta.channels), seed=config.seed, **meta.model)),
+        INTENSITY: lambda: IntensityStatistics(meta.scale),
+    }
+    return {CHECKPOINT: vit(model), **{name: makers[name]() for name in config.baselines}}
+
+
+def finish(config: EmbedConfig, paths: RunPaths, progress: Progress) -> Summary:
+    """Prove completeness: every well of the snapshot is there exactly once, embedded or named with its reason.
+
+    Raises WorkError naming a plate that is not done, a well that is missing, or too large a share of wells set aside.
+    """
+    source = Source.open(config)
+    folder = embeddings_folder(config, paths)
+    set_aside: list[tuple[str, str]] = []
+    num_wells = 0
+    for plate in source.snapshot.plates:
+        if not is_done(folder, plate, source.digest(config, plate)):
+            raise WorkError(f"embed: plate {plate} is not done in {folder.root}; run again to go on")
+        expected = source.wells(plate).metadata["well"].to_list()
+        table = pl.read_parquet(folder.table(plate), columns=["well", "status"])
+        if table["well"].to_list() != expected:
+            odd = sorted(set(expected) ^ set(table["well"])) or ["the order of the wells"]
+            raise WorkError(
+                f"embed: {folder.table(plate)} does not hold each well once ({odd[0]}); remove it and run again"
+            )
+        missing = table.filter(pl.col("status") != OK)
+        set_aside += [(f"{plate}/{well}", status) for well, status in missing.select("well", "status").rows()]
+        num_wells += table.height
+    if len(set_aside) > config.max_set_aside * num_wells:
+        raise WorkError(
+            f"embed: {len(set_aside)} of {num_wells} wells have no embedding, more than max_set_aside="
+            f"{config.max_set_aside:g} allows; the first is {set_aside[0][0]} ({set_aside[0][1]})"
+        )
+    done = num_wells - len(set_aside)
+    text = f"{done} wells of {len(source.snapshot.plates)} plates embedded in {folder.root}, {len(set_aside)} without pixels"
+    return Summary(text=text, set_aside=tuple(set_aside))
