@@ -1,0 +1,139 @@
+"""The RxRx layout: EXPERIMENT/PlateN/AA02_s1_w3.png (RxRx1) or ..._s1_3.jp2 (RxRx3), metadata in a CSV beside.
+
+Declared are the sites, channels and wells of the plate: the channels and sites that any well has, every well that the
+metadata list; a file that is not there leaves its plane None, never another's position.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from phenomhpc.errors import UsageError
+from phenomhpc.plates.metadata import MetadataTable, read_metadata
+from phenomhpc.plates.types import Channel, Field, Plate, PlateFolder, Well, plate_format, plate_key
+
+NAME = "rxrx"
+LOOKED_FOR = "RxRx (EXPERIMENT/PlateN/AA02_s1_w3.png)"
+
+_IMAGE = re.compile(r"^([A-Za-z]{1,2}\d{1,3})_s(\d{1,4})_w?(\d{1,2})\.(?:png|jp2|tif|tiff)$", re.IGNORECASE)
+# Cell Painting's six channels in RxRx order, for plates with six.
+_SIX = ("DNA", "ER", "AGP", "RNA", "Mito", "Golgi")
+_METADATA_NAMES = ("metadata.csv", "metadata_rxrx3.csv", "metadata_rxrx3_core.csv")
+# A folder is told by its first images; a few strangers (thumbnails, notes) do not hide them.
+_SNIFF_ENTRIES = 200
+
+
+def _is_plate(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        for _, entry in zip(range(_SNIFF_ENTRIES), entries, strict=False):
+            if _IMAGE.match(entry.name):
+                return True
+    return False
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def find(folder: Path) -> Iterator[PlateFolder]:
+    """Plates in a plate's folder, an experiment's, or one of experiments.  Only lists."""
+    if _is_plate(folder):
+        yield _found(folder)
+        return
+    for below in _subfolders(folder):
+        if _is_plate(below):
+            yield _found(below)
+        else:
+            yield from (_found(plate) for plate in _subfolders(below) if _is_plate(plate))
+
+
+def _found(folder: Path) -> PlateFolder:
+    folder = folder.absolute()
+    experiment = folder.parent.name
+    return PlateFolder(
+        path=folder,
+        layout=NAME,
+        key=plate_key(experiment, folder.name),
+        experiment=experiment,
+        plate=_number(folder.name),
+    )
+
+
+def _number(name: str) -> str:
+    number = name.removeprefix("Plate")
+    return str(int(number)) if number.isdigit() else name
+
+
+def metadata_beside(folder: Path) -> Path | None:
+    """The metadata CSV of a plate: in its experiment's folder, or in the one above."""
+    for place in (folder.parent, folder.parent.parent):
+        for name in _METADATA_NAMES:
+            if (place / name).is_file():
+                return place / name
+    return None
+
+
+def read(found: PlateFolder, metadata: MetadataTable | None) -> Plate:
+    """List the plate.  Raises UsageError naming a name or a duplicate that cannot be placed."""
+    if metadata is None:
+        beside = metadata_beside(found.path)
+        metadata = read_metadata(beside) if beside else None
+    planes: dict[tuple[Well, int], dict[int, Path]] = defaultdict(dict)
+    for name in sorted(os.listdir(found.path)):  # noqa: PTH208  a million names: no Path objects
+        match = _IMAGE.match(name)
+        if match:
+            well, site, channel = _place(found, name, match)
+            if channel in planes[well, site]:
+                twin = planes[well, site][channel].name
+                raise UsageError(f"plate {found.path}: {twin} and {name} are the same plane; remove one of them")
+            planes[well, site][channel] = found.path / name
+    if not planes:
+        raise UsageError(f"plate {found.path}: no image such as AA02_s1_w3.png is left in it")
+    known = metadata.wells(found.experiment, (found.plate, found.path.name)) if metadata else {}
+    return _plate(found, planes, known)
+
+
+def _place(found: PlateFolder, name: str, match: re.Match[str]) -> tuple[Well, int, int]:
+    try:
+        return Well.parse(match[1]), int(match[2]), int(match[3])
+    except ValueError as error:
+        raise UsageError(f"plate {found.path}: {name}: {error}") from error
+
+
+def _plate(
+    found: PlateFolder, planes: dict[tuple[Well, int], dict[int, Path]], known: dict[str, dict[str, str]]
+) -> Plate:
+    numbers = sorted({channel for found_planes in planes.values() for channel in found_planes})
+    sites = sorted({site for _, site in planes})
+    wells = sorted({well for well, _ in planes} | {Well.parse(name) for name in known})
+    # A site that a well lacks is declared by the other wells: its slot stays, empty and named.
+    declared = [(well, site) for well in wells for site in sites]
+    rows, columns = plate_format(wells)
+    return Plate(
+        key=found.key,
+        experiment=found.experiment,
+        plate=found.plate,
+        rows=rows,
+        columns=columns,
+        channels=tuple(Channel(index=place, name=_name(number, numbers)) for place, number in enumerate(numbers)),
+        fields=tuple(
+            Field(
+                index=index,
+                well=well,
+                site=site,
+                planes=tuple(planes.get((well, site), {}).get(number) for number in numbers),
+            )
+            for index, (well, site) in enumerate(declared)
+        ),
+        root=found.path,
+        layout=NAME,
+        metadata=known,
+    )
+
+
+def _name(number: int, numbers: list[int]) -> str:
+    return _SIX[number - 1] if numbers == [1, 2, 3, 4, 5, 6] else f"w{number}"
