@@ -1,0 +1,120 @@
+"""data.where: a filter on the fields table in a small language, e.g. `focus > 0.2 and plate in ["A__1", "A__2"]`.
+
+Comparisons (<, <=, >, >=, ==, !=, in, not in, chained), and, or, not, parentheses, numbers, quoted strings, true, false and
+column names.  Read by Python's parser, of whose nodes all others are refused; nothing is evaluated as code.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import operator
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from phenomhpc.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+    from numpy.typing import NDArray
+
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+_NAMED = {"true": True, "false": False, "True": True, "False": False}
+
+
+def compile_where(text: str, columns: Sequence[str]) -> pl.Expr:
+    """The filter as a polars expression over `columns`.  Raises UsageError naming what is not understood."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UsageError(
+            f"data.where={text}: cannot be read ({error}); write such as plate == 'A__1' and site < 3"
+        ) from error
+    return _Compiler(text, columns).condition(tree)
+
+
+class _Compiler:
+    def __init__(self, text: str, columns: Sequence[str]) -> None:
+        self._text, self._columns = text, columns
+
+    def _refuse(self, what: str) -> UsageError:
+        return UsageError(f"data.where={self._text}: {what}")
+
+    def condition(self, node: ast.expr) -> pl.Expr:
+        if isinstance(node, ast.BoolOp):
+            join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+            return reduce(join, [self.condition(value) for value in node.values])
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ~self.condition(node.operand)
+        if isinstance(node, ast.Compare):
+            operands = [node.left, *node.comparators]
+            parts = [
+                self._compare(op, left, right)
+                for op, left, right in zip(node.ops, operands, operands[1:], strict=False)
+            ]
+            return reduce(operator.and_, parts)
+        if isinstance(node, ast.Name) and node.id not in _NAMED:
+            return self._column(node.id)
+        raise self._refuse(f"{ast.unparse(node)} is no condition")
+
+    def _compare(self, op: ast.cmpop, left: ast.expr, right: ast.expr) -> pl.Expr:
+        if isinstance(op, ast.In | ast.NotIn):
+            if not isinstance(right, ast.List | ast.Tuple):
+                raise self._refuse(f"behind `in` stands a list, not {ast.unparse(right)}")
+            found: pl.Expr = self._operand(left).is_in([self._literal(entry) for entry in right.elts])
+            return found if isinstance(op, ast.In) else ~found
+        if type(op) not in _COMPARE:
+            raise self._refuse("`is` is not supported; write ==")
+        compared: pl.Expr = _COMPARE[type(op)](self._operand(left), self._operand(right))
+        return compared
+
+    def _operand(self, node: ast.expr) -> Any:
+        import polars as pl
+
+        if isinstance(node, ast.Name) and node.id not in _NAMED:
+            return self._column(node.id)
+        return pl.lit(self._literal(node))
+
+    def _literal(self, node: ast.expr) -> str | int | float | bool:
+        if isinstance(node, ast.Name) and node.id in _NAMED:
+            return _NAMED[node.id]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float | bool):
+            return node.value
+        negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+        if negative and isinstance(node.operand, ast.Constant) and isinstance(node.operand.value, int | float):  # type: ignore[attr-defined]
+            value: int | float = -node.operand.value  # type: ignore[attr-defined]
+            return value
+        raise self._refuse(f"{ast.unparse(node)} is neither a column, a number nor a quoted string")
+
+    def _column(self, name: str) -> pl.Expr:
+        import polars as pl
+
+        if name not in self._columns:
+            near = difflib.get_close_matches(name, self._columns, 3, 0.4)
+            hint = f"nearest: {', '.join(near)}" if near else f"there are {', '.join(self._columns[:20])}"
+            raise self._refuse(f"{name}: no such column of the fields table; {hint}")
+        return pl.col(name)
+
+
+def eligible_rows(fields: pl.DataFrame, text: str) -> NDArray[np.int64]:
+    """Rows of the snapshot's table (its `field_no`) whose field passes the filter, ascending; a null does not pass."""
+    import numpy as np
+    import polars as pl
+    from polars.exceptions import PolarsError
+
+    condition = compile_where(text, [name for name in fields.columns if name != "field_no"])
+    try:
+        kept = fields.filter(pl.col("field_no").is_not_null() & condition)["field_no"]
+    except PolarsError as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"data.where={text}: does not fit the columns' types ({first})") from error
+    return np.sort(kept.to_numpy().astype(np.int64))
