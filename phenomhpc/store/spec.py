@@ -92,7 +92,7 @@ def create_store(root: Path | str, spec: DatasetSpec) -> Store:
     paths = StorePaths(Path(root).absolute())
     if paths.dataset.is_file():
         store = open_store(root)
-        _refuse_difference(store, spec)
+        refuse_difference(root, store.spec, spec)
         return store
     _refuse_foreign_folder(paths.root)
     try:
@@ -110,16 +110,17 @@ def _refuse_foreign_folder(root: Path) -> None:
         raise UsageError(f"store {root}: is a file; choose another --store")
 
 
-def _refuse_difference(store: Store, spec: DatasetSpec) -> None:
-    have, want = asdict(store.spec), asdict(spec)
-    # Fields per shard follow the first plate's size: a later plate takes what the store has.
-    differing = [name for name in want if name != "fields_per_shard" and want[name] != have[name]]
-    if differing:
-        name = differing[0]
-        raise UsageError(
-            f"store {store.paths.root}: has {name}={_plain(have[name])}, these plates or settings want {_plain(want[name])}; "
-            "use another --store or the store's settings"
-        )
+def refuse_difference(root: Path | str, have: DatasetSpec, want: DatasetSpec, who: str = "these settings") -> None:
+    """Raise UsageError naming the first thing in which `want` does not fit a store of `have`.
+
+    Fields per shard follow the first plate's size, and a plane of another dtype is set aside field by field.
+    """
+    for name in ("channels", "chunk_px", "codec"):
+        if getattr(have, name) != getattr(want, name):
+            raise UsageError(
+                f"store {root}: has {name}={_plain(getattr(have, name))}, {who} would be {_plain(getattr(want, name))}; "
+                "use another --store, or the store's settings"
+            )
 
 
 def _plain(value: Any) -> str:

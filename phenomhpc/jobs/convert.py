@@ -1,0 +1,173 @@
+"""convert: raw plates to one Zarr store.  A unit is one shard; completion records in the store decide what is done."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phenomhpc.config.models import ConvertConfig
+from phenomhpc.errors import UsageError, WorkError
+from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
+from phenomhpc.plates import Plate, PlateFolder, UnreadableImage, find_plates, plane_shape, read_plate
+from phenomhpc.runs import read_record
+from phenomhpc.store.convert import Work, convert_unit, plan_units, write_facts
+from phenomhpc.store.layout import StorePaths
+from phenomhpc.store.shards import Geometry, write_array_metadata
+from phenomhpc.store.spec import DatasetSpec, create_store, fields_per_shard, open_store, refuse_difference, shuffle_for
+
+if TYPE_CHECKING:
+    from phenomhpc.progress import Progress
+    from phenomhpc.runs import RunPaths, TaskContext, Unit
+
+MEGABYTE = 1e6
+
+
+def _read(found: PlateFolder, config: ConvertConfig) -> Plate:
+    return read_plate(found, Path(config.metadata) if config.metadata else None)
+
+
+def _size(plate: Plate) -> tuple[int, int, str]:
+    """Height, width and dtype of a plate: those of its first plane that can be read."""
+    reason = "it lists no plane"
+    for field in plate.fields:
+        for plane in field.planes:
+            if plane is None:
+                continue
+            try:
+                return plane_shape(plane)
+            except UnreadableImage as error:
+                reason = f"{plane.name}: {error}"
+            except OSError as error:
+                reason = f"{plane.name}: {error.strerror}"
+    raise UsageError(f"plate {plate.root}: no plane of it can be read ({reason})")
+
+
+def dataset_spec(config: ConvertConfig, plate: Plate, size: tuple[int, int, str]) -> DatasetSpec:
+    """What a store of this plate and these settings holds."""
+    height, width, dtype = size
+    codec = config.codec
+    shuffle = shuffle_for(dtype, codec.shuffle)
+    itemsize = 1 if dtype == "uint8" else 2
+    return DatasetSpec(
+        channels=tuple(channel.name for channel in plate.channels),
+        dtype=dtype,
+        chunk_px=config.chunk_px,
+        fields_per_shard=fields_per_shard(config.shard_mb, len(plate.channels), height, width, itemsize),
+        codec=(codec.cname, codec.level, shuffle) if codec.compress else None,
+    )
+
+
+def _spec_and_geometry(config: ConvertConfig, plate: Plate, spec: DatasetSpec | None) -> tuple[DatasetSpec, Geometry]:
+    """The store's spec (made from this plate when there is none yet) and the plate's geometry in it.
+
+    Raises UsageError when the plate's channels or the settings do not fit the store.
+    """
+    size = _size(plate)
+    wanted = dataset_spec(config, plate, size)
+    if spec is None:
+        spec = wanted
+    refuse_difference(config.store, spec, wanted, f"plate {plate.key}")
+    geometry = Geometry(
+        num_fields=len(plate.fields),
+        num_channels=len(spec.channels),
+        height=size[0],
+        width=size[1],
+        chunk_px=spec.chunk_px,
+        fields_per_shard=spec.fields_per_shard,
+    )
+    return spec, geometry
+
+
+def _existing_spec(config: ConvertConfig) -> DatasetSpec | None:
+    return open_store(config.store).spec if StorePaths(Path(config.store)).dataset.is_file() else None
+
+
+def plan(config: ConvertConfig, paths: RunPaths) -> ArrayPlan:
+    """The shards still to be written, over all plates.  Writes nothing."""
+    store = StorePaths(Path(config.store).absolute())
+    spec = _existing_spec(config)
+    units: list[Unit] = []
+    num_done = 0
+    for found in find_plates(config.plates, config.layout):
+        plate = _read(found, config)
+        spec, geometry = _spec_and_geometry(config, plate, spec)
+        pending, done = plan_units(store, plate, spec, geometry)
+        units += pending
+        num_done += done
+    return ArrayPlan(units=tuple(units), num_done=num_done, noun="shards")
+
+
+def workers(config: ConvertConfig, units: Sequence[Unit]) -> int:
+    """Processes of a run here."""
+    return config.workers or len(os.sched_getaffinity(0))
+
+
+def run(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
+    """Write this task's shards.  Raises WorkError in one line when the store cannot be written."""
+    found = {folder.key: folder for folder in find_plates(config.plates, config.layout)}
+    wanted = {unit.plate for unit in ctx.units}
+    spec = _existing_spec(config)
+    if spec is None:
+        first = _read(next(iter(found.values())), config)
+        spec = dataset_spec(config, first, _size(first))
+    store = create_store(config.store, spec)
+    set_aside: list[tuple[str, str]] = []
+    total_bytes = 0
+    try:
+        with ctx.progress.stage("convert", sum(unit.count for unit in ctx.units), "fields") as stage:
+            began = time.monotonic()
+            for key in sorted(name for name in wanted if name):
+                plate = _read(found[key], config)
+                _, geometry = _spec_and_geometry(config, plate, store.spec)
+                write_array_metadata(store.paths, key, store.spec, geometry)
+                for unit in ctx.units:
+                    if unit.plate != key:
+                        continue
+
+                    def advance(num_bytes: int) -> None:
+                        nonlocal total_bytes
+                        total_bytes += num_bytes
+                        stage.advance(1, raw_MB_per_s=total_bytes / MEGABYTE / max(time.monotonic() - began, 1e-9))
+
+                    work = Work(attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence)
+                    record = convert_unit(store, plate, geometry, unit, work, advance)
+                    set_aside += record.set_aside
+                    ctx.events.emit("unit", unit_id=unit.unit_id, set_aside=len(record.set_aside))
+    except OSError as error:
+        what = error.strerror or str(error)
+        hint = "; make room and run again to go on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise WorkError(f"store {config.store}: cannot be written ({what}); what was committed stays{hint}") from error
+    return TaskOutcome(units_done=len(ctx.units), set_aside=tuple(set_aside))
+
+
+def finish(config: ConvertConfig, paths: RunPaths, progress: Progress) -> Summary:
+    """Seal the store; tell what was set aside.  Raises WorkError above convert.max_set_aside."""
+    from phenomhpc.store.seal import seal
+
+    store = open_store(config.store)
+    set_aside: list[tuple[str, str]] = []
+    num_fields = 0
+    for found in find_plates(config.plates, config.layout):
+        plate = _read(found, config)
+        _, geometry = _spec_and_geometry(config, plate, store.spec)
+        write_facts(store.paths, plate)
+        for shard in range(geometry.num_shards):
+            record = read_record(store.paths.record(plate.key, shard))
+            if record is not None:
+                set_aside += record.set_aside
+                num_fields += len(record.rows)
+    snapshot = seal(store, progress)
+    share = len(set_aside) / max(num_fields, 1)
+    ok = num_fields - len(set_aside)
+    text = f"{ok} of {num_fields} fields are in {config.store}, {len(snapshot.plates)} plate(s), snapshot {snapshot.digest[:12]}"
+    if share > config.max_set_aside:
+        first = f"{set_aside[0][0]}: {set_aside[0][1]}"
+        raise WorkError(
+            f"convert: {len(set_aside)} of {num_fields} fields were set aside, more than max_set_aside={config.max_set_aside:g} "
+            f"allows (first: {first}); the rest is in {config.store}"
+        )
+    return Summary(text=text, set_aside=tuple(set_aside))
