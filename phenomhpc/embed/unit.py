@@ -154,7 +154,7 @@ def _sum_per_well(
         owner.clear()
 
     for well_no, crop in _crops(wells, pixels):
-        buffer[len(owner)] = crop[pixels.channel_index]
+        np.take(crop, pixels.channel_index, axis=0, out=buffer[len(owner)])
         owner.append(well_no)
         if len(owner) == batch:
             flush()
