@@ -17,6 +17,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -181,7 +182,9 @@ def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
     reader = FileSystemReader(folder)
     try:
         _require_shapes(folder, reader, state)
-        load(dict(state), storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            load(dict(state), storage_reader=reader, no_dist=True)
     except UsageError:
         raise
     except Exception as error:  # unpickling and unzipping damaged files raise what they please

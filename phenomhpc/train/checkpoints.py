@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +69,10 @@ class Checkpoints:
         temporary = final.with_name(f"{final.name}{TEMPORARY}{self.ctx.token}")
         self.ranks.on_first(lambda: self._begin(temporary))
         try:
-            save(
-                state.tensors(),
-                storage_writer=FileSystemWriter(temporary, sync_files=True),
-                no_dist=self.ranks.world == 1,
-            )
+            with warnings.catch_warnings():
+                # One rank without a process group is meant, and says so.
+                warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+                save(state.tensors(), storage_writer=FileSystemWriter(temporary, sync_files=True))
         except (OSError, CheckpointException) as error:
             raise WorkError(
                 f"checkpoint {final}: cannot be written ({_reason(error)}); free space, then retry"

@@ -54,7 +54,8 @@ def train(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
         raise UsageError("precision=fp16: for embedding only, its gradients underflow; pretrain with fp32 or bf16")
     if config.threads_per_rank is not None:
         torch.set_num_threads(config.threads_per_rank)
-    with joined(config.device) as ranks, CropSource.open(config) as source:
+    source = CropSource.open(config)
+    with joined(config.device) as ranks:
         return _Run.prepare(config, ctx, ranks, source).to_the_end()
 
 
@@ -73,13 +74,13 @@ class _Run:
 
     @classmethod
     def prepare(cls, config: PretrainConfig, ctx: TaskContext, ranks: Ranks, source: CropSource) -> _Run:
-        model = build_mae(len(source.channels), seed=config.seed, **config.model.model_dump()).to(ranks.device)
+        model = build_mae(source.num_channels, seed=config.seed, **config.model.model_dump()).to(ranks.device)
         state = TrainState(model=model.train(), optimiser=make_optimiser(model, config.optim))
         checkpoints = Checkpoints(
             ctx=ctx,
             ranks=ranks,
             keep=config.checkpoint.keep,
-            describe=lambda state, weights: source.describe(config, state, ranks.world, weights),
+            describe=lambda state, weights: source.describe(state, weights, ranks.world),
         )
         newest = checkpoints.resume(state, ctx.progress.say)
         return cls(
@@ -115,21 +116,21 @@ class _Run:
         config, optim = self.config, self.config.optim
         settings = StepSettings(
             global_batch=optim.global_batch,
-            scale_C=torch.tensor(self.source.scale, device=self.ranks.device),
+            scale=self.source.scale(self.ranks.device),
             precision=config.precision,
             clip_grad_norm=optim.clip_grad_norm,
         )
         replica = replicate(self.state.model, self.ranks, optim.micro_batch)
-        model = self.state.model
-        batches = self.source.batches(config, self.ranks.rank, self.ranks.world, self.state.step, model.num_patches)
-        for batch in batches:
-            step = self.state.step
-            lr = one_cycle_lr(step, steps=optim.steps, peak_lr=optim.peak_lr, warmup_fraction=optim.warmup_fraction)
-            sums = run_step(self.state, replica, batch.micro, lr, settings, self.ranks)
-            self.log.add(batch, sums, lr)
-            self._boundary(stage)
-            if self.state.step == optim.steps:
-                return
+        with self.source.loader(self.ranks, self.state.step, self.state.model.num_patches) as loader:
+            self.log.start()
+            while self.state.step < optim.steps:
+                batch = next(loader)
+                lr = one_cycle_lr(
+                    self.state.step, steps=optim.steps, peak_lr=optim.peak_lr, warmup_fraction=optim.warmup_fraction
+                )
+                sums = run_step(self.state, replica, batch.micro, lr, settings, self.ranks)
+                self.log.add(batch, sums, lr)
+                self._boundary(stage)
 
     def _boundary(self, stage: Stage) -> None:
         """Between two steps: log, commit, leave when asked."""
@@ -174,7 +175,11 @@ class _StepLog:
     _pending: list[_Pending] = field(default_factory=list)
     _crops_per_s: float = 0.0
     _lr: float = 0.0
-    _since: float = field(default_factory=time.perf_counter)
+    _since: float = 0.0
+
+    def start(self) -> None:
+        """The first step begins now."""
+        self._since = time.perf_counter()
 
     def add(self, batch: StepBatch, sums: StepSums, lr: float) -> None:
         now = time.perf_counter()

@@ -19,7 +19,7 @@ class StepSettings:
     """What a step needs beside state and data."""
 
     global_batch: int
-    scale_C: Tensor
+    scale: Tensor  # f32[C]
     precision: str
     clip_grad_norm: float | None
 
@@ -67,7 +67,7 @@ def _accumulate(replica: Replica, batch: Batch, settings: StepSettings, ranks: R
         return torch.as_tensor(array).to(device, non_blocking=True)
 
     weight_B = here(batch.weight)
-    pixels = standardise(here(batch.pixels), settings.scale_C)
+    pixels = standardise(here(batch.pixels), settings.scale)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         output = replica.forward(pixels, here(batch.mask_noise), here(batch.drop_key), weight_B)
     share = weight_B.sum() / settings.global_batch
