@@ -12,9 +12,10 @@ from phenomhpc.report.figures import (
     recall_figure,
     reconstruction_figure,
 )
-from phenomhpc.report.page import Picture, Section, Table, render_report
+from phenomhpc.report.page import Cell, Picture, Section, Table, render_report, themed
 
 __all__ = [
+    "Cell",
     "Picture",
     "RecallPoint",
     "Section",
@@ -24,4 +25,5 @@ __all__ = [
     "recall_figure",
     "reconstruction_figure",
     "render_report",
+    "themed",
 ]

@@ -124,7 +124,7 @@ def heatmap_figure(
         axes.spines[:].set_visible(False)
         axes.set(xticks=[], yticks=[])
         if named:
-            size = 8 if len(labels) <= 30 else 5.5
+            size = 8 if len(labels) <= 30 else 6
             axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
             axes.set_yticks(range(len(labels)), labels, fontsize=size)
             axes.tick_params(length=0, pad=9 if any(groups) else 3)
@@ -174,52 +174,58 @@ class RecallPoint:
 
 
 _MARKERS = ("o", "s", "D", "^", "v", "P")
+ROW_IN = 0.27  # height of a row of the recall figure
 
 
 def recall_figure(points: Sequence[RecallPoint], *, theme: ThemeName = "light") -> bytes:
-    """Recall by annotation, one panel per pair of thresholds, sources side by side with intervals, chance as a dashed line.
+    """Recall with its interval, one row per source under each annotation, one panel per pair of thresholds.
 
-    The first source is the encoder; the others are its baselines, drawn smaller.
+    The first source is the encoder, drawn larger than its baselines; chance is a dashed line.
     """
     thresholds = list(dict.fromkeys((point.lo, point.hi) for point in points))
     sources = list(dict.fromkeys(point.source for point in points))
     annotations = list(dict.fromkeys(point.annotation for point in points))
-    with drawing(WIDTH_IN, 3.7, theme) as (figure, colours):
+    rows = [(annotation, source) for annotation in annotations for source in ("", *sources)]
+    with drawing(WIDTH_IN, 0.9 + ROW_IN * len(rows), theme) as (figure, colours):
         panels = figure.subplots(1, len(thresholds), sharey=True, squeeze=False)[0]
         for axes, (lo, hi) in zip(panels, thresholds, strict=True):
             here = [point for point in points if (point.lo, point.hi) == (lo, hi)]
             for point in here:
-                _recall_point(axes, point, sources, annotations, colours)
-            axes.axhline(here[0].chance, color=colours.muted, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
-            axes.annotate("chance", (len(annotations) - 0.5, here[0].chance), xytext=(-2, 3), color=colours.muted,
-                          textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
-            axes.set(title=f"lowest {lo:.0%} or highest {1 - hi:.0%} of all pairs", xlim=(-0.5, len(annotations) - 0.5))
-            axes.set_xticks(range(len(annotations)), annotations)
-            axes.tick_params(axis="x", length=0, labelcolor=colours.text)
-            axes.grid(axis="y")
+                _recall_row(axes, point, rows.index((point.annotation, point.source)), sources, colours)
+            axes.axvline(here[0].chance, color=colours.muted, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+            axes.annotate("chance", (here[0].chance, 0), xycoords=("data", "axes fraction"), xytext=(4, 3),
+                          textcoords="offset points", color=colours.muted, fontsize=8)  # fmt: skip
+            axes.set(
+                title=f"in the lowest {lo:.0%} or highest {1 - hi:.0%} of all pairs",
+                xlabel="share of known pairs found",
+            )
+            axes.set(xlim=(0, 1.12), xticks=np.linspace(0, 1, 6), ylim=(len(rows) - 0.3, -0.6))
+            axes.grid(axis="x")
             axes.set_axisbelow(True)
-        top = max(point.recall if point.ci_high is None else point.ci_high for point in points)
-        panels[0].set_ylim(0, min(1.03, max(0.2, top * 1.12)))
-        panels[0].set_ylabel("share of known pairs found")
-        handles, names = panels[0].get_legend_handles_labels()
-        unique = dict(zip(names, handles, strict=True))
-        figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=len(unique))
+            axes.spines["left"].set_visible(False)
+        panels[0].set_yticks(range(len(rows)), [source or annotation for annotation, source in rows])
+        for tick, (_, source) in zip(panels[0].get_yticklabels(), rows, strict=True):
+            tick.set(fontweight="normal" if source else "bold", color=colours.text)
+        for axes in panels:
+            axes.tick_params(axis="y", length=0)
         return to_png(figure)
 
 
-def _recall_point(
-    axes: Any, point: RecallPoint, sources: Sequence[str], annotations: Sequence[str], theme: Theme
-) -> None:
+def _recall_row(axes: Any, point: RecallPoint, row: int, sources: Sequence[str], theme: Theme) -> None:
     rank = sources.index(point.source)
-    step = min(0.16, 0.7 / len(sources))
-    x = annotations.index(point.annotation) + (rank - (len(sources) - 1) / 2) * step
     colour, leading = theme.series[rank % len(theme.series)], rank == 0
-    if point.ci_low is not None and point.ci_high is not None:
-        axes.plot([x, x], [point.ci_low, point.ci_high], color=colour, linewidth=2.4 if leading else 1.5, zorder=2)
+    end = point.recall if point.ci_high is None else max(point.ci_high, point.recall)
+    if point.ci_low is not None:
+        axes.plot(
+            [point.ci_low, end], [row, row], color=colour, linewidth=3.2 if leading else 1.8, alpha=0.75, zorder=2
+        )
     axes.plot(
-        x, point.recall, marker=_MARKERS[rank % len(_MARKERS)], markersize=8 if leading else 6, color=colour,
-        linestyle="none", label=point.source, zorder=3,
-    )  # fmt: skip
-    if leading:
-        axes.annotate(f"{point.recall:.2f}", (x, point.recall), xytext=(-8, 0), textcoords="offset points",
-                      ha="right", va="center", color=colour, fontweight="bold", fontsize=8.5)  # fmt: skip
+        point.recall,
+        row,
+        marker=_MARKERS[rank % len(_MARKERS)],
+        markersize=8.5 if leading else 6,
+        color=colour,
+        zorder=3,
+    )
+    axes.annotate(f"{point.recall:.2f}", (end, row), xytext=(8, 0), textcoords="offset points", va="center", color=colour,
+                  fontweight="bold" if leading else "normal", fontsize=8.5)  # fmt: skip

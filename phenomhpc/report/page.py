@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from phenomhpc import __version__
 
-Cell = str | int | float | None
+Cell = str | int | float | None | tuple[str, str]
+PIXELS_PER_CSS_PIXEL = 1.65  # pictures are drawn finer than they are shown, for dense screens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,17 @@ class Picture:
     dark: bytes | None = None
 
 
+def themed(draw: Callable[..., bytes], *values: Any, alt: str, caption: str = "") -> Picture:
+    """A picture drawn twice, by draw(*values, theme="light") and "dark"."""
+    return Picture(png=draw(*values, theme="light"), dark=draw(*values, theme="dark"), alt=alt, caption=caption)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells; the first column names the row.  numeric: the other columns are right-aligned."""
+    """Rows of cells; the first column names the row.
+
+    A cell of two texts is shown as one with a small one below it.  numeric: all columns but the first are right-aligned.
+    """
 
     caption: str
     columns: tuple[str, ...]
@@ -71,11 +80,12 @@ def data_uri(png: bytes) -> str:
 
 
 def png_size(png: bytes) -> tuple[int, int]:
-    """Width and height in pixels, from the header (PNG specification, IHDR)."""
-    return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+    """Width and height in pixels of the page, from the header (PNG specification, IHDR)."""
+    width, height = int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+    return round(width / PIXELS_PER_CSS_PIXEL), round(height / PIXELS_PER_CSS_PIXEL)
 
 
-def _cell(value: Cell) -> str:
+def _cell(value: str | int | float | None) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):

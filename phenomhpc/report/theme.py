@@ -72,7 +72,7 @@ def drawing(width_in: float, height_in: float, theme: ThemeName) -> Iterator[tup
     from matplotlib.figure import Figure
 
     colours = THEMES[theme]
-    style: dict[str, Any] = {
+    style: Any = {  # matplotlib types its keys as one long literal
         **BASE_STYLE,
         "text.color": colours.text,
         "axes.labelcolor": colours.muted,

@@ -1,0 +1,177 @@
+"""evaluate: embeddings aligned, made into a map, scored against known relationships; one report to look at.
+
+One unit.  It writes RUN/recall.parquet, RUN/map.npz, RUN/report.html and, last, RUN/evaluation.json; what holds when killed
+here: without evaluation.json of the same digest nothing counts as done and everything is written again, the same.
+
+    recall.parquet    one row per source, annotation and pair of thresholds
+    map.npz           labels [g], profiles f64[g, d], cosine f32[g, g] (to look things up; scores come from float64)
+    evaluation.json   what was evaluated and every number of recall.parquet
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from phenomhpc.config import EvaluateConfig
+from phenomhpc.errors import StopRequested, UsageError, WorkError
+from phenomhpc.jobs.base import ArrayPlan, Summary, Table, TaskOutcome
+from phenomhpc.jobs.evaluation.annotations import Annotations, read_annotations
+from phenomhpc.jobs.evaluation.scores import ENCODER, Evaluation, evaluate, recall_rows, source_names
+from phenomhpc.jobs.evaluation.sections import headline, report
+from phenomhpc.jobs.evaluation.wells import embeddings_source
+from phenomhpc.maps import cosine_map
+from phenomhpc.progress import Progress, Stage
+from phenomhpc.runs import RunPaths, TaskContext, Unit, commit, committing, digest_of
+
+SCHEMA = 1
+UNIT = "map"
+
+
+def recall_path(paths: RunPaths) -> Path:
+    return paths.evaluation.with_name("recall.parquet")
+
+
+def map_path(paths: RunPaths) -> Path:
+    return paths.evaluation.with_name("map.npz")
+
+
+def plan(config: EvaluateConfig, paths: RunPaths) -> ArrayPlan:
+    """One unit, done when evaluation.json has the digest of these settings and inputs.  Raises UsageError."""
+    source = embeddings_source(config)
+    annotations = _annotations(config)
+    if config.arm_correction and not (annotations.arms and annotations.unexpressed):
+        raise UsageError(
+            f"arm_correction=true: needs gene_chromosome_map.tsv and unexpressed genes; annotations={config.annotations} "
+            f"has {'no arms' if not annotations.arms else 'no unexpressed.txt (or give --unexpressed FILE)'}"
+        )
+    digest = _digest(config, source, annotations)
+    if _finished(paths) == digest:
+        return ArrayPlan(units=(), num_done=1, noun="maps")
+    count = len(source_names(source))
+    return ArrayPlan(units=(Unit(unit_id=UNIT, kind=config.kind, count=count, digest=digest),), noun="maps")
+
+
+def workers(config: EvaluateConfig, units: Sequence[Unit]) -> int:
+    """One process; linear algebra uses the cores."""
+    return 1
+
+
+def run(config: EvaluateConfig, ctx: TaskContext) -> TaskOutcome:
+    """Score every source, then write everything."""
+    set_aside: tuple[tuple[str, str], ...] = ()
+    for unit in ctx.units:
+        source = embeddings_source(config)
+        with ctx.progress.stage("evaluate", unit.count, "maps") as stage:
+
+            def told(name: str, stage: Stage = stage) -> None:
+                if ctx.stop_requested():
+                    raise StopRequested(f"evaluate {ctx.paths.id}: asked to stop; run again")
+                stage.note(f"{name}: align, average, compare")
+                stage.advance()
+
+            evaluation = evaluate(config, source, _annotations(config), told)
+        _publish(config, ctx, unit, evaluation, source)
+        ctx.events.emit("unit", unit_id=unit.unit_id)
+        set_aside = evaluation.set_aside
+    return TaskOutcome(units_done=len(ctx.units), set_aside=set_aside)
+
+
+def finish(config: EvaluateConfig, paths: RunPaths, progress: Progress) -> Summary:
+    """The recall table of evaluation.json.  Raises WorkError where there is none."""
+    if not paths.evaluation.is_file():
+        raise WorkError(f"evaluate {paths.id}: no {paths.evaluation.name}; run again")
+    value = json.loads(paths.evaluation.read_bytes())
+    return Summary(
+        text=value["text"],
+        set_aside=tuple((thing, reason) for thing, reason in value["set_aside"]),
+        tables=(recall_table(value["recalls"]),),
+        report=str(paths.report),
+    )
+
+
+def _publish(config: EvaluateConfig, ctx: TaskContext, unit: Unit, evaluation: Evaluation, source: Path) -> None:
+    """Commit the products, evaluation.json last."""
+    ctx.check_fence()
+    paths, rows = ctx.paths, recall_rows(evaluation)
+    text = headline(evaluation)
+    cosines = cosine_map(evaluation.encoder.profiles)
+    with committing(recall_path(paths), token=ctx.token) as file:
+        pl.DataFrame(rows).write_parquet(file)
+    with committing(map_path(paths), token=ctx.token) as file:
+        np.savez(
+            file,
+            labels=np.array(evaluation.encoder.labels),
+            profiles=evaluation.encoder.profiles,
+            cosine=cosines.astype(np.float32),
+        )
+    commit(paths.report, report(config, evaluation, cosines, source), token=ctx.token)
+    value = {
+        "schema": SCHEMA,
+        "digest": unit.digest,
+        "text": text,
+        "num_wells": len(evaluation.wells.label),
+        "num_controls": int(evaluation.wells.is_control.sum()),
+        "num_batches": len(set(evaluation.wells.batch)),
+        "num_perturbations": len(evaluation.encoder.labels),
+        "num_features": evaluation.wells.features.shape[1],
+        "corrected_arms": evaluation.corrected_arms,
+        "recalls": rows,
+        "set_aside": [list(entry) for entry in evaluation.set_aside],
+    }
+    ctx.check_fence()
+    commit(paths.evaluation, json.dumps(value, indent=2, sort_keys=True) + "\n", token=ctx.token)
+
+
+def _with_interval(recall: float, low: float | None, high: float | None) -> str:
+    """0.412 [0.380, 0.444], or the number alone."""
+    return f"{recall:.3f}" if low is None or high is None else f"{recall:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def recall_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One line per annotation and thresholds, one column per source."""
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    cells: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        cells.setdefault((row["annotation"], row["lo"], row["hi"]), {})[row["source"]] = row
+    lines = []
+    for (annotation, lo, hi), found in cells.items():
+        first = found[ENCODER] if ENCODER in found else next(iter(found.values()))
+        shown = [
+            _with_interval(found[name]["recall"], found[name]["ci_low"], found[name]["ci_high"])
+            if name in found
+            else "-"
+            for name in sources
+        ]
+        lines.append((annotation, first["num_pairs"], f"{lo:g}, {hi:g}", f"{first['chance']:.2f}", *shown))
+    return Table(
+        title="Relationship recall [95 % interval]",
+        columns=("annotation", "pairs", "thresholds", "chance", *sources),
+        rows=tuple(lines),
+    )
+
+
+def _annotations(config: EvaluateConfig) -> Annotations:
+    unexpressed = Path(config.unexpressed) if config.unexpressed else None
+    return read_annotations(Path(config.annotations), unexpressed)
+
+
+def _digest(config: EvaluateConfig, source: Path, annotations: Annotations) -> str:
+    tables = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
+    inputs = [
+        [str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in (*tables, *sorted(annotations.files))
+    ]
+    return digest_of(config.kind, config.model_dump(mode="json", exclude={"cluster", "runs"}), inputs)
+
+
+def _finished(paths: RunPaths) -> str | None:
+    """Digest of the evaluation that is there, whole."""
+    try:
+        return str(json.loads(paths.evaluation.read_bytes())["digest"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None

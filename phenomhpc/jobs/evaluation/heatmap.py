@@ -1,0 +1,90 @@
+"""The part of the report that shows a map: which perturbations, in which order, in which words."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phenomhpc.jobs.evaluation.scores import Evaluation
+from phenomhpc.maps import connected_groups, mapped_pairs, similarity_order
+from phenomhpc.report import Section, heatmap_figure, themed
+
+MAX_HEATMAP = 400  # perturbations on a heatmap: those with the most known relationships
+LARGEST_GROUP = 1 / 3  # an annotation whose largest group holds more of the genes is a network, not a list of pathways
+
+
+def heatmap_section(evaluation: Evaluation, cosines: NDArray[np.float64]) -> Section:
+    labels = evaluation.encoder.labels
+    chosen, annotation, groups = _heatmap_rows(evaluation, labels)
+    order = similarity_order(cosines[np.ix_(chosen, chosen)])
+    if annotation:
+        order = _by_group(order, groups)
+    rows = chosen[order]
+    names = [labels[row] for row in rows]
+    strips = [f"{groups[place]}" if groups[place] >= 0 else "" for place in order] if annotation else []
+    shown = "all" if len(rows) == len(labels) else f"the {len(rows):,} with most known relationships of {len(labels):,}"
+    text = [
+        f"Cosine similarity of every two profiles ({shown}): red pairs change cells in the same way, blue pairs in opposite ways."
+    ]
+    if annotation:
+        text.append(
+            f"Neighbours are ordered by the groups that {annotation} connects, framed along the diagonal, and by similarity within "
+            f"them. {_group_words(cosines, chosen, groups)}"
+        )
+    else:
+        text.append(
+            "Neighbours are ordered by average-linkage clustering, so groups of alike profiles stand out as red blocks."
+        )
+    picture = themed(
+        heatmap_figure,
+        cosines[np.ix_(rows, rows)],
+        names,
+        strips,
+        alt=f"Heatmap of the cosine similarities of {len(rows)} perturbations. {text[-1]}",
+    )
+    return Section(title="Which perturbations look alike", text=tuple(text), pictures=(picture,))
+
+
+def _heatmap_rows(evaluation: Evaluation, labels: list[str]) -> tuple[NDArray[np.intp], str, list[int]]:
+    """Rows of the map to draw, the annotation that groups them ("" for none), and the group of each of those rows."""
+    relations = evaluation.annotations.relationships
+    partners: Counter[int] = Counter()
+    best, best_groups = "", [-1] * len(labels)
+    for name in evaluation.encoder.recalls:
+        partners.update(mapped_pairs(labels, relations[name]).ravel().tolist())
+        groups = connected_groups(labels, relations[name])
+        sizes = Counter(group for group in groups if group >= 0)
+        if max(sizes.values()) <= LARGEST_GROUP * sizes.total() and len(sizes) > len(set(best_groups)) - 1:
+            best, best_groups = name, groups
+    if len(labels) <= MAX_HEATMAP:
+        chosen = np.arange(len(labels))
+    else:
+        ranked = sorted(partners, key=lambda row: (-partners[row], labels[row]))
+        chosen = np.sort(np.array(ranked[:MAX_HEATMAP], dtype=np.intp))
+    return chosen, best, [best_groups[row] for row in chosen]
+
+
+def _by_group(order: NDArray[np.intp], groups: list[int]) -> NDArray[np.intp]:
+    """`order` with groups together, where their members are on average; those of no group last."""
+    place = np.empty(len(order))
+    place[order] = np.arange(len(order))
+    member = np.array(groups)
+    centre = {group: place[member == group].mean() if group >= 0 else np.inf for group in set(groups)}
+    return np.array(
+        sorted(range(len(order)), key=lambda row: (centre[groups[row]], groups[row], place[row])), dtype=np.intp
+    )
+
+
+def _group_words(cosines: NDArray[np.float64], chosen: NDArray[np.intp], groups: list[int]) -> str:
+    member = np.array(groups)
+    known = member >= 0
+    here = cosines[np.ix_(chosen[known], chosen[known])]
+    same = member[known][:, None] == member[known][None, :]
+    upper = np.triu(np.ones_like(same), 1)
+    within, between = here[same & upper], here[~same & upper]
+    if not within.size or not between.size:
+        return ""
+    text = f"On average the similarity is {within.mean():.2f} within a group and {between.mean():.2f} between groups."
+    return text.replace("-", "\N{MINUS SIGN}")
