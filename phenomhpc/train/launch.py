@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import socket
@@ -53,6 +54,8 @@ def launch(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
     _prepare_environment(ctx, threads)
     draws = type(ctx.progress) is not type(progress_module.silent())
     task = dataclasses.replace(ctx, progress=progress_module.silent())
+    # It logs a rank's exit as a failure, with its own traceback; ours is in the log already, and a stop is no failure.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     caught: signal.Signals | None = None
     try:

@@ -19,6 +19,7 @@ import torch
 from phenomhpc.config.models import PretrainConfig
 from phenomhpc.crops import StepBatch
 from phenomhpc.errors import StopRequested, UsageError
+from phenomhpc.models.checkpoint import newest_committed, read_meta
 from phenomhpc.models.mae import build_mae
 from phenomhpc.progress import Stage
 from phenomhpc.runs import TaskContext
@@ -50,13 +51,29 @@ def train(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
     Raises StopRequested after a checkpoint when the context's stop file is seen at a step boundary, FencedError when a
     newer attempt has replaced this one, NoCheckpointError when committed checkpoints exist and none is readable.
     """
-    if config.precision == "fp16":
-        raise UsageError("precision=fp16: for embedding only, its gradients underflow; pretrain with fp32 or bf16")
+    require_trainable(config)
     if config.threads_per_rank is not None:
         torch.set_num_threads(config.threads_per_rank)
-    source = CropSource.open(config)
     with joined(config.device) as ranks:
-        return _Run.prepare(config, ctx, ranks, source).to_the_end()
+        digest = ranks.on_first(lambda: bound_snapshot(config, ctx))
+        config = config.model_copy(update={"snapshot": digest})
+        return _Run.prepare(config, ctx, ranks, CropSource.open(config)).to_the_end()
+
+
+def require_trainable(config: PretrainConfig) -> None:
+    """Raise UsageError for settings that no training loop takes, on whatever machine."""
+    if config.precision == "fp16":
+        raise UsageError("precision=fp16: for embedding only, its gradients underflow; pretrain with fp32 or bf16")
+
+
+def bound_snapshot(config: PretrainConfig, ctx: TaskContext) -> str:
+    """Digest of the snapshot this run reads: as configured, else the one its newest checkpoint was made from, else the
+    store's newest.  A store may grow between two attempts; the order of the data may not."""
+    if config.snapshot is None:
+        newest = newest_committed(ctx.paths.checkpoints, lambda text: None)
+        if newest is not None:
+            return read_meta(newest).snapshot
+    return CropSource.open(config).snapshot.digest
 
 
 @dataclass(kw_only=True)
@@ -122,8 +139,8 @@ class _Run:
         )
         replica = replicate(self.state.model, self.ranks, optim.micro_batch)
         with self.source.loader(self.ranks, self.state.step, self.state.model.num_patches) as loader:
-            self.log.start()
             while self.state.step < optim.steps:
+                self.log.start()
                 batch = next(loader)
                 lr = one_cycle_lr(
                     self.state.step, steps=optim.steps, peak_lr=optim.peak_lr, warmup_fraction=optim.warmup_fraction
@@ -178,11 +195,10 @@ class _StepLog:
     _since: float = 0.0
 
     def start(self) -> None:
-        """The first step begins now."""
+        """A step begins now; what lies between two steps (a checkpoint, say) is in no step's time."""
         self._since = time.perf_counter()
 
     def add(self, batch: StepBatch, sums: StepSums, lr: float) -> None:
-        now = time.perf_counter()
         self._pending.append(
             _Pending(
                 step=batch.step,
@@ -192,10 +208,9 @@ class _StepLog:
                 sums=sums,
                 lr=lr,
                 time=datetime.now(UTC),
-                seconds=now - self._since,
+                seconds=time.perf_counter() - self._since,
             )
         )
-        self._since = now
 
     def settle(self, *, flush: bool) -> None:
         """Turn what is pending into rows: the one place where the host waits for the device."""

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from phenomhpc.errors import PhenomError, WorkError
+from phenomhpc.errors import PhenomError, UsageError, WorkError
 
 T = TypeVar("T")
 # A rank that waits this long for another gives up: the backstop behind the watchdog and Slurm's own detection.
@@ -113,6 +113,8 @@ def joined(device: str) -> Iterator[Ranks]:
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device=cuda: torch sees no GPU here; use device=cpu or auto")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     here = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     ranks = Ranks(rank=rank, world=world, local_rank=local_rank, device=here)

@@ -65,7 +65,7 @@ def replicate(model: MaskedAutoencoder, ranks: Ranks, micro_batch: int) -> Repli
     ddp = DistributedDataParallel(
         model,
         device_ids=[ranks.device] if on_gpu else None,
-        broadcast_buffers=False,
+        forward_sync_buffers=False,
         gradient_as_bucket_view=True,
     )
     side = model.crop_px

@@ -1,0 +1,155 @@
+"""pretrain: masked-autoencoder pretraining as one gang, a task per node; then what the model completes, as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phenomhpc.config.models import PretrainConfig
+from phenomhpc.errors import WorkError
+from phenomhpc.jobs.base import GangPlan, Summary, TaskOutcome
+from phenomhpc.runs import commit, committing, read_events
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from phenomhpc.crops import Visits
+    from phenomhpc.progress import Progress
+    from phenomhpc.runs import RunPaths, TaskContext, Unit
+    from phenomhpc.store import Snapshot
+
+Images = NDArray[np.float32]
+# The first visits of the order, taken without flips: the same crops in every run of the same store, seed and crop size.
+SHOWN_CROPS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Crops f32[n, C, h, w], standardised: as they are, as the model sees them, as it completes them."""
+
+    original: Images
+    masked: Images
+    reconstructed: Images
+
+
+def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
+    """One task per node.  Raises UsageError for a store, snapshot, filter or architecture that cannot be trained on."""
+    from phenomhpc.models.mae import outline_mae
+    from phenomhpc.train.data import CropSource
+    from phenomhpc.train.loop import require_trainable
+
+    require_trainable(config)
+    source = CropSource.open(config)
+    outline_mae(source.num_channels, **config.model.model_dump())
+    return GangPlan(num_nodes=config.cluster.nodes)
+
+
+def workers(config: PretrainConfig, units: Sequence[Unit]) -> int:
+    """One process, which starts this node's ranks itself."""
+    return 1
+
+
+def run(config: PretrainConfig, ctx: TaskContext) -> TaskOutcome:
+    """This node's ranks, from the newest committed checkpoint to the last step.
+
+    What holds when killed here: see `phenomhpc.train.loop`.
+    """
+    from phenomhpc.train.launch import launch
+
+    result = launch(config, ctx)
+    return TaskOutcome(units_done=result.steps)
+
+
+def finish(config: PretrainConfig, paths: RunPaths, progress: Progress) -> Summary:
+    """Reconstructions of fixed crops (npz and png) and the run's page.  Raises WorkError when the last step is missing."""
+    from phenomhpc.models.checkpoint import newest_committed, read_meta
+    from phenomhpc.report import reconstruction_figure
+    from phenomhpc.train.metrics import read_metrics
+
+    folder = newest_committed(paths.checkpoints, progress.say)
+    done = 0 if folder is None else read_meta(folder).step
+    if folder is None or done < config.optim.steps:
+        raise WorkError(f"run {paths.id}: {done} of {config.optim.steps} steps are committed; run again to go on")
+    shown = complete_crops(config, folder)
+    with committing(paths.reconstructions) as file:
+        np.savez(file, original=shown.original, masked=shown.masked, reconstructed=shown.reconstructed)
+    picture = reconstruction_figure(shown.original, shown.masked, shown.reconstructed)
+    commit(paths.reconstructions.with_suffix(".png"), picture)
+    metrics = read_metrics(paths.metrics)
+    commit(paths.report, _page(config, paths, folder, shown, metrics))
+    first, last = (metrics["loss"][row].as_py() for row in (0, -1))
+    text = f"{done} steps of {config.optim.global_batch} crops, loss {first:.3f} -> {last:.3f}; checkpoint {folder}"
+    return Summary(text=text, report=str(paths.report))
+
+
+def complete_crops(config: PretrainConfig, folder: Path) -> Shown:
+    """Fixed crops of the snapshot that a checkpoint was trained on, through its model."""
+    import torch
+
+    from phenomhpc.crops import Sampler
+    from phenomhpc.models.checkpoint import load_encoder
+    from phenomhpc.models.mae import standardise
+    from phenomhpc.store import Snapshot, open_store
+
+    model, meta = load_encoder(folder)
+    snapshot = Snapshot.open(open_store(config.store[0]), meta.snapshot)
+    sampler = Sampler(snapshot.table, seed=config.seed, crop_px=model.crop_px, flips=False)
+    visit = np.arange(SHOWN_CROPS, dtype=np.int64)
+    pixels = _read(snapshot, sampler.visits(visit), model.crop_px)
+    crops = standardise(torch.from_numpy(pixels), torch.tensor(meta.scale))
+    noise = torch.from_numpy(sampler.mask_noise(visit, model.num_patches))
+    images = model.reconstruct(crops, noise)
+    return Shown(original=crops.numpy(), masked=images.masked.numpy(), reconstructed=images.reconstructed.numpy())
+
+
+def _read(snapshot: Snapshot, visits: Visits, crop_px: int) -> NDArray[np.generic]:
+    from phenomhpc.store import ShardReader
+
+    pixels = np.zeros((len(visits.field_no), len(snapshot.channels), crop_px, crop_px), snapshot.dtype)
+    with ShardReader(snapshot.store, snapshot) as reader:
+        for row, field_no in enumerate(visits.field_no):
+            reader.read(int(field_no), int(visits.y[row, 0]), int(visits.x[row, 0]), pixels[row])
+    return pixels
+
+
+def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, metrics: pa.Table) -> str:
+    from phenomhpc.models.checkpoint import read_meta
+    from phenomhpc.models.mae import count_parameters, outline_mae
+    from phenomhpc.report import Section, curves_figure, reconstruction_figure, render_report, themed
+
+    meta = read_meta(folder)
+    counts = count_parameters(outline_mae(len(meta.channels), **meta.model))
+    speed = np.median(metrics["crops_per_s"].to_numpy())
+    facts = (
+        ("model", f"{config.model.name}: encoder {counts['encoder']:,}, decoder {counts['decoder']:,} parameters"),
+        ("channels", ", ".join(meta.channels)),
+        ("steps", f"{meta.step:,} of {meta.global_batch} crops, {meta.world_size} rank(s) in the last attempt"),
+        ("optimiser", f"{config.optim.name}, peak rate {config.optim.peak_lr:g}"),
+        ("throughput", f"{speed:.3g} crops/s (median step)"),
+        ("attempts", str(len({event["attempt"] for event in read_events(paths)}))),
+        ("checkpoint", folder.name),
+    )
+    crops = Section(
+        title="Crops as they are, as the model sees them, as it completes them",
+        text=(f"{config.model.mask_ratio:.0%} of the patches are hidden; the model draws them from the rest.",),
+        pictures=(
+            themed(
+                reconstruction_figure,
+                shown.original,
+                shown.masked,
+                shown.reconstructed,
+                alt="rows of crops: original, masked, reconstructed",
+            ),
+        ),
+    )
+    curves = Section(
+        title="Loss and throughput",
+        pictures=(themed(curves_figure, metrics, alt="loss and crops per second by step"),),
+    )
+    return render_report("Pretraining", (Section(title="The run", facts=facts), crops, curves), lead=f"Run {paths.id}")
