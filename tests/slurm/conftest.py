@@ -1,0 +1,29 @@
+"""One cluster for all Slurm tests; skipped, by name, where it cannot be brought up."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster, why_not
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs the cluster, and shares it."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slurm)
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The running cluster, all nodes idle at the start of the session."""
+    reason = why_not()
+    if reason:
+        pytest.skip(f"no Slurm cluster: {reason}")
+    with tempfile.TemporaryDirectory(prefix="phc") as folder, Cluster(Path(folder) / "c") as running:
+        yield running
