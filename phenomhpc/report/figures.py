@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def _group_strips(axes: Any, groups: list[str], num: int, theme: Theme) -> None:
     starts = [row for row in range(len(groups)) if row == 0 or groups[row] != groups[row - 1]]
     width = num * 0.012
     drawn = 0
-    for start, end in zip(starts, [*starts[1:], len(groups)], strict=True):
+    for start, end in pairwise([*starts, len(groups)]):
         if not groups[start]:
             continue
         colour = theme.series[drawn % len(theme.series)]
@@ -193,8 +194,8 @@ def recall_figure(points: Sequence[RecallPoint], *, theme: ThemeName = "light") 
             for point in here:
                 _recall_row(axes, point, rows.index((point.annotation, point.source)), sources, colours)
             axes.axvline(here[0].chance, color=colours.muted, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
-            axes.annotate("chance", (here[0].chance, 0), xycoords=("data", "axes fraction"), xytext=(4, 3),
-                          textcoords="offset points", color=colours.muted, fontsize=8)  # fmt: skip
+            axes.annotate("chance", (here[0].chance, 0), xytext=(5, 0), textcoords="offset points", va="center",
+                          color=colours.muted, fontsize=8)  # fmt: skip
             axes.set(
                 title=f"in the lowest {lo:.0%} or highest {1 - hi:.0%} of all pairs",
                 xlabel="share of known pairs found",

@@ -31,16 +31,21 @@ def pathway_pairs() -> list[tuple[str, str]]:
 
 
 def wells(strength: float, *, seed: int = 0, dim: int = DIM, batch_effect: float = 8.0) -> pl.DataFrame:
-    """One well per gene and plate, and controls; genes of a pathway are moved the same way by `strength`."""
+    """Every gene on two plates of the three, and controls on all; genes of a pathway are moved the same way by `strength`.
+
+    Genes of one pathway miss different plates, so without alignment the plates decide who is alike.
+    """
     generator = np.random.default_rng(seed)
     phenotype = generator.normal(size=(len(GENES), dim))
     for start in range(0, NUM_PATHWAYS * GENES_PER_PATHWAY, GENES_PER_PATHWAY):
         phenotype[start : start + GENES_PER_PATHWAY] = phenotype[start]
     rows = []
-    for plate in PLATES:
+    for number, plate in enumerate(PLATES):
         offset, scale = batch_effect * generator.normal(size=dim), 1.0 + generator.random(dim)
         names = [*GENES, *[CONTROL] * CONTROLS_PER_PLATE]
         for place, name in enumerate(names):
+            if name != CONTROL and place % len(PLATES) == number:
+                continue
             signal = strength * phenotype[place] if name != CONTROL else 0.0
             values = (signal + generator.normal(size=dim)) * scale + offset
             rows.append(

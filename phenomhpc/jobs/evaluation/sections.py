@@ -147,7 +147,7 @@ def _recall(config: EvaluateConfig, evaluation: Evaluation) -> Section:
         recall_figure,
         points,
         alt=f"Recall of known relationships, encoder and baselines beside chance. {words}.",
-        caption=f"Higher is better; the dashed line is a map that knows nothing{'; ' + interval if interval else ''}.",
+        caption=f"Further right is better; the dashed line is a map that knows nothing{'; ' + interval if interval else ''}.",
     )
     return Section(
         title="Known relationships found again",
@@ -208,8 +208,8 @@ def _training(binding: Binding | None) -> list[Section]:
         Section(
             title="How the encoder learned",
             text=(
-                "The encoder was trained without labels. It sees a quarter of each crop and, with a small decoder, has to complete "
-                "the rest; to do so it must learn what cells look like. The decoder is then thrown away.",
+                "The encoder was trained without labels. It is shown a part of each crop and, with a small decoder, has to "
+                "complete the rest; to do so it must learn what cells look like. The decoder is then thrown away.",
             ),
             pictures=tuple(pictures),
         )

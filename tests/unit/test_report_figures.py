@@ -1,0 +1,108 @@
+"""Pictures show what they are given."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib
+import numpy as np
+import polars as pl
+import pytest
+from matplotlib.image import imread
+from numpy.typing import NDArray
+
+from phenomhpc.report import RecallPoint, curves_figure, heatmap_figure, recall_figure, reconstruction_figure
+from phenomhpc.report.figures import false_colours
+from phenomhpc.report.theme import THEMES
+from tests.unit.evaluation_data import cells
+
+
+def _pixels(png: bytes) -> NDArray[np.float32]:
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    return np.asarray(imread(io.BytesIO(png)))[..., :3]
+
+
+def _has_colour(pixels: NDArray[np.float32], colour: str, share: float = 0.0005) -> bool:
+    wanted = np.array([int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)])
+    return bool((np.abs(pixels - wanted).max(axis=-1) < 0.02).mean() > share)
+
+
+def _points() -> list[RecallPoint]:
+    return [
+        RecallPoint(source=source, annotation=name, lo=lo, hi=1 - lo, recall=recall, ci_low=recall - 0.05, ci_high=recall + 0.05,
+                    chance=2 * lo)
+        for source, recall in (("encoder", 0.6), ("untrained network", 0.3), ("random features", 0.1))
+        for name in ("HuMAP", "Reactome")
+        for lo in (0.05, 0.1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_picture_stands_on_the_themes_background(theme) -> None:  # type: ignore[no-untyped-def]
+    crops = cells(2, side=32)
+    metrics = {"step": [0, 1, 2], "loss": [1.0, 0.5, np.nan], "crops_per_s": [10.0, 11.0, 12.0]}
+    matrix = np.eye(4)
+    for png in (
+        reconstruction_figure(crops, crops, crops, theme=theme),
+        curves_figure(metrics, theme=theme),
+        heatmap_figure(matrix, list("abcd"), ["0", "0", "1", ""], theme=theme),
+        recall_figure(_points(), theme=theme),
+    ):
+        assert _has_colour(_pixels(png), THEMES[theme].surface, 0.1)
+
+
+def test_the_same_values_give_the_same_bytes_and_no_global_style_stays() -> None:
+    before = dict(matplotlib.rcParams)
+    assert recall_figure(_points()) == recall_figure(_points())
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_hidden_patches_are_grey_and_the_rest_is_not() -> None:
+    crops = cells(1, side=32)
+    masked = crops.copy()
+    masked[:, :, :16] = 0.0
+    grey = "#cccccc"
+    assert not _has_colour(_pixels(reconstruction_figure(crops, crops, crops)), grey)
+    assert _has_colour(_pixels(reconstruction_figure(crops, masked, crops)), grey, 0.05)
+
+
+def test_channels_keep_their_colour_and_a_single_one_is_grey() -> None:
+    crop = np.zeros((1, 6, 2, 2), dtype=np.float32)
+    crop[0, 0, 0, 0] = crop[0, 1, 0, 1] = 1.0
+    low, high = np.zeros((1, 6)), np.ones((1, 6))
+    image = false_colours(crop, low, high)[0]
+    assert image[0, 0].argmax() == 2  # DNA is blue
+    assert image[0, 1].argmax() == 1  # ER is green
+    np.testing.assert_array_equal(image[1, 1], 0.0)
+    grey = false_colours(crop[:, :1], low[:, :1], high[:, :1])[0]
+    np.testing.assert_array_equal(grey[0, 0], [1.0, 1.0, 1.0])
+    assert image.min() >= 0.0 and image.max() <= 1.0
+
+
+def test_crops_of_one_to_many_channels_and_a_blank_one_are_drawn() -> None:
+    for channels in (1, 3, 8):
+        crops = cells(3, channels=channels, side=16)
+        crops[0] = 0.0
+        assert _pixels(reconstruction_figure(crops, crops, crops)).std() > 0.01
+
+
+def test_opposite_and_alike_pairs_have_the_ends_of_the_colour_scale() -> None:
+    pixels = _pixels(heatmap_figure([[1.0, -1.0], [-1.0, 1.0]], ["a", "b"]))
+    assert _has_colour(pixels, "#67001f", 0.05) and _has_colour(pixels, "#053061", 0.05)
+
+
+def test_a_large_heatmap_is_drawn_without_names() -> None:
+    groups = [str(row // 20) for row in range(200)]
+    assert _pixels(heatmap_figure(np.eye(200), [f"g{row}" for row in range(200)], groups)).shape[2] == 3
+
+
+def test_curves_take_a_table_of_another_library() -> None:
+    columns = {"step": list(range(60)), "loss": [1.0 / (1 + step) for step in range(60)], "crops_per_s": [5.0] * 60}
+    assert curves_figure(pl.DataFrame(columns).to_dict(as_series=False)) == curves_figure(columns)
+
+
+def test_recall_without_intervals_is_drawn() -> None:
+    point = RecallPoint(
+        source="encoder", annotation="P", lo=0.05, hi=0.95, recall=0.4, ci_low=None, ci_high=None, chance=0.1
+    )
+    assert _has_colour(_pixels(recall_figure([point])), THEMES["light"].series[0], 0.0001)
