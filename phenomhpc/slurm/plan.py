@@ -1,0 +1,121 @@
+"""What to ask of Slurm: a pure function of the job's plan, its settings and the cluster."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from phenomhpc.config import ClusterConfig
+from phenomhpc.errors import UsageError
+from phenomhpc.slurm.facts import ClusterFacts, Partition
+
+# Without a cluster to ask (a dry run), Slurm's own default.
+DEFAULT_MAX_ARRAY_SIZE = 1001
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One sbatch: `size` array elements 0.. whose task is `offset` + index.  A gang is one chunk of one element."""
+
+    number: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """One attempt of one run, as it will be asked for.  Everything a script needs and nothing else."""
+
+    run_id: str
+    run_root: Path
+    kind: str
+    attempt: int
+    num_tasks: int
+    gang: bool
+    chunks: tuple[Chunk, ...]
+    cluster: ClusterConfig
+    python: str
+    code: Path
+    dependency: str | None = None
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of one job."""
+        return self.num_tasks if self.gang else 1
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """GPU hours asked for; None without a time limit."""
+        if self.cluster.time_minutes is None:
+            return None
+        return self.num_tasks * (self.cluster.gpus_per_node or 0) * self.cluster.time_minutes / 60
+
+
+def chunks_of(num_tasks: int, max_array_size: int) -> tuple[Chunk, ...]:
+    """Arrays of indices 0..n-1; the largest index Slurm takes is MaxArraySize - 1."""
+    size = max(1, max_array_size)
+    starts = range(0, num_tasks, size)
+    return tuple(
+        Chunk(number=number, offset=start, size=min(size, num_tasks - start)) for number, start in enumerate(starts)
+    )
+
+
+def plan_submission(
+    *,
+    run_root: Path,
+    kind: str,
+    attempt: int,
+    num_tasks: int,
+    gang: bool,
+    cluster: ClusterConfig,
+    python: str,
+    code: Path,
+    facts: ClusterFacts | None,
+) -> Submission:
+    """The attempt as Slurm will see it.  Raises UsageError listing everything that the cluster would refuse."""
+    if facts is not None:
+        problems = problems_of(cluster, num_tasks if gang else 1, facts)
+        if problems:
+            raise UsageError("; ".join(problems))
+    size = facts.max_array_size if facts else DEFAULT_MAX_ARRAY_SIZE
+    return Submission(
+        run_id=run_root.name,
+        run_root=run_root,
+        kind=kind,
+        attempt=attempt,
+        num_tasks=num_tasks,
+        gang=gang,
+        chunks=(Chunk(number=0, offset=0, size=1),) if gang else chunks_of(num_tasks, size),
+        cluster=cluster,
+        python=python,
+        code=code,
+    )
+
+
+def problems_of(cluster: ClusterConfig, num_nodes: int, facts: ClusterFacts) -> list[str]:
+    """What this cluster cannot give, one sentence each: the thing, the value, what there is."""
+    partition = facts.partition(cluster.partition)
+    if partition is None:
+        names = [entry.name for entry in facts.partitions]
+        if cluster.partition is None:
+            return [f"--partition is missing: {facts.name} has no default partition; choose one of {', '.join(names)}"]
+        near = difflib.get_close_matches(cluster.partition, names, 1, 0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return [f"--partition {cluster.partition}: {facts.name} has {', '.join(names)}{hint}"]
+    return [problem for problem in _problems_in(cluster, num_nodes, partition) if problem]
+
+
+def _problems_in(cluster: ClusterConfig, num_nodes: int, partition: Partition) -> list[str | None]:
+    where = f"partition {partition.name}"
+    limit = partition.max_time_minutes
+    checks = (
+        ("--nodes", num_nodes, partition.num_nodes, "node(s)"),
+        ("--gpus-per-node", cluster.gpus_per_node or 0, partition.gpus_per_node, "GPU(s) per node"),
+        ("cluster.cpus_per_task", cluster.cpus_per_task or 1, partition.cpus_per_node, "CPUs per node"),
+        ("cluster.mem_mb", cluster.mem_mb or 0, partition.mem_mb_per_node, "MiB per node"),
+        ("--time (minutes)", cluster.time_minutes or 0, limit if limit is not None else 2**62, "minutes at most"),
+    )
+    return [
+        f"{flag} {asked}: {where} has {most} {unit}" if asked > most else None for flag, asked, most, unit in checks
+    ]

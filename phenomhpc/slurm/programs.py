@@ -1,0 +1,49 @@
+"""Starting Slurm's programs: the only place where they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+
+from phenomhpc.errors import UnreachableError
+
+LIMIT_S = 30
+# What a submitting shell inside a job would leak into the new one; SLURM_CONF says where the cluster is.
+SCRUBBED_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "PMIX_", "PMI_")
+KEPT = ("SLURM_CONF",)
+
+
+class ProgramFailedError(Exception):
+    """A program ended with another code than 0; str() is its last line on stderr."""
+
+
+def scrubbed_names(environment: Iterable[str]) -> list[str]:
+    """Names that must not travel into a submitted job."""
+    return sorted(name for name in environment if name.startswith(SCRUBBED_PREFIXES) and name not in KEPT)
+
+
+def has_slurm() -> bool:
+    """Is there a Slurm client on this machine?"""
+    return shutil.which("sbatch") is not None
+
+
+def run_program(argv: Sequence[str], *, stdin: str | None = None, limit_s: float = LIMIT_S) -> str:
+    """stdout of one of Slurm's programs, run in a scrubbed environment.
+
+    Raises ProgramFailedError with its last words, UnreachableError when it is not there, hangs, or cannot reach the controller.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in scrubbed_names(os.environ)}
+    try:
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=limit_s, env=environment)
+    except FileNotFoundError as error:
+        raise UnreachableError(f"{argv[0]}: not found; is Slurm's client installed on this machine?") from error
+    except subprocess.TimeoutExpired as error:
+        raise UnreachableError(f"{argv[0]}: no answer within {limit_s:g} s; is slurmctld up?") from error
+    if done.returncode:
+        words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        if "Unable to contact slurm controller" in done.stderr or "Connection refused" in done.stderr:
+            raise UnreachableError(f"{argv[0]}: {words}; is slurmctld up?")
+        raise ProgramFailedError(words)
+    return done.stdout
