@@ -23,7 +23,7 @@ def write_plate(raw: Path, *, seed: int = 0, fields: int = FIELDS, name: str = "
     folder.mkdir(parents=True)
     for field in range(fields):
         for channel in range(1, CHANNELS + 1):
-            cy, cx, width = rng.uniform(10, SIDE - 10, 2).tolist() + [rng.uniform(6, 14)]
+            (cy, cx), width = rng.uniform(10, SIDE - 10, 2), rng.uniform(6, 14)
             blob = 160 * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * width**2))
             image = np.clip(blob + rng.poisson(30, blob.shape), 0, 255).astype(np.uint8)
             (folder / f"A{field + 1:02d}_s1_w{channel}.png").write_bytes(imagecodecs.png_encode(image))
@@ -37,7 +37,7 @@ def convert(raw: Path, store: Path, runs: Path) -> Path:
     return store
 
 
-def settings(store: Path, runs: Path, **changes: Any) -> PretrainConfig:
+def settings(store: Path, runs: Path, /, **changes: Any) -> PretrainConfig:
     """12 steps of 8 crops of a model with 30 thousand parameters; `changes` by dotted key, dots written as __."""
     tree: dict[str, Any] = {
         "store": [str(store)],
