@@ -112,9 +112,9 @@ def view_tasks(
     """Every task of an attempt, from its completion marks, its events, and the states of the jobs by task."""
     finished = set(done)
     last: dict[int, Event] = {}
-    for event in events:
-        if event["event"] in {"started", "preempted", "failed", "finished"}:
-            last[event["task"]] = event
+    for entry in events:
+        if entry["event"] in {"started", "preempted", "failed", "finished"}:
+            last[entry["task"]] = entry
     views = []
     for task in range(num_tasks):
         job, event = jobs.get(task), last.get(task)

@@ -8,7 +8,22 @@ from dataclasses import dataclass
 from phenomhpc.errors import UnreachableError
 from phenomhpc.slurm.programs import ProgramFailedError, run_program
 
-LIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING", "STOPPED", "SIGNALING", "STAGE_OUT"}  # fmt: skip
+LIVE = frozenset(
+    {
+        "PENDING",
+        "RUNNING",
+        "CONFIGURING",
+        "COMPLETING",
+        "SUSPENDED",
+        "REQUEUED",
+        "REQUEUE_HOLD",
+        "REQUEUE_FED",
+        "RESIZING",
+        "STOPPED",
+        "SIGNALING",
+        "STAGE_OUT",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
