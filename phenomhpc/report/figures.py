@@ -14,7 +14,7 @@ from phenomhpc.report.theme import Theme, ThemeName, drawing, to_png
 
 WIDTH_IN = 10.4
 MAX_CROPS = 6
-MAX_NAMED = 60  # perturbations whose names fit beside a heatmap
+MAX_NAMED = 80  # perturbations whose names fit beside a heatmap
 CURVE_WINDOW = 0.04  # share of the steps that a smoothed curve averages over
 
 # False colours of Cell Painting's channels in their usual order: DNA, ER, RNA, AGP, mitochondria, and a sixth.
@@ -28,6 +28,7 @@ FALSE_COLOURS = np.array(
         (0.35, 0.80, 0.95),
     ]
 )
+BRIGHTNESS, MIDDLE_TONES, SATURATION = 4.9, 1.5, 1.9
 
 
 def false_colours(crops: NDArray[np.floating[Any]], low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.float64]:
@@ -38,10 +39,14 @@ def false_colours(crops: NDArray[np.floating[Any]], low: NDArray[Any], high: NDA
     span = np.maximum(high - low, 1e-6)[:, :, None, None]
     level = np.clip((crops - low[:, :, None, None]) / span, 0.0, 1.0)
     num = crops.shape[1]
-    colours = np.ones((1, 3)) if num == 1 else FALSE_COLOURS[np.arange(num) % len(FALSE_COLOURS)]
-    blended = np.einsum("nchw,ck->nhwk", level, colours) * (1.0 if num == 1 else 2.6 / num)
-    result: NDArray[np.float64] = 1.0 - np.exp(-1.5 * blended) if num > 1 else blended
-    return np.clip(result, 0.0, 1.0)
+    if num == 1:
+        return np.repeat(level[:, 0, :, :, None].astype(np.float64), 3, axis=3)
+    weights = FALSE_COLOURS[np.arange(num) % len(FALSE_COLOURS)] * BRIGHTNESS / num
+    # Channels overlap in a cell and would add up to grey: darker middle tones and more colour keep them apart.
+    blended = 1.0 - np.exp(-np.einsum("nchw,ck->nhwk", level**MIDDLE_TONES, weights))
+    grey = blended.mean(axis=3, keepdims=True)
+    result: NDArray[np.float64] = np.clip(grey + SATURATION * (blended - grey), 0.0, 1.0)
+    return result
 
 
 def reconstruction_figure(
@@ -112,7 +117,7 @@ def heatmap_figure(
 ) -> bytes:
     """Cosine similarities f[g, g] in the order given, blue for opposite, red for alike.
 
-    labels: g names, written where at most 60 of them fit; groups: the group of each, neighbours together ("" for none), marked
+    labels: g names, written where there are at most 80; groups: the group of each, neighbours together ("" for none), marked
     by a coloured strip along both sides
     """
     cosines = np.asarray(matrix, dtype=np.float64)
@@ -125,7 +130,7 @@ def heatmap_figure(
         axes.spines[:].set_visible(False)
         axes.set(xticks=[], yticks=[])
         if named:
-            size = 8 if len(labels) <= 30 else 6
+            size = min(8.0, 330.0 / len(labels))
             axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
             axes.set_yticks(range(len(labels)), labels, fontsize=size)
             axes.tick_params(length=0, pad=9 if any(groups) else 3)
