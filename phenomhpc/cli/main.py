@@ -46,7 +46,8 @@ def build() -> typer.Typer:
 
     jobs.register(app)
     import importlib.util as u
-    here=lambda n: u.find_spec(f"phenomhpc.cli.{n}")
+
+    here = lambda n: u.find_spec(f"phenomhpc.cli.{n}")
     for name in filter(here, VERBS):
         app.command(name)(getattr(importlib.import_module(f"phenomhpc.cli.{name}"), name))
     for name in filter(here, GROUPS):

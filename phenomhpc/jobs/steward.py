@@ -88,10 +88,10 @@ def _act(decision: Decision, paths: RunPaths, config: AnyConfig, attempt: int, p
         try:
             submit_next(paths, config, facts=discover(), progress=progress, memory_factor=factor)
         except PhenomError as error:
-            _end(paths, "failed", error.exit_code, str(error), progress)
+            record_end(paths, "failed", error.exit_code, str(error), progress)
     else:
         state = "cancelled" if decision.action == Action.STAY_CANCELLED else "failed"
-        _end(paths, state, 1, decision.reason, progress)
+        record_end(paths, state, 1, decision.reason, progress)
 
 
 def end_run(paths: RunPaths, config: AnyConfig, progress: Progress) -> None:
@@ -99,17 +99,17 @@ def end_run(paths: RunPaths, config: AnyConfig, progress: Progress) -> None:
     try:
         summary = load(config.kind).finish(config, paths, progress)
     except PhenomError as error:
-        _end(paths, "failed", error.exit_code, str(error), progress)
+        record_end(paths, "failed", error.exit_code, str(error), progress)
         return
     except Exception as error:
-        _end(paths, "failed", 1, f"finish: {type(error).__name__}: {error}", progress)
+        record_end(paths, "failed", 1, f"finish: {type(error).__name__}: {error}", progress)
         traceback.print_exc()
         return
     set_aside = [list(entry) for entry in summary.set_aside]
-    _end(paths, "finished", summary.exit_code, summary.text, progress, set_aside=set_aside, report=summary.report)
+    record_end(paths, "finished", summary.exit_code, summary.text, progress, set_aside=set_aside, report=summary.report)
 
 
-def _end(paths: RunPaths, state: str, code: int, message: str, progress: Progress, **fields: object) -> None:
+def record_end(paths: RunPaths, state: str, code: int, message: str, progress: Progress, **fields: object) -> None:
     write_outcome(paths, state=state, exit_code=code, message=message, **fields)
     provenance = read_provenance(paths)
     parent = provenance.get(PIPELINE)
@@ -158,12 +158,12 @@ def _start_after(paths: RunPaths, config: AnyConfig, progress: Progress) -> str:
         submit_waiting(paths, config, before)
         return f"waiting for {before.id}"
     if outcome["state"] != "finished":
-        _end(paths, "failed", 1, f"--after {before.id}: it ended as {outcome['state']}: {outcome['message']}", progress)
+        record_end(paths, "failed", 1, f"--after {before.id}: it ended as {outcome['state']}: {outcome['message']}", progress)
         return "failed"
     try:
         submit_next(paths, config, facts=discover(), progress=progress)
     except PhenomError as error:
-        _end(paths, "failed", error.exit_code, str(error), progress)
+        record_end(paths, "failed", error.exit_code, str(error), progress)
     return "started"
 
 

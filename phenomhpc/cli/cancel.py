@@ -1,0 +1,22 @@
+"""phenomhpc cancel RUN."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from phenomhpc.cli.runs import runs_folder
+
+
+def cancel(
+    run: Annotated[str, typer.Argument(help="A run's ID, the beginning of one, or `last`.")],
+    folder: Annotated[
+        str | None, typer.Option("--runs", help="Folder of the run directories.", show_default=False)
+    ] = None,
+) -> None:
+    """Cancel a run on Slurm: its jobs, its steward, a pipeline's stages.  What was committed stays."""
+    from phenomhpc.jobs.status import cancel_run
+    from phenomhpc.runs import find_run
+
+    print(cancel_run(find_run(runs_folder(folder), run)))

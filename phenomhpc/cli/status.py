@@ -1,0 +1,57 @@
+"""phenomhpc status RUN: how far a run is, and what went wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from phenomhpc.cli.output import print_json, print_table
+from phenomhpc.cli.runs import runs_folder
+
+if TYPE_CHECKING:
+    from phenomhpc.jobs.status import RunStatus
+
+
+def status(
+    run: Annotated[str, typer.Argument(help="A run's ID, the beginning of one, or `last`.")],
+    folder: Annotated[
+        str | None, typer.Option("--runs", help="Folder of the run directories.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a run; where it has no living steward, do what the steward would."""
+    from dataclasses import asdict
+
+    from phenomhpc.jobs.status import run_status
+    from phenomhpc.runs import find_run
+
+    found = run_status(find_run(runs_folder(folder), run), act=True)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _print(found)
+
+
+def _print(found: RunStatus) -> None:
+    from phenomhpc.jobs.base import Table
+
+    print(f"{found.id}: {found.state}{f' ({found.message})' if found.message else ''}")
+    facts: list[tuple[str, str]] = [("kind", found.kind), ("where", found.where), ("attempt", str(found.attempt))]
+    if found.total:
+        facts.append((found.noun, f"{found.done} of {found.total}"))
+    if found.rate_per_s:
+        facts.append(("rate", f"{found.rate_per_s:.3g} {found.noun}/s"))
+    if found.left_s is not None:
+        facts.append(("time left", f"{found.left_s / 60:.1f} min"))
+    if found.loss is not None:
+        facts.append(("loss", f"{found.loss:.4f}"))
+    facts += [(f"failed: {name}", str(count)) for name, count in found.failures.items()]
+    if found.jobs:
+        facts.append(("Slurm jobs", ", ".join(found.jobs)))
+    if found.report:
+        facts.append(("report", found.report))
+    for name, value in facts:
+        print(f"  {name:12s} {value}")
+    if found.stages:
+        print_table(Table(title="Stages", columns=("stage", "run", "state"), rows=found.stages))
