@@ -45,13 +45,10 @@ def build() -> typer.Typer:
         pass
 
     jobs.register(app)
-    import importlib.util as u
-
-    here = lambda n: u.find_spec(f"phenomhpc.cli.{n}")
-    for name in filter(here, VERBS):
+    for name in VERBS:
         app.command(name)(getattr(importlib.import_module(f"phenomhpc.cli.{name}"), name))
-    for name in filter(here, GROUPS):
-        app.add_typer(importlib.import_module(f"phenomhpc.cli.{name}").app, name=name, rich_help_panel=None)
+    for name in GROUPS:
+        app.add_typer(importlib.import_module(f"phenomhpc.cli.{name}").app, name=name)
     return app
 
 

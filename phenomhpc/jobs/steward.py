@@ -158,7 +158,9 @@ def _start_after(paths: RunPaths, config: AnyConfig, progress: Progress) -> str:
         submit_waiting(paths, config, before)
         return f"waiting for {before.id}"
     if outcome["state"] != "finished":
-        record_end(paths, "failed", 1, f"--after {before.id}: it ended as {outcome['state']}: {outcome['message']}", progress)
+        record_end(
+            paths, "failed", 1, f"--after {before.id}: it ended as {outcome['state']}: {outcome['message']}", progress
+        )
         return "failed"
     try:
         submit_next(paths, config, facts=discover(), progress=progress)
