@@ -1,0 +1,63 @@
+# phenomhpc: `make demo` and `make test` are all a newcomer needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Read by pytest.  Slurm tests mostly wait, so they run beside those that compute: one worker for each.
+PYTEST_ARGS ?=
+APT_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge mariadb-server-core mariadb-client-core iproute2 strace chromium
+
+.PHONY: install install-test system-packages demo test test-nodes lint format lock bench-cli bench-loader bench-convert bench-train bench-gpu soak clean
+
+# Installs the versions of uv.lock with pip, which honours a machine's own wheel folder (a CPU build of torch, say).
+install: $(VENV)/installed
+$(VENV)/installed: pyproject.toml uv.lock tools/lock_constraints.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python tools/lock_constraints.py uv.lock > $(VENV)/constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e .
+	touch $@
+
+install-test: $(VENV)/installed-test
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test]'
+	touch $@
+
+# What the tests use beside Python: installed as root on Debian, else tests that need it are skipped by name.
+system-packages:
+	@tools/install_system_packages.sh $(APT_PACKAGES)
+
+demo: install
+	$(BIN)/phenomhpc demo
+
+test: install-test system-packages
+	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+test-nodes:
+	@echo "test-nodes: the Ansible bundle and its tests are still to come"
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: install-test
+	$(BIN)/uv lock
+
+bench-cli bench-loader bench-convert bench-train: install-test
+	$(BIN)/python -m tests.bench.$(subst -,_,$@)
+
+# From a plain checkout on a machine with a GPU that has torch of its own.
+bench-gpu:
+	PYTHONPATH=. python3 -m tests.bench.bench_train --device cuda
+
+# The long campaigns; small versions of them are in `make test`.
+soak: install-test system-packages
+	PHENOMHPC_SOAK=1 $(BIN)/pytest -n 2 --dist loadgroup --timeout 7200 $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
