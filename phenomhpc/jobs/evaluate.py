@@ -25,7 +25,7 @@ from phenomhpc.jobs.evaluation.annotations import Annotations, read_annotations
 from phenomhpc.jobs.evaluation.scores import ENCODER, Evaluation, evaluate, recall_rows, source_names
 from phenomhpc.jobs.evaluation.sections import headline, report
 from phenomhpc.jobs.evaluation.wells import embeddings_source
-from phenomhpc.maps import cosine_map
+from phenomhpc.maps import check_thresholds, cosine_map
 from phenomhpc.progress import Progress, Stage
 from phenomhpc.runs import RunPaths, TaskContext, Unit, commit, committing, digest_of
 
@@ -43,6 +43,7 @@ def map_path(paths: RunPaths) -> Path:
 
 def plan(config: EvaluateConfig, paths: RunPaths) -> ArrayPlan:
     """One unit, done when evaluation.json has the digest of these settings and inputs.  Raises UsageError."""
+    check_thresholds(config.thresholds)
     source = embeddings_source(config)
     annotations = _annotations(config)
     if config.arm_correction and not (annotations.arms and annotations.unexpressed):

@@ -63,6 +63,15 @@ def chance_level(lo: float, hi: float) -> float:
     return lo + 1.0 - hi
 
 
+def check_thresholds(thresholds: Sequence[tuple[float, float]]) -> None:
+    """Raise UsageError for none at all, and for a pair that is not 0 <= low < high <= 1."""
+    if not thresholds:
+        raise UsageError("thresholds: none given; (0.05, 0.95) is usual")
+    for lo, hi in thresholds:
+        if not 0.0 <= lo < hi <= 1.0:
+            raise UsageError(f"thresholds: ({lo}, {hi}); the two are shares of the null, 0 <= low < high <= 1")
+
+
 def relationship_recall(
     features: ArrayLike,
     labels: Sequence[str] | NDArray[np.str_],
@@ -89,9 +98,7 @@ def relationship_recalls(
     seed: int = 0,
 ) -> dict[str, list[Recall]]:
     """`relationship_recall` of several annotations against one null, computed once.  Names as in `annotations`."""
-    for lo, hi in thresholds:
-        if not 0.0 <= lo < hi <= 1.0:
-            raise UsageError(f"thresholds: ({lo}, {hi}); the two are shares of the null, 0 <= low < high <= 1")
+    check_thresholds(thresholds)
     array = as_features(features)
     names = as_unique_labels(labels, len(array))
     rows = {name: mapped_pairs(names, pairs) for name, pairs in annotations.items()}

@@ -144,6 +144,20 @@ def test_arm_correction_without_arms_or_unexpressed_genes_is_refused(inputs: Pat
     assert list_runs(inputs / "runs") == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"thresholds": ((0.9, 0.1),)}, r"thresholds: \(0.9, 0.1\)"),
+        ({"annotations": "nowhere"}, "annotations=nowhere: no such folder"),
+        ({"embeddings": "some/where"}, "embeddings=some/where: no such folder"),
+    ],
+)
+def test_a_wrong_command_leaves_no_run_behind(inputs: Path, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        _run(_config(inputs, **settings))
+    assert list_runs(inputs / "runs") == []
+
+
 def test_what_cannot_be_used_beside_the_encoder_is_set_aside_and_listed(inputs: Path) -> None:
     (inputs / "annotations" / "ELSEWHERE.txt").write_text("FOO,BAR\n")
     (inputs / "annotations" / "README.txt").write_text("Where this is from\n")
