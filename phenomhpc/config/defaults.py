@@ -25,14 +25,15 @@ _CLUSTER = {
     name: f"cluster.{name}"
     for name in ("partition", "account", "qos", "gpus_per_node", "cpus_per_task", "mem_mb", "time_minutes")
 }
+_GPUS = {"gpus_per_node": _CLUSTER.pop("gpus_per_node")}
 _EVERY_JOB = {"runs": "runs", **_CLUSTER}
-# default -> dotted key, per kind of job
+# default -> dotted key, per kind of job; converting and evaluating have no use for a GPU
 LANDING: dict[str, dict[str, str]] = {
     "convert": {**_EVERY_JOB, "store": "store", "raw": "plates"},
-    "pretrain": {**_EVERY_JOB, "store": "store"},
-    "embed": {**_EVERY_JOB, "store": "store"},
+    "pretrain": {**_EVERY_JOB, **_GPUS, "store": "store"},
+    "embed": {**_EVERY_JOB, **_GPUS, "store": "store"},
     "evaluate": {**_EVERY_JOB, "annotations": "annotations"},
-    "pipeline": {**_EVERY_JOB, "store": "store", "raw": "plates", "annotations": "annotations"},
+    "pipeline": {**_EVERY_JOB, **_GPUS, "store": "store", "raw": "plates", "annotations": "annotations"},
 }
 NAMES = sorted({name for landing in LANDING.values() for name in landing})
 

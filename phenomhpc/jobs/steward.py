@@ -46,7 +46,8 @@ def observe(paths: RunPaths, attempt: int) -> list[TaskView]:
         task = submitted.task_of(job_id, index) if submitted else None
         if task is not None:
             jobs.update(dict.fromkeys(range(num_tasks), state) if gang else {task: state})
-    return view_tasks(num_tasks, done_tasks(paths, attempt), read_events(paths, attempt=attempt), jobs)
+    logs = [str(paths.log_file(task, attempt)) for task in range(num_tasks)]
+    return view_tasks(logs, done_tasks(paths, attempt), read_events(paths, attempt=attempt), jobs)
 
 
 def done_tasks(paths: RunPaths, attempt: int) -> list[int]:

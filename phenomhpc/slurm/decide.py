@@ -107,16 +107,19 @@ def classify(last: Event | None, job: JobState | None) -> tuple[FailureClass, st
 
 
 def view_tasks(
-    num_tasks: int, done: Iterable[int], events: Sequence[Event], jobs: Mapping[int, JobState]
+    logs: Sequence[str], done: Iterable[int], events: Sequence[Event], jobs: Mapping[int, JobState]
 ) -> list[TaskView]:
-    """Every task of an attempt, from its completion marks, its events, and the states of the jobs by task."""
+    """Every task of an attempt, from its completion marks, its events, and the states of the jobs by task.
+
+    logs: the log file of each task, in order.
+    """
     finished = set(done)
     last: dict[int, Event] = {}
     for entry in events:
         if entry["event"] in {"started", "preempted", "failed", "finished"}:
             last[entry["task"]] = entry
     views = []
-    for task in range(num_tasks):
+    for task, log in enumerate(logs):
         job, event = jobs.get(task), last.get(task)
         live = task not in finished and job is not None and job.is_live
         failure, message = None, ""
@@ -130,7 +133,7 @@ def view_tasks(
                 state=job.state if job else "",
                 failure=failure,
                 message=message,
-                log=str(event.get("log", "")) if event else "",
+                log=log,
                 host=str(event.get("host", "")) if event else "",
             )
         )
@@ -147,7 +150,7 @@ def decide(tasks: Sequence[TaskView], attempt: int, max_attempts: int) -> Decisi
     by_action = {DECISIONS[task.failure]: task for task in reversed(failed) if task.failure is not None}
     action = next(candidate for candidate in _ORDER if candidate in by_action)
     task = by_action[action]
-    words = f"{len(failed)} of {len(tasks)} task(s) ended early; task {task.task}: {task.failure}: {task.message}"
+    words = f"{len(failed)} of {len(tasks)} task(s) ended early; task {task.task}: {task.failure}: {task.message}{f' ({task.log})' if task.log else ''}"
     if action in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY) and attempt >= max_attempts:
         return Decision(action=Action.STOP, reason=f"{words}; cluster.max_attempts={max_attempts} are used up")
     return Decision(action=action, reason=words)

@@ -71,7 +71,7 @@ def render(submission: Submission, chunk: Chunk, command: str) -> str:
     return f"""#!/bin/bash
 {chr(10).join(options)}
 # {submission.kind}, run {submission.run_id}, attempt {submission.attempt}, {_what(submission, chunk)}
-export PYTHONPATH={shlex.quote(str(submission.code))} PYTHONUNBUFFERED=1
+export PYTHONPATH={shlex.quote(str(submission.code))} PYTHONUNBUFFERED=1 SUBMITIT_EXECUTOR=slurm
 task={task}
 
 # Slurm's warning (time limit, preemption) becomes a stop file: the task commits at its next boundary
