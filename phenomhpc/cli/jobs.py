@@ -15,10 +15,12 @@ def run(kind: str, settings: dict[str, Any], overrides: list[str], own: dict[str
     """Resolve the settings, run the job here, print how it ended, exit with its code."""
     from phenomhpc.config import PipelineConfig, require, resolve
     from phenomhpc.jobs.here import run_here
+    from phenomhpc.jobs.references import resolve_references
     from phenomhpc.progress import console
 
     config = resolve(kind, settings, overrides, recipe=own["recipe"]).config
     require(config)
+    config = resolve_references(config)
     if isinstance(config, PipelineConfig):
         from phenomhpc.jobs.pipeline import run_pipeline_here
 

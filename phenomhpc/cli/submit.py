@@ -16,6 +16,7 @@ app = typer.Typer(help="Submit a job to Slurm, with the flags it has here.", no_
 def submit(kind: str, settings: dict[str, Any], overrides: list[str], own: dict[str, Any]) -> None:
     """Resolve the settings and hand the job to Slurm; exits with the run's code under --wait."""
     from phenomhpc.config import require, resolve
+    from phenomhpc.jobs.references import resolve_references
     from phenomhpc.jobs.submit import submit_job
     from phenomhpc.progress import console
 
@@ -23,6 +24,7 @@ def submit(kind: str, settings: dict[str, Any], overrides: list[str], own: dict[
         settings = {**settings, "cluster.time_minutes": parse_minutes(own["time"])}
     config = resolve(kind, settings, overrides, recipe=own["recipe"]).config
     require(config)
+    config = resolve_references(config)
     code = submit_job(
         config,
         command=sys.argv,

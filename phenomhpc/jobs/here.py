@@ -100,12 +100,11 @@ def run_here(
             plan = job.plan(config, paths)
             _attempt(config, paths, plan, progress)
             summary = job.finish(config, paths, progress)
-        except UsageError:
-            if not existed and not paths.last_attempt():
-                _forget(paths)  # nothing was started: a wrong command leaves no run behind
-            raise
         except PhenomError as error:
-            write_outcome(paths, state="failed", exit_code=error.exit_code, message=str(error))
+            if isinstance(error, UsageError) and not existed and not paths.last_attempt():
+                _forget(paths)  # nothing was started: a wrong command leaves no run behind
+            else:
+                write_outcome(paths, state="failed", exit_code=error.exit_code, message=str(error))
             raise
         set_aside = [list(entry) for entry in summary.set_aside]
         write_outcome(paths, state="finished", exit_code=summary.exit_code, message=summary.text, set_aside=set_aside)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phenomhpc.config import AnyConfig, PipelineConfig, dump, load_run_config
-from phenomhpc.errors import UnreachableError
+from phenomhpc.errors import PhenomError, UnreachableError
 from phenomhpc.jobs import slurm_task
 from phenomhpc.jobs.base import ArrayPlan, Plan, load
 from phenomhpc.jobs.pack import pack
@@ -28,6 +28,7 @@ from phenomhpc.runs import (
     read_outcome,
     read_provenance,
     write_manifest,
+    write_outcome,
 )
 from phenomhpc.slurm.facts import ClusterFacts, discover
 from phenomhpc.slurm.plan import Submission, plan_submission
@@ -73,6 +74,18 @@ def submit_job(
     provenance = collect_provenance(command) | ({AFTER: str(other.root)} if other else {})
     paths = create_run(runs, config.kind, dump(config), provenance, name=name)
     snapshot_code(paths)
+    try:
+        _start(paths, config, other, facts, progress)
+    except PhenomError as error:
+        if read_outcome(paths) is None:
+            write_outcome(paths, state="failed", exit_code=error.exit_code, message=str(error))
+        raise
+    print(f"submitted: {paths.id}")
+    progress.say(f"phenomhpc status {paths.id}   phenomhpc logs {paths.id} -f   phenomhpc cancel {paths.id}")
+    return wait_for(paths, progress) if wait else 0
+
+
+def _start(paths: RunPaths, config: AnyConfig, other: RunPaths | None, facts: ClusterFacts, progress: Progress) -> None:
     with steward_lock(paths):
         if other is not None:
             submit_waiting(paths, config, other)
@@ -82,9 +95,6 @@ def submit_job(
             advance_pipeline(paths, config, progress)
         else:
             submit_next(paths, config, facts=facts, progress=progress)
-    print(f"submitted: {paths.id}")
-    progress.say(f"phenomhpc status {paths.id}   phenomhpc logs {paths.id} -f   phenomhpc cancel {paths.id}")
-    return wait_for(paths, progress) if wait else 0
 
 
 def _check(config: AnyConfig, facts: ClusterFacts, paths: RunPaths, *, planned: bool) -> None:

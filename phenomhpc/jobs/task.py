@@ -73,7 +73,8 @@ def _failed(ctx: TaskContext, error: Exception) -> int:
         ctx.events.emit("preempted", message=str(error), log=log)
     elif isinstance(error, errors.PhenomError):
         kind = "bad_input" if isinstance(error, errors.UsageError) else "code_error"
-        print(f"phenomhpc: {error}", flush=True)
+        if ctx.job_id is not None:  # here, whoever started the task says it
+            print(f"phenomhpc: {error}", flush=True)
         fields = {"class": kind, "exit_code": error.exit_code, "message": str(error), "log": log}
         ctx.events.emit("failed", **fields)
     else:

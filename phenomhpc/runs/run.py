@@ -60,15 +60,15 @@ def list_runs(runs: Path) -> list[RunPaths]:
     return sorted(found, key=lambda paths: (str(read_provenance(paths)["created"]), paths.id))
 
 
-def find_run(runs: Path, name: str) -> RunPaths:
+def find_run(runs: Path, name: str, *, kind: str | None = None) -> RunPaths:
     """The run called `name`: an ID in `runs`, an unambiguous beginning of one, `last`, or a run directory's path.
 
-    Raises UsageError naming the nearest IDs.
+    kind: only runs of this kind are looked at for `last` and beginnings.  Raises UsageError naming the nearest IDs.
     """
     for candidate in (runs / name, Path(name)):
         if name and (candidate / "run.yaml").is_file():
             return RunPaths(candidate.absolute())
-    known = list_runs(runs)
+    known = [paths for paths in list_runs(runs) if kind is None or read_provenance(paths)["kind"] == kind]
     if name == "last" and known:
         return known[-1]
     starting = [paths for paths in known if paths.id.startswith(name)]
@@ -76,7 +76,7 @@ def find_run(runs: Path, name: str) -> RunPaths:
         return starting[0]
     ids = [paths.id for paths in starting] or difflib.get_close_matches(name, [paths.id for paths in known], 3, 0.3)
     hint = f"did you mean {', '.join(ids[-3:])}?" if ids else "`phenomhpc runs` lists them"
-    raise UsageError(f"run {name!r}: not found in {runs}; {hint}")
+    raise UsageError(f"{f'{kind} ' if kind else ''}run {name!r}: not found in {runs}; {hint}")
 
 
 def write_outcome(paths: RunPaths, *, state: str, exit_code: int, message: str = "", **fields: Any) -> None:
