@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from phenomhpc.config import PipelineConfig, dump, validate
 from phenomhpc.config.overrides import assign, parse_override
@@ -102,9 +103,12 @@ def _synthetic(values: dict[str, Any]) -> SyntheticSpec:
             hint = f"nearest key: {SYNTHETIC}.{near[0]}" if near else f"keys here: {', '.join(known)}"
             raise UsageError(f"demo: {SYNTHETIC}.{key}={values[key]!r}: no such key; {hint}")
     try:
-        return SyntheticSpec(**values)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"demo: {SYNTHETIC}: {error}") from error
+        return TypeAdapter(SyntheticSpec).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join([SYNTHETIC, *(str(part) for part in first["loc"])])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise UsageError(f"demo: {place}: {message[:1].lower()}{message[1:]}") from error
 
 
 def run_demo(out: Path, seed: int, overrides: Sequence[str], *, command: Sequence[str], progress: Progress) -> Path:
@@ -149,6 +153,11 @@ def _first_difference(there: str, here: str) -> str:
 
 
 def _write_plates(paths: DemoPaths, demo: Demo, progress: Progress) -> None:
+    plates = demo.plates
+    progress.say(
+        f"Painting: {plates.num_plates} plates of {plates.num_wells} wells, whose {plates.num_genes} genes change the cells in "
+        "ways that are known"
+    )
     partial = paths.root / "raw.partial"
     shutil.rmtree(partial, ignore_errors=True)
     write_plates(partial, demo.plates, progress)
