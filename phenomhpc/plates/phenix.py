@@ -88,10 +88,13 @@ def _plate(found: PlateFolder, index: Path, about: dict[str, str], images: list[
     if not images:
         raise ValueError("it lists no image")
     channels = _channels(images)
+    rows, columns = int(about["PlateRows"]), int(about["PlateColumns"])
     position = {key: place for place, key in enumerate(channels)}
     planes: dict[tuple[Well, int, int, int], dict[int, dict[str, str]]] = defaultdict(dict)
     for image in images:
         well = Well(row=int(image["Row"]), column=int(image["Col"]))
+        if well.row > rows or well.column > columns:
+            raise ValueError(f"well {well.name} lies outside the plate of {rows} x {columns}")
         where = (well, int(image["FieldID"]), int(image.get("TimepointID") or 0), int(image.get("PlaneID") or 1))
         slot = position[image["ChannelID"]]
         if slot in planes[where]:
@@ -105,8 +108,8 @@ def _plate(found: PlateFolder, index: Path, about: dict[str, str], images: list[
         experiment=found.experiment,
         plate=found.plate,
         measurement=about.get("MeasurementID"),
-        rows=int(about["PlateRows"]),
-        columns=int(about["PlateColumns"]),
+        rows=rows,
+        columns=columns,
         channels=tuple(channels.values()),
         fields=tuple(fields),
         root=index.parent,

@@ -25,6 +25,10 @@ class Well:
     row: int
     column: int
 
+    def __post_init__(self) -> None:
+        if self.row < 1 or self.column < 1:
+            raise ValueError(f"row {self.row}, column {self.column}: positions count from 1")
+
     @property
     def name(self) -> str:
         """`A01`, `AA02`: at least two digits."""
