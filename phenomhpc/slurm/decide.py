@@ -150,7 +150,8 @@ def decide(tasks: Sequence[TaskView], attempt: int, max_attempts: int) -> Decisi
     by_action = {DECISIONS[task.failure]: task for task in reversed(failed) if task.failure is not None}
     action = next(candidate for candidate in _ORDER if candidate in by_action)
     task = by_action[action]
-    words = f"{len(failed)} of {len(tasks)} task(s) ended early; task {task.task}: {task.failure}: {task.message}{f' ({task.log})' if task.log else ''}"
+    log = f" ({task.log})" if task.log else ""
+    words = f"{len(failed)} of {len(tasks)} task(s) ended early; task {task.task}: {task.failure}: {task.message}{log}"
     if action in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY) and attempt >= max_attempts:
         return Decision(action=Action.STOP, reason=f"{words}; cluster.max_attempts={max_attempts} are used up")
     return Decision(action=action, reason=words)

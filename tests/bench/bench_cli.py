@@ -26,8 +26,26 @@ def cases(raw: Path) -> dict[str, list[str]]:
         "phenomhpc --help": [*PHENOMHPC, "--help"],
         "phenomhpc submit pretrain --help": [*PHENOMHPC, "submit", "pretrain", "--help"],
         "phenomhpc config show pretrain": [*PHENOMHPC, "config", "show", "pretrain"],
-        "submit pretrain --nodes 16 --dry-run": [*PHENOMHPC, "submit", "pretrain", "--store", store, "--nodes", "16", "--dry-run"],
-        "submit convert --dry-run": [*PHENOMHPC, "submit", "convert", "--plates", str(raw), "--store", store, "--dry-run"],
+        "submit pretrain --nodes 16 --dry-run": [
+            *PHENOMHPC,
+            "submit",
+            "pretrain",
+            "--store",
+            store,
+            "--nodes",
+            "16",
+            "--dry-run",
+        ],
+        "submit convert --dry-run": [
+            *PHENOMHPC,
+            "submit",
+            "convert",
+            "--plates",
+            str(raw),
+            "--store",
+            store,
+            "--dry-run",
+        ],
     }
 
 
