@@ -16,7 +16,8 @@ def cancel(
     ] = None,
 ) -> None:
     """Cancel a run on Slurm: its jobs, its steward, a pipeline's stages.  What was committed stays."""
-    from phenomhpc.jobs.status import cancel_run
+    from phenomhpc.jobs.cancel import cancel_run
+    from phenomhpc.progress import console
     from phenomhpc.runs import find_run
 
-    print(cancel_run(find_run(runs_folder(folder), run)))
+    print(cancel_run(find_run(runs_folder(folder), run), console()))

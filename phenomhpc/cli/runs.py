@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from phenomhpc.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from phenomhpc.jobs.status import RunStatus
 
 
 def runs_folder(given: str | None) -> Path:
@@ -28,18 +31,22 @@ def runs(
     from dataclasses import asdict
 
     from phenomhpc.jobs.base import Table
-    from phenomhpc.jobs.status import run_status
-    from phenomhpc.runs import list_runs
+    from phenomhpc.jobs.status import statuses
 
-    found = [run_status(paths) for paths in list_runs(runs_folder(folder))]
+    root = runs_folder(folder)
+    found = statuses(root)
     if as_json:
         print_json([asdict(status) for status in found])
         return
     if not found:
-        print(f"no runs in {runs_folder(folder)}")
+        print(f"no runs in {root}")
         return
     rows = tuple(
-        (each.id, each.kind, each.where, each.state, each.created[:16].replace("T", " "), each.message)
+        (each.id, each.where, each.state, _done(each), each.created[:16].replace("T", " "), each.message)
         for each in found
     )
-    print_table(Table(title="Runs", columns=("run", "kind", "where", "state", "created (UTC)", ""), rows=rows))
+    print_table(Table(title="Runs", columns=("run", "where", "state", "done", "created (UTC)", ""), rows=rows))
+
+
+def _done(status: RunStatus) -> str:
+    return f"{status.done} of {status.total} {status.noun}" if status.total else "-"

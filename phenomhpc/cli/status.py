@@ -23,10 +23,10 @@ def status(
     """Show a run; where it has no living steward, do what the steward would."""
     from dataclasses import asdict
 
-    from phenomhpc.jobs.status import run_status
+    from phenomhpc.jobs.status import tended_status
     from phenomhpc.runs import find_run
 
-    found = run_status(find_run(runs_folder(folder), run), act=True)
+    found = tended_status(find_run(runs_folder(folder), run))
     if as_json:
         print_json(asdict(found))
     else:
@@ -37,7 +37,9 @@ def _print(found: RunStatus) -> None:
     from phenomhpc.jobs.base import Table
 
     print(f"{found.id}: {found.state}{f' ({found.message})' if found.message else ''}")
-    facts: list[tuple[str, str]] = [("kind", found.kind), ("where", found.where), ("attempt", str(found.attempt))]
+    facts: list[tuple[str, str]] = [("kind", found.kind), ("where", found.where)]
+    if found.attempt:
+        facts.append(("attempt", str(found.attempt)))
     if found.total:
         facts.append((found.noun, f"{found.done} of {found.total}"))
     if found.rate_per_s:
@@ -49,9 +51,15 @@ def _print(found: RunStatus) -> None:
     facts += [(f"failed: {name}", str(count)) for name, count in found.failures.items()]
     if found.jobs:
         facts.append(("Slurm jobs", ", ".join(found.jobs)))
+    if found.hosts:
+        facts.append(("hosts", ", ".join(found.hosts)))
+    if found.set_aside:
+        facts.append(("set aside", str(found.set_aside)))
     if found.report:
         facts.append(("report", found.report))
+    facts.append(("folder", found.folder))
     for name, value in facts:
         print(f"  {name:12s} {value}")
     if found.stages:
-        print_table(Table(title="Stages", columns=("stage", "run", "state"), rows=found.stages))
+        rows = tuple((stage, run or None, state or None) for stage, run, state in found.stages)
+        print_table(Table(title="Stages", columns=("stage", "run", "state"), rows=rows))

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from phenomhpc.config import PipelineConfig, load_run_config
-from phenomhpc.errors import PhenomError, UnreachableError
-from phenomhpc.jobs.task import GANG_KIND
-from phenomhpc.runs import Event, RunPaths, Unit, read_events, read_manifest, read_outcome, read_provenance
-from phenomhpc.slurm.decide import TaskView
-from phenomhpc.slurm.submit import read_submitted
+from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
+from phenomhpc.errors import UnreachableError
+from phenomhpc.jobs.attempts import AFTER, CLUSTER, STEWARD_TASK, is_gang, stage_paths
+from phenomhpc.runs import Event, RunPaths, list_runs, read_events, read_manifest, read_outcome, read_provenance
+from phenomhpc.slurm.observe import Observation, observe
+from phenomhpc.slurm.queue import Queue, query_queue
+from phenomhpc.slurm.record import read_submitted
 
-QUEUED, RUNNING, UNKNOWN, WAITING = "queued", "running", "unknown", "waiting"
+QUEUED, RUNNING, UNKNOWN = "queued", "running", "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """How much is done, over all attempts; `loss` of the newest step that was written down, of a training run."""
+
+    done: int = 0
+    total: int | None = None
+    noun: str = "units"
+    loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """state: queued, waiting, running, finished, failed, cancelled or unknown; the rest None where it does not apply.
+    """state: queued, running, finished, failed, cancelled or unknown, and why in `message`.
 
-    done and total count `noun`; rate per second; loss of the newest step; failures by class.
+    done and total count `noun`; rate per second; loss of the newest step; failures by class; the rest None or empty
+    where it does not apply.
     """
 
     id: str
@@ -32,6 +45,7 @@ class RunStatus:
     state: str
     where: str
     message: str = ""
+    exit_code: int | None = None
     attempt: int = 0
     done: int = 0
     total: int | None = None
@@ -41,207 +55,194 @@ class RunStatus:
     loss: float | None = None
     failures: Mapping[str, int]
     jobs: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    set_aside: int = 0
     report: str | None = None
+    folder: str
     stages: tuple[tuple[str, str, str], ...] = ()
 
 
-def run_status(paths: RunPaths, *, act: bool = False) -> RunStatus:
-    """The status of a run.  With `act`, the steward's step is done where a run on Slurm has no living steward."""
-    from phenomhpc.jobs.steward import observe
+def tended_status(paths: RunPaths) -> RunStatus:
+    """The status of a run, after the steward's step where the run has no living steward to do it."""
+    from phenomhpc.jobs.steward import tend
+    from phenomhpc.progress import lines
 
-    outcome = read_outcome(paths)
-    attempt = paths.last_attempt()
-    submitted = read_submitted(paths.attempt(attempt)) if attempt else None
-    tasks: Sequence[TaskView] = ()
-    problem = ""
-    if outcome is None and submitted is not None:
-        try:
-            if act:
-                outcome = _act(paths, submitted.steward)
-            tasks = () if outcome else observe(paths, attempt)
-        except UnreachableError as error:
-            problem = str(error)
-    return _status(paths, outcome, attempt, submitted.job_ids if submitted else [], tasks, problem)
+    if on_slurm(paths) and read_outcome(paths) is None:
+        with contextlib.suppress(UnreachableError):  # run_status says so
+            tend(paths, lines())
+    return run_status(paths)
 
 
-def _act(paths: RunPaths, steward: str | None) -> dict[str, Any] | None:
-    """Do the steward's step when no steward's job lives to do it."""
-    from phenomhpc.jobs.steward import step
-    from phenomhpc.progress import silent
-    from phenomhpc.slurm.queue import query_jobs
-
-    living = steward is not None and any(state.is_live for state in query_jobs([steward]).values())
-    if not living:
-        step(paths, silent())
-    return read_outcome(paths)
+def statuses(runs: Path) -> list[RunStatus]:
+    """All runs in a folder, oldest first, with one question to Slurm, and none where no run needs it."""
+    found = list_runs(runs)
+    queue: Queue | None = None
+    if any(on_slurm(paths) and read_outcome(paths) is None for paths in found):
+        with contextlib.suppress(UnreachableError):  # each run then says what it can say without
+            queue = query_queue(runs)
+    return [run_status(paths, queue) for paths in found]
 
 
-def _status(
-    paths: RunPaths,
-    outcome: Mapping[str, Any] | None,
-    attempt: int,
-    job_ids: Sequence[str],
-    tasks: Sequence[TaskView],
-    problem: str,
-) -> RunStatus:
+def on_slurm(paths: RunPaths) -> bool:
+    """Was it submitted, or does it run on the machine where it was started?"""
+    return CLUSTER in read_provenance(paths)
+
+
+def run_status(paths: RunPaths, queue: Queue | None = None) -> RunStatus:
+    """The status of a run.  queue: what Slurm knows, where it was asked already."""
+    config = load_run_config(paths.run_yaml)
     provenance = read_provenance(paths)
     events = read_events(paths)
-    config = load_run_config(paths.run_yaml)
+    outcome = read_outcome(paths)
+    seen: Observation | None = None
     stages: tuple[tuple[str, str, str], ...] = ()
     if isinstance(config, PipelineConfig):
-        stages = _stages(paths, config)
-    units = (
-        read_manifest(paths.attempt(attempt).manifest) if attempt and paths.attempt(attempt).manifest.is_file() else []
-    )
-    done, total, noun, loss = _counts(paths, units, events, config)
-    rate, left = _rate(events, attempt, done, total)
-    state, message = _state(paths, outcome, tasks, events, attempt, problem, stages)
-    failures = Counter(str(task.failure) for task in tasks if task.failure is not None)
+        stages = _stages(paths, config, queue)
+    if outcome is not None:
+        state, message = str(outcome["state"]), str(outcome["message"])
+    elif not on_slurm(paths):
+        state, message = _state_here(paths, events)
+    else:
+        try:
+            seen = observe(paths, queue)
+            state, message = _state(paths, seen, stages)
+        except UnreachableError as error:
+            state, message = UNKNOWN, str(error)
+    count = count_done(paths, config, events)
+    rate, left = _rate(events, count) if state == RUNNING else (None, None)
+    tasks = seen.tasks if seen else ()
+    submitted = read_submitted(paths.attempt(paths.last_attempt()))
     return RunStatus(
         id=paths.id,
         kind=str(provenance["kind"]),
         created=str(provenance["created"]),
         state=state,
-        where="Slurm" if job_ids or any(paths.attempts.glob("*/slurm.json")) or provenance.get("after") else "here",
+        where=str(provenance.get(CLUSTER) or "here"),
         message=message,
-        attempt=attempt,
-        done=done,
-        total=total,
-        noun=noun,
-        rate_per_s=rate if state == RUNNING else None,
-        left_s=left if state == RUNNING else None,
-        loss=loss,
-        failures=dict(failures),
-        jobs=tuple(job_ids),
+        exit_code=outcome["exit_code"] if outcome else None,
+        attempt=paths.last_attempt(),
+        done=count.done,
+        total=count.total,
+        noun=count.noun,
+        rate_per_s=rate,
+        left_s=left,
+        loss=count.loss,
+        failures=dict(Counter(str(task.failure) for task in tasks if task.failure is not None)),
+        jobs=tuple(submitted.job_ids) if submitted else (),
+        hosts=tuple(sorted({task.host for task in tasks if task.state == "RUNNING" and task.host})),
+        set_aside=len(outcome.get("set_aside", ())) if outcome else 0,
         report=str(outcome["report"]) if outcome and outcome.get("report") else None,
+        folder=str(paths.root),
         stages=stages,
     )
 
 
-def _state(
-    paths: RunPaths,
-    outcome: Mapping[str, Any] | None,
-    tasks: Sequence[TaskView],
-    events: Sequence[Event],
-    attempt: int,
-    problem: str,
-    stages: Sequence[tuple[str, str, str]],
-) -> tuple[str, str]:
-    """The state in one word and why.  What is not known is `unknown`, never an end."""
-    if outcome is not None:
-        return str(outcome["state"]), str(outcome["message"])
-    if problem:
-        return UNKNOWN, problem
-    if stages:
-        return RUNNING, f"stage {stages[-1][0]}: {stages[-1][2]}"
-    if not attempt:
-        other = read_provenance(paths).get("after")
-        return (WAITING, f"for {Path(other).name}") if other else (UNKNOWN, "nothing was started yet")
-    if any(task.state in {"RUNNING", "COMPLETING"} for task in tasks):
+def _state(paths: RunPaths, seen: Observation, stages: Sequence[tuple[str, str, str]]) -> tuple[str, str]:
+    """The state of a run on Slurm that has not ended, and why.  What is not known is `unknown`, never an end."""
+    started = [stage for stage in stages if stage[1]]
+    if started:
+        return RUNNING if started[-1][2] != QUEUED else QUEUED, f"stage {started[-1][0]} is {started[-1][2]}"
+    if not seen.attempt:
+        other = read_provenance(paths).get(AFTER)
+        return QUEUED, f"waits for {Path(other).name}" if other else "nothing was submitted yet"
+    if any(task.state in {"RUNNING", "COMPLETING"} for task in seen.tasks if task.live):
         return RUNNING, ""
-    waiting = [task for task in tasks if task.live]
+    waiting = [task for task in seen.tasks if task.live]
     if waiting:
-        return QUEUED, f"{len(waiting)} of {len(tasks)} task(s) wait"
-    failed = [task for task in tasks if task.failure is not None]
+        reason = f": {waiting[0].reason}" if waiting[0].reason not in {"", "None"} else ""
+        return QUEUED, f"{len(waiting)} of {len(seen.tasks)} task(s) wait{reason}"
+    failed = [task for task in seen.tasks if task.failure is not None]
     if failed:
         return RUNNING, f"task {failed[0].task}: {failed[0].failure}: {failed[0].message}; the steward decides"
-    if tasks:
-        return RUNNING, "all tasks are done; the steward finishes the run"
-    return _state_here(paths, events)
+    return RUNNING, "all tasks are done; the steward finishes the run"
 
 
 def _state_here(paths: RunPaths, events: Sequence[Event]) -> tuple[str, str]:
     """A run on this machine: it runs while its process holds the lock."""
-    import fcntl
-
-    if not paths.lock.is_file():
-        return UNKNOWN, "it has no process and no outcome"
-    with paths.lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return RUNNING, ""
+    if paths.lock.is_file():
+        with paths.lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return RUNNING, ""
     last = events[-1]["event"] if events else "nothing"
     return UNKNOWN, f"its process is gone (last event: {last}); run the same command again to go on"
 
 
-def _counts(
-    paths: RunPaths, units: Sequence[Unit], events: Sequence[Event], config: Any
-) -> tuple[int, int | None, str, float | None]:
-    """Done, total, what is counted, newest loss."""
-    if any(unit.kind == GANG_KIND for unit in units):
+def count_done(paths: RunPaths, config: AnyConfig, events: Sequence[Event]) -> Count:
+    """From the run directory alone."""
+    if isinstance(config, PipelineConfig):
+        runs = [stage_paths(paths, config, stage) for stage in config.stages]
+        ended = [read_outcome(run) for run in runs if run.root.is_dir()]
+        done = sum(outcome is not None and outcome["state"] == "finished" for outcome in ended)
+        return Count(done=done, total=len(runs), noun="stages")
+    if is_gang(config):
         step, loss = _newest_step(paths)
-        return step, config.optim.steps, "steps", loss
-    finished = {str(event["unit_id"]) for event in events if event["event"] == "unit"}
-    done_tasks = {event["task"] for event in events if event["event"] == "finished"}
-    done = [unit for unit in units if unit.unit_id in finished or unit.task in done_tasks]
-    return len(done), len(units), "units", None
+        return Count(done=step, total=config.optim.steps, noun="steps", loss=loss)  # type: ignore[union-attr]
+    done_ids = {str(event["unit_id"]) for event in events if event["event"] == "unit"}
+    planned: set[str] = set()
+    manifest = paths.attempt(paths.last_attempt()).manifest
+    if manifest.is_file():
+        units = read_manifest(manifest)
+        planned = {unit.unit_id for unit in units}
+        newest = paths.last_attempt()
+        tasks = {event["task"] for event in events if event["event"] == "finished" and event["attempt"] == newest}
+        done_ids |= {unit.unit_id for unit in units if unit.task in tasks}
+    return Count(done=len(done_ids), total=len(done_ids | planned) or None)
+
+
+def progress_of(paths: RunPaths) -> str:
+    """One line, without asking Slurm."""
+    config, events = load_run_config(paths.run_yaml), read_events(paths)
+    if not any(event["task"] != STEWARD_TASK for event in events) and not isinstance(config, PipelineConfig):
+        return f"{paths.id}: queued"
+    count = count_done(paths, config, events)
+    loss = f", loss {count.loss:.4f}" if count.loss is not None else ""
+    return f"{paths.id}: {count.done} of {count.total if count.total is not None else '?'} {count.noun}{loss}"
 
 
 def _newest_step(paths: RunPaths) -> tuple[int, float | None]:
     """Step and loss of the newest metrics file; they are written at checkpoints and every few logged steps."""
     import pyarrow.parquet as pq
 
-    files = (
-        sorted(paths.metrics.glob("*.parquet"), key=lambda path: path.stem.split("-")[1])
-        if paths.metrics.is_dir()
-        else []
-    )
-    if not files:
+    files = paths.metrics.glob("*.parquet") if paths.metrics.is_dir() else ()
+    newest = max(files, key=lambda path: path.stem.split("-")[::-1], default=None)
+    if newest is None:
         return 0, None
-    table = pq.read_table(files[-1], columns=["step", "loss"])
+    table = pq.read_table(newest, columns=["step", "loss"])
     return int(table["step"][-1].as_py()) + 1, float(table["loss"][-1].as_py())
 
 
-def _rate(events: Sequence[Event], attempt: int, done: int, total: int | None) -> tuple[float | None, float | None]:
-    started = [event for event in events if event["event"] == "started" and event["attempt"] == attempt]
-    if not started or not done:
+def _rate(events: Sequence[Event], count: Count) -> tuple[float | None, float | None]:
+    """Units, or steps between checkpoints, per second in the newest attempt, and the seconds left at that rate."""
+    newest = max((event["attempt"] for event in events if event["event"] == "started"), default=0)
+    recent = [event for event in events if event["attempt"] == newest]
+    saved = [event for event in recent if event["event"] == "checkpoint"]
+    units = [event for event in recent if event["event"] == "unit"]
+    if len(saved) > 1:
+        began, ended, num = saved[0], saved[-1], saved[-1]["step"] - saved[0]["step"]
+    elif units:
+        began, ended, num = next(event for event in recent if event["event"] == "started"), units[-1], len(units)
+    else:
         return None, None
-    began, newest = (datetime.fromisoformat(event["time"]) for event in (started[0], events[-1]))
-    seconds = max((newest - began).total_seconds(), 1e-3)
-    rate = done / seconds
-    return rate, (total - done) / rate if total is not None else None
+    seconds = (datetime.fromisoformat(ended["time"]) - datetime.fromisoformat(began["time"])).total_seconds()
+    rate = num / max(seconds, 1e-3)
+    left = (count.total - count.done) / rate if count.total is not None and rate > 0 else None
+    return rate, left
 
 
-def _stages(paths: RunPaths, config: PipelineConfig) -> tuple[tuple[str, str, str], ...]:
-    """(stage, run, state) of the stages that were started."""
+def _stages(paths: RunPaths, config: PipelineConfig, queue: Queue | None) -> tuple[tuple[str, str, str], ...]:
+    """(stage, run, state) of every stage; run and state empty where it was not started."""
     from phenomhpc.jobs.pipeline import stage_runs
 
-    runs = stage_runs(paths)
+    here = {} if on_slurm(paths) else stage_runs(paths)
     found = []
     for stage in config.stages:
-        if stage in runs:
-            outcome = read_outcome(RunPaths(Path(config.runs) / runs[stage]))
-            found.append((stage, runs[stage], str(outcome["state"]) if outcome else RUNNING))
-    return tuple(found)
-
-
-def cancel_run(paths: RunPaths) -> str:
-    """Cancel a run's jobs, its steward and its stages; record it.  Returns what was done in words."""
-    from phenomhpc.jobs.steward import record_end
-    from phenomhpc.jobs.submit import steward_lock
-    from phenomhpc.progress import silent
-    from phenomhpc.slurm.submit import cancel_jobs
-
-    outcome = read_outcome(paths)
-    if outcome is not None:
-        return f"{paths.id} had ended already: {outcome['state']}"
-    with steward_lock(paths):
-        config = load_run_config(paths.run_yaml)
-        for number in range(1, paths.last_attempt() + 1):
-            jobs = read_submitted(paths.attempt(number))
-            if jobs is not None:
-                cancel_jobs([job for job in (jobs.steward, *jobs.job_ids) if job])
-        if isinstance(config, PipelineConfig):
-            from phenomhpc.runs import write_outcome
-
-            write_outcome(paths, state="cancelled", exit_code=1, message="cancelled by a person")
+        run = stage_paths(paths, config, stage)
+        if stage in here:
+            run = RunPaths(Path(config.runs) / here[stage])
+        if run.run_yaml.is_file():
+            found.append((stage, run.id, run_status(run, queue).state))
         else:
-            record_end(paths, "cancelled", 1, "cancelled by a person", silent())
-    for _, run, state in _stages(paths, config) if isinstance(config, PipelineConfig) else ():
-        if state == RUNNING:
-            try:
-                cancel_run(RunPaths(Path(config.runs) / run))
-            except PhenomError as error:
-                return f"{paths.id} is cancelled, but its stage {run} is not: {error}"
-    return f"{paths.id} is cancelled"
+            found.append((stage, "", ""))
+    return tuple(found)

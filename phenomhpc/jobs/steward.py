@@ -2,183 +2,248 @@
 
 It runs as a one-CPU job behind an attempt's jobs, so that nobody has to stay logged in.  What it does is one step: observe,
 classify, decide, act, under the run's lock.  Killed at any point, the next step sees the same and does the rest.
+
+A run that waits for another (--after), and a pipeline, have no jobs of their own: a step of theirs looks at the other run,
+or at the current stage's.  A stage's step that finds it ended goes on with a step of the pipeline.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import time
 import traceback
 from pathlib import Path
 
-from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
-from phenomhpc.errors import PhenomError
-from phenomhpc.jobs.base import load
-from phenomhpc.jobs.submit import AFTER, PIPELINE, STAGE, steward_lock, submit_next, submit_stage, submit_waiting
-from phenomhpc.progress import Progress, lines
-from phenomhpc.runs import (
-    EventWriter,
-    RunPaths,
-    read_events,
-    read_manifest,
-    read_outcome,
-    read_provenance,
-    write_outcome,
+from phenomhpc.config import AnyConfig, PipelineConfig, dump, load_run_config
+from phenomhpc.errors import PhenomError, UnreachableError
+from phenomhpc.jobs.attempts import (
+    AFTER,
+    PIPELINE,
+    STAGE,
+    STEWARD_TASK,
+    parent_of,
+    stage_paths,
+    stage_runs_of,
+    steward_lock,
+    submit_next,
+    submit_watch,
 )
-from phenomhpc.slurm.decide import Action, Decision, TaskView, decide, view_tasks
+from phenomhpc.jobs.base import load
+from phenomhpc.progress import Progress, lines
+from phenomhpc.runs import EventWriter, RunPaths, create_run, read_outcome, read_provenance, write_outcome
+from phenomhpc.slurm.decide import Action, Decision, decide
 from phenomhpc.slurm.facts import discover
-from phenomhpc.slurm.queue import JobState, query_jobs
-from phenomhpc.slurm.submit import read_submitted
+from phenomhpc.slurm.observe import Observation, observe
+from phenomhpc.slurm.record import read_submitted
+from phenomhpc.slurm.submit import cancel_jobs, snapshot_code
 
-# The steward's own events: a task number that no task has.
-STEWARD_TASK = 99999
-
-
-def observe(paths: RunPaths, attempt: int) -> list[TaskView]:
-    """Every task of an attempt as the run directory and Slurm show it.  Raises UnreachableError when Slurm is silent."""
-    from phenomhpc.jobs.task import GANG_KIND
-
-    units = read_manifest(paths.attempt(attempt).manifest)
-    submitted = read_submitted(paths.attempt(attempt))
-    gang = any(unit.kind == GANG_KIND for unit in units)
-    num_tasks = load_run_config(paths.run_yaml).cluster.nodes if gang else len({unit.task for unit in units})
-    jobs: dict[int, JobState] = {}
-    for (job_id, index), state in query_jobs(submitted.job_ids if submitted else []).items():
-        task = submitted.task_of(job_id, index) if submitted else None
-        if task is not None:
-            jobs.update(dict.fromkeys(range(num_tasks), state) if gang else {task: state})
-    logs = [str(paths.log_file(task, attempt)) for task in range(num_tasks)]
-    return view_tasks(logs, done_tasks(paths, attempt), read_events(paths, attempt=attempt), jobs)
+PATIENCE_S = 30 * 60
+FIRST_PAUSE_S = 5
+LONGEST_PAUSE_S = 60
 
 
-def done_tasks(paths: RunPaths, attempt: int) -> list[int]:
-    """Tasks whose tally of this attempt is written."""
-    import json
+def step(paths: RunPaths, progress: Progress, *, own_job: str | None = None) -> str:
+    """One step; returns in words what the run is at.  own_job: the steward's own job, which is not to be waited for.
 
-    done = []
-    for path in paths.done.glob("*.json") if paths.done.is_dir() else ():
-        if json.loads(path.read_bytes())["attempt"] == attempt:
-            done.append(int(path.stem))
-    return done
-
-
-def step(paths: RunPaths, progress: Progress) -> str:
-    """One step; returns what was done in words.  Raises UnreachableError when Slurm does not answer."""
+    Raises UnreachableError when Slurm does not answer; nothing was decided then.
+    """
+    config = load_run_config(paths.run_yaml)
     with steward_lock(paths):
+        if read_outcome(paths) is None:
+            _step(paths, config, progress, own_job)
         outcome = read_outcome(paths)
-        if outcome is not None:
-            return f"{outcome['state']}: {outcome['message']}"
-        config = load_run_config(paths.run_yaml)
-        attempt = paths.last_attempt()
-        if isinstance(config, PipelineConfig):
-            return "running: its stages are runs of their own"
-        if not attempt:
-            return _start_after(paths, config, progress)
-        decision = decide(observe(paths, attempt), attempt, config.cluster.max_attempts)
-        _act(decision, paths, config, attempt, progress)
-        return f"{decision.action}: {decision.reason}" if decision.reason else str(decision.action)
+    if outcome is None:
+        return "goes on"
+    pipeline = parent_of(paths)
+    if pipeline is not None and read_outcome(pipeline) is None:
+        step(pipeline, progress, own_job=own_job)
+    return f"{outcome['state']}: {outcome['message']}"
 
 
-def _act(decision: Decision, paths: RunPaths, config: AnyConfig, attempt: int, progress: Progress) -> None:
-    if decision.action == Action.WAIT:
+def tend(paths: RunPaths, progress: Progress, *, own_job: str | None = None) -> None:
+    """The step of a run, of a pipeline's current stage, where no living steward will do it.  Raises UnreachableError."""
+    config = load_run_config(paths.run_yaml)
+    for run in stage_runs_of(paths, config).values():
+        if read_outcome(run) is None:
+            tend(run, progress, own_job=own_job)
+            return
+    if not observe(paths, own_job=own_job).stewards:
+        step(paths, progress, own_job=own_job)
+
+
+def _step(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: str | None) -> None:
+    if not _may_start(paths, config, progress, own_job):
         return
-    EventWriter(paths, attempt, STEWARD_TASK, "").emit("decided", action=str(decision.action), reason=decision.reason)
-    if decision.action == Action.FINISH:
-        end_run(paths, config, progress)
+    if isinstance(config, PipelineConfig):
+        advance(paths, config, progress)
+        return
+    seen = observe(paths, own_job=own_job)
+    if seen.submitted is None:  # never submitted, or its submitter was killed
+        cancel_jobs(seen.strays)
+        _try_next(paths, config)
+        return
+    decision = decide(seen.tasks, _num_submitted(paths), config.cluster.max_attempts)
+    if decision.action != Action.WAIT:
+        emit(paths, seen.attempt, "decided", action=str(decision.action), reason=decision.reason)
+    _act(decision, seen, paths, config, progress)
+
+
+def _act(decision: Decision, seen: Observation, paths: RunPaths, config: AnyConfig, progress: Progress) -> None:
+    if decision.action == Action.WAIT:
+        if config.cluster.steward and not seen.stewards:
+            submit_watch(paths, seen.live)
+    elif decision.action == Action.FINISH:
+        _finish(paths, config, progress)
     elif decision.action in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
-        factor = 2**attempt if decision.action == Action.MORE_MEMORY else 1
-        try:
-            submit_next(paths, config, facts=discover(), progress=progress, memory_factor=factor)
-        except PhenomError as error:
-            record_end(paths, "failed", error.exit_code, str(error), progress)
+        cancel_jobs(seen.strays)
+        _try_next(paths, config, 2**seen.attempt if decision.action == Action.MORE_MEMORY else 1)
+    elif decision.action == Action.STAY_CANCELLED:
+        write_outcome(paths, state="cancelled", exit_code=1, message=decision.reason)
     else:
-        state = "cancelled" if decision.action == Action.STAY_CANCELLED else "failed"
-        record_end(paths, state, 1, decision.reason, progress)
+        write_outcome(paths, state="failed", exit_code=1, message=decision.reason)
 
 
-def end_run(paths: RunPaths, config: AnyConfig, progress: Progress) -> None:
-    """All tasks are done: finish the job (seal, report), write the outcome, start the pipeline's next stage."""
+def _num_submitted(paths: RunPaths) -> int:
+    """Attempts that count against cluster.max_attempts."""
+    return sum(read_submitted(paths.attempt(number)) is not None for number in range(1, paths.last_attempt() + 1))
+
+
+def emit(paths: RunPaths, attempt: int, event: str, **fields: object) -> None:
+    """An event of the run as a whole; the caller holds its lock."""
+    EventWriter(paths, attempt, STEWARD_TASK, "").emit(event, **fields)
+
+
+def _try_next(paths: RunPaths, config: AnyConfig, memory_factor: int = 1) -> None:
+    try:
+        submit_next(paths, config, discover(), memory_factor)
+    except UnreachableError:
+        raise
+    except PhenomError as error:
+        write_outcome(paths, state="failed", exit_code=error.exit_code, message=str(error))
+
+
+def _finish(paths: RunPaths, config: AnyConfig, progress: Progress) -> None:
+    """All tasks are done: seal, report, and the outcome."""
     try:
         summary = load(config.kind).finish(config, paths, progress)
     except PhenomError as error:
-        record_end(paths, "failed", error.exit_code, str(error), progress)
-        return
+        write_outcome(paths, state="failed", exit_code=error.exit_code, message=str(error))
     except Exception as error:
-        record_end(paths, "failed", 1, f"finish: {type(error).__name__}: {error}", progress)
         traceback.print_exc()
-        return
-    set_aside = [list(entry) for entry in summary.set_aside]
-    record_end(paths, "finished", summary.exit_code, summary.text, progress, set_aside=set_aside, report=summary.report)
-
-
-def record_end(paths: RunPaths, state: str, code: int, message: str, progress: Progress, **fields: object) -> None:
-    write_outcome(paths, state=state, exit_code=code, message=message, **fields)
-    provenance = read_provenance(paths)
-    parent = provenance.get(PIPELINE)
-    if parent is None:
-        return
-    pipeline = RunPaths(Path(parent))
-    with steward_lock(pipeline):
-        if read_outcome(pipeline) is not None:
-            return
-        if state == "finished":
-            config = load_run_config(pipeline.run_yaml)
-            assert isinstance(config, PipelineConfig)
-            advance_pipeline(pipeline, config, progress)
-        else:
-            words = f"stage {provenance[STAGE]}, run {paths.id}: {message}"
-            write_outcome(pipeline, state=state, exit_code=code, message=words)
-
-
-def advance_pipeline(paths: RunPaths, config: PipelineConfig, progress: Progress) -> None:
-    """Submit the first stage that has not finished, or end the pipeline.  The caller holds the pipeline's lock."""
-    from phenomhpc.jobs import pipeline
-
-    finished = pipeline.finished_stages(config, paths)
-    left = [stage for stage in config.stages if stage not in finished]
-    if not left:
-        summary = pipeline.finish(config, paths, progress)
+        write_outcome(paths, state="failed", exit_code=1, message=f"finish: {type(error).__name__}: {error}")
+    else:
         fields = {"set_aside": [list(entry) for entry in summary.set_aside], "report": summary.report}
         write_outcome(paths, state="finished", exit_code=summary.exit_code, message=summary.text, **fields)
-        return
-    try:
-        run = submit_stage(paths, left[0], pipeline.stage_config(config, left[0], finished), progress)
-    except PhenomError as error:
-        write_outcome(paths, state="failed", exit_code=error.exit_code, message=f"stage {left[0]}: {error}")
-        raise
-    EventWriter(paths, 1, STEWARD_TASK, "").emit(pipeline.EVENT, stage=left[0], run=run.id, exit_code=None)
 
 
-def _start_after(paths: RunPaths, config: AnyConfig, progress: Progress) -> str:
-    """A run submitted with --after: start it, wait on, or end with the other."""
+# -- waiting for another run ------------------------------------------------------------------------------------------
+
+
+def _may_start(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: str | None) -> bool:
+    """False while the run waits for another, or when that has ended without success and so has this one."""
     other = read_provenance(paths).get(AFTER)
-    if other is None:
-        return "nothing was submitted"
+    if other is None or paths.last_attempt():
+        return True
     before = RunPaths(Path(other))
+    if read_outcome(before) is None:
+        tend(before, progress, own_job=own_job)
     outcome = read_outcome(before)
     if outcome is None:
-        submit_waiting(paths, config, before)
-        return f"waiting for {before.id}"
+        if config.cluster.steward and not observe(paths, own_job=own_job).stewards:
+            submit_watch(paths, jobs_ahead(before))
+        return False
     if outcome["state"] != "finished":
-        record_end(
-            paths, "failed", 1, f"--after {before.id}: it ended as {outcome['state']}: {outcome['message']}", progress
-        )
-        return "failed"
-    try:
-        submit_next(paths, config, facts=discover(), progress=progress)
-    except PhenomError as error:
-        record_end(paths, "failed", error.exit_code, str(error), progress)
-    return "started"
+        words = f"--after {before.id}: it ended as {outcome['state']}: {outcome['message']}"
+        write_outcome(paths, state="failed", exit_code=1, message=words)
+        return False
+    return True
+
+
+def jobs_ahead(paths: RunPaths) -> tuple[str, ...]:
+    """Living jobs and stewards of a run (of a pipeline: of its current stage), whose end is worth a look."""
+    config = load_run_config(paths.run_yaml)
+    seen = observe(paths)
+    ids = {*seen.live, *seen.stewards}
+    for run in stage_runs_of(paths, config).values():
+        if read_outcome(run) is None:
+            ids |= set(jobs_ahead(run))
+    return tuple(sorted(ids))
+
+
+# -- pipelines --------------------------------------------------------------------------------------------------------
+
+
+def advance(paths: RunPaths, config: PipelineConfig, progress: Progress) -> None:
+    """Submit the first stage that was not, or end the pipeline.  The caller holds the pipeline's lock."""
+    from phenomhpc.jobs import pipeline
+
+    finished: dict[str, RunPaths] = {}
+    for stage in config.stages:
+        run = stage_paths(paths, config, stage)
+        if not _num_submitted(run) and not _ended(run):
+            _submit_stage(paths, config, stage, finished)
+        outcome = read_outcome(run)
+        if outcome is None:
+            return
+        if outcome["state"] != "finished":
+            words = f"stage {stage}, run {run.id}: {outcome['message']}"
+            write_outcome(paths, state=outcome["state"], exit_code=outcome["exit_code"], message=words)
+            return
+        finished[stage] = run
+    summary = pipeline.finish(config, paths, progress)
+    fields = {"set_aside": [list(entry) for entry in summary.set_aside], "report": summary.report}
+    write_outcome(paths, state="finished", exit_code=summary.exit_code, message=summary.text, **fields)
+
+
+def _ended(run: RunPaths) -> bool:
+    return run.root.is_dir() and read_outcome(run) is not None
+
+
+def _submit_stage(parent: RunPaths, config: PipelineConfig, stage: str, finished: dict[str, RunPaths]) -> None:
+    """Make the run of a stage, from the code the pipeline was submitted with, and submit it; a refusal ends it."""
+    from phenomhpc.jobs import pipeline
+
+    run = stage_paths(parent, config, stage)
+    settings = pipeline.stage_config(config, stage, finished)
+    if not run.run_yaml.is_file():
+        shutil.rmtree(run.root, ignore_errors=True)  # left by a steward that was killed while making it
+        provenance = {**read_provenance(parent), PIPELINE: str(parent.root), STAGE: stage}
+        for name in ("created", "kind", AFTER):
+            provenance.pop(name, None)
+        create_run(run.root.parent, settings.kind, dump(settings), provenance, name=run.id)
+    snapshot_code(run)
+    emit(parent, 1, pipeline.EVENT, stage=stage, run=run.id, exit_code=None)
+    with steward_lock(run):
+        _try_next(run, settings)
+
+
+# -- the job ----------------------------------------------------------------------------------------------------------
 
 
 def main(root: str) -> int:
-    """The steward's job."""
+    """The steward's job.  While Slurm does not answer, it asks again for half an hour; any other fault ends the run."""
     paths = RunPaths(Path(root))
-    try:
-        print(step(paths, lines()), flush=True)
-    except PhenomError as error:
-        print(f"steward of {paths.id}: {error}", flush=True)
-        return error.exit_code
-    return 0
+    own_job = os.environ.get("SLURM_JOB_ID")
+    began, pause = time.monotonic(), FIRST_PAUSE_S
+    while True:
+        try:
+            print(step(paths, lines(), own_job=own_job), flush=True)
+            return 0
+        except UnreachableError as error:
+            print(f"steward of {paths.id}: {error}", flush=True)
+            if time.monotonic() - began > PATIENCE_S:
+                return error.exit_code
+        except Exception as error:
+            traceback.print_exc()
+            with steward_lock(paths):
+                if read_outcome(paths) is None:
+                    words = f"steward: {type(error).__name__}: {error} (log: {paths.log_file('steward', paths.last_attempt())})"
+                    write_outcome(paths, state="failed", exit_code=1, message=words)
+            return 1
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 | class | seen as | decision |
 |---|---|---|
-| node_fail | Slurm: NODE_FAIL, BOOT_FAIL, or a task that vanished without a word | next attempt |
+| node_fail | Slurm: NODE_FAIL, BOOT_FAIL, a task that vanished, a gang whose nodes lost each other | next attempt |
 | timeout, preempted | Slurm: TIMEOUT, PREEMPTED; event `preempted` | next attempt, which goes on from what was committed |
 | oom | Slurm: OUT_OF_MEMORY; MemoryError | next attempt with twice the memory, where it was given |
 | cancelled | Slurm: CANCELLED | stop, stays cancelled |
@@ -13,6 +13,7 @@ Slurm requeues node failures and preempted jobs by itself; an attempt is counted
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -66,6 +67,13 @@ _SLURM_STATES = {
     "PREEMPTED": FailureClass.PREEMPTED,
     "CANCELLED": FailureClass.CANCELLED,
 }
+_ENDED = frozenset({"FAILED", "COMPLETED"})
+# What a rank says when it was another one that went away: gloo's, NCCL's and the rendezvous store's words.
+_LOST_PEER = re.compile(
+    r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|DistNetworkError|DistStoreError|DistBackendError"
+    r"|Rendezvous\w*Error|TCPStore",
+    re.IGNORECASE,
+)
 # Worst first: one task that must stop the run outweighs any that could go on.
 _ORDER = (Action.STAY_CANCELLED, Action.STOP, Action.MORE_MEMORY, Action.NEXT_ATTEMPT)
 
@@ -78,6 +86,7 @@ class TaskView:
     done: bool
     live: bool
     state: str = ""
+    reason: str = ""
     failure: FailureClass | None = None
     message: str = ""
     log: str = ""
@@ -98,50 +107,91 @@ def classify(last: Event | None, job: JobState | None) -> tuple[FailureClass, st
         return FailureClass(last["class"]), str(last.get("message", ""))
     state = job.state if job else ""
     if state in _SLURM_STATES:
-        return _SLURM_STATES[state], f"Slurm says {state}{f' on {job.nodes}' if job and job.nodes else ''}"
+        return _slurm_class(state, job)
     if last is not None and last["event"] == "preempted":
         return FailureClass.PREEMPTED, str(last.get("message", ""))
-    if state in {"FAILED", "COMPLETED"}:
+    if state in _ENDED:
         return FailureClass.CODE_ERROR, f"ended as {state} without a word; its log may tell"
     return FailureClass.NODE_FAIL, "vanished: neither an event nor Slurm tells how it ended"
+
+
+def _slurm_class(state: str, job: JobState | None) -> tuple[FailureClass, str]:
+    return _SLURM_STATES[state], f"Slurm says {state}{f' on {job.nodes}' if job and job.nodes else ''}"
+
+
+def classify_gang(last: Mapping[int, Event], job: JobState | None) -> tuple[FailureClass, str]:
+    """Why a gang ended.  A task's last words come second here: when a node dies, its peers fail of that.
+
+    last: the newest event of each task that spoke.  In order: what Slurm says of the job; the first failure that is not
+    about a lost peer; a stop on request; lost peers, or tasks that fell silent, which is what a dead node looks like.
+    """
+    state = job.state if job else ""
+    if state in _SLURM_STATES:
+        return _slurm_class(state, job)
+    failed = sorted((event for event in last.values() if event["event"] == "failed"), key=lambda event: event["time"])
+    for event in failed:
+        if event["class"] != FailureClass.CODE_ERROR or not _LOST_PEER.search(str(event.get("message", ""))):
+            return FailureClass(event["class"]), str(event.get("message", ""))
+    if any(event["event"] == "preempted" for event in last.values()):
+        return FailureClass.PREEMPTED, "asked to stop"
+    if failed:
+        return FailureClass.NODE_FAIL, f"the nodes lost each other: {failed[0].get('message', '')}"
+    if state in _ENDED and not last:
+        return FailureClass.CODE_ERROR, f"ended as {state} without a word; its log may tell"
+    return FailureClass.NODE_FAIL, "vanished: neither an event nor Slurm tells how it ended"
+
+
+def _last_words(events: Iterable[Event]) -> dict[int, Event]:
+    return {
+        event["task"]: event for event in events if event["event"] in {"started", "preempted", "failed", "finished"}
+    }
 
 
 def view_tasks(
     logs: Sequence[str], done: Iterable[int], events: Sequence[Event], jobs: Mapping[int, JobState]
 ) -> list[TaskView]:
-    """Every task of an attempt, from its completion marks, its events, and the states of the jobs by task.
+    """Every task of an array's attempt, from its tallies, its events, and the states of the jobs by task.
 
     logs: the log file of each task, in order.
     """
-    finished = set(done)
-    last: dict[int, Event] = {}
-    for entry in events:
-        if entry["event"] in {"started", "preempted", "failed", "finished"}:
-            last[entry["task"]] = entry
-    views = []
-    for task, log in enumerate(logs):
-        job, event = jobs.get(task), last.get(task)
-        live = task not in finished and job is not None and job.is_live
-        failure, message = None, ""
-        if task not in finished and not live:
-            failure, message = classify(event, job)
-        views.append(
-            TaskView(
-                task=task,
-                done=task in finished,
-                live=live,
-                state=job.state if job else "",
-                failure=failure,
-                message=message,
-                log=log,
-                host=str(event.get("host", "")) if event else "",
-            )
-        )
-    return views
+    finished, last = set(done), _last_words(events)
+    return [
+        _view(task, log, task in finished, last.get(task), jobs.get(task), classify(last.get(task), jobs.get(task)))
+        for task, log in enumerate(logs)
+    ]
 
 
-def decide(tasks: Sequence[TaskView], attempt: int, max_attempts: int) -> Decision:
-    """What comes after what was seen of attempt `attempt` (from 1)."""
+def view_gang(
+    logs: Sequence[str], done: Iterable[int], events: Sequence[Event], jobs: Mapping[int, JobState]
+) -> list[TaskView]:
+    """Every task of a gang's attempt: they end for one reason, that of the job."""
+    finished, last = set(done), _last_words(events)
+    failure = classify_gang(last, jobs.get(0))
+    return [
+        _view(task, log, task in finished, last.get(task), jobs.get(task), failure) for task, log in enumerate(logs)
+    ]
+
+
+def _view(
+    task: int, log: str, done: bool, last: Event | None, job: JobState | None, failure: tuple[FailureClass, str]
+) -> TaskView:
+    live = not done and job is not None and job.is_live
+    ended = not done and not live
+    return TaskView(
+        task=task,
+        done=done,
+        live=live,
+        state=job.state if job else "",
+        reason=job.reason if job else "",
+        failure=failure[0] if ended else None,
+        message=failure[1] if ended else "",
+        log=log,
+        host=str(last.get("host", "")) if last else "",
+    )
+
+
+def decide(tasks: Sequence[TaskView], attempts: int, max_attempts: int) -> Decision:
+    """What comes after what was seen of the newest attempt; `attempts` were submitted so far, this one included."""
     if any(task.live for task in tasks):
         return Decision(action=Action.WAIT)
     failed = [task for task in tasks if not task.done]
@@ -150,8 +200,8 @@ def decide(tasks: Sequence[TaskView], attempt: int, max_attempts: int) -> Decisi
     by_action = {DECISIONS[task.failure]: task for task in reversed(failed) if task.failure is not None}
     action = next(candidate for candidate in _ORDER if candidate in by_action)
     task = by_action[action]
-    log = f" ({task.log})" if task.log else ""
-    words = f"{len(failed)} of {len(tasks)} task(s) ended early; task {task.task}: {task.failure}: {task.message}{log}"
-    if action in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY) and attempt >= max_attempts:
+    words = f"{len(failed)} of {len(tasks)} task(s) ended early; task {task.task}: {task.failure}: {task.message}"
+    words += f" (log: {task.log})" if task.log else ""
+    if action in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY) and attempts >= max_attempts:
         return Decision(action=Action.STOP, reason=f"{words}; cluster.max_attempts={max_attempts} are used up")
     return Decision(action=action, reason=words)

@@ -15,10 +15,9 @@ from typing import Any
 from submitit.core import core, utils
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
-from phenomhpc.errors import WorkError
 from phenomhpc.runs import RunPaths
 from phenomhpc.slurm.plan import Chunk, Submission
-from phenomhpc.slurm.programs import scrubbed_names
+from phenomhpc.slurm.programs import refusal, scrubbed_names
 from phenomhpc.slurm.render import render
 
 
@@ -61,7 +60,7 @@ class PhenomExecutor(SlurmExecutor):
 def submit_chunk(submission: Submission, chunk: Chunk, entry: Callable[[str, int, int], None]) -> str:
     """Submit one chunk; returns the job's id.  `entry(run directory, attempt, task)` is called in each task.
 
-    Raises WorkError with sbatch's own words when it refuses.
+    Raises UsageError with sbatch's own words when it refuses, UnreachableError when the controller does not answer.
     """
     executor = PhenomExecutor(submission, chunk)
     root = str(submission.run_root)
@@ -72,5 +71,5 @@ def submit_chunk(submission: Submission, chunk: Chunk, entry: Callable[[str, int
             ]
     except (utils.FailedJobError, utils.FailedSubmissionError) as error:
         lines = [line for line in str(error).splitlines() if "sbatch" in line] or str(error).splitlines()
-        raise WorkError(f"run {submission.run_id}: Slurm refused the job: {lines[-1]}") from error
+        raise refusal(submission.run_id, lines[-1]) from error
     return str(jobs[0].job_id).partition("_")[0]

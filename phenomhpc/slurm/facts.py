@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 from dataclasses import dataclass
 
-from phenomhpc.slurm.programs import has_slurm, run_program
+from phenomhpc.errors import UnreachableError
+from phenomhpc.slurm.programs import ProgramFailedError, has_slurm, run_program
 
-MINUTES_PER_DAY = 1440
+SINFO_FORMAT = "%R|%D|%l|%L|%G|%c|%m|%P"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """One partition; max_time_minutes None: unlimited; gpus_per_node 0 where its nodes have none."""
+    """One partition; time limits None: unlimited; gpus_per_node 0 where its nodes have none.
+
+    default_time_minutes is what a job gets that asks for no limit.
+    """
 
     name: str
     num_nodes: int
@@ -21,16 +27,18 @@ class Partition:
     gpus_per_node: int
     cpus_per_node: int
     mem_mb_per_node: int
+    default_time_minutes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterFacts:
-    """What submissions are planned against."""
+    """What submissions are planned against.  accounts: those the person may use; None where any is accepted."""
 
     name: str
     version: str
     partitions: tuple[Partition, ...]
     max_array_size: int
+    accounts: tuple[str, ...] | None = None
 
     @property
     def default_partition(self) -> Partition | None:
@@ -64,10 +72,10 @@ def parse_gpus(gres: str) -> int:
 
 
 def parse_partitions(text: str) -> tuple[Partition, ...]:
-    """Partitions from `sinfo -h -o %R|%a|%D|%l|%G|%c|%m|%P`, one line per kind of node; kinds of one partition are merged."""
+    """Partitions from `sinfo -h -o SINFO_FORMAT`, one line per kind of node; kinds of one partition are merged."""
     merged: dict[str, Partition] = {}
     for line in text.splitlines():
-        name, _, nodes, limit, gres, cpus, memory, starred = (part.strip() for part in line.split("|"))
+        name, nodes, limit, default, gres, cpus, memory, starred = (part.strip() for part in line.split("|"))
         other = merged.get(name)
         merged[name] = Partition(
             name=name,
@@ -77,6 +85,7 @@ def parse_partitions(text: str) -> tuple[Partition, ...]:
             gpus_per_node=max(parse_gpus(gres), other.gpus_per_node if other else 0),
             cpus_per_node=max(int(cpus.rstrip("+")), other.cpus_per_node if other else 0),
             mem_mb_per_node=max(int(memory.rstrip("+")), other.mem_mb_per_node if other else 0),
+            default_time_minutes=parse_time_limit(default),
         )
     return tuple(merged.values())
 
@@ -91,10 +100,28 @@ def discover() -> ClusterFacts | None:
     """Ask Slurm; None where there is no Slurm.  Raises UnreachableError when it does not answer."""
     if not has_slurm():
         return None
+    try:
+        return _ask()
+    except ProgramFailedError as error:
+        raise UnreachableError(f"Slurm: {error}") from error
+
+
+def _ask() -> ClusterFacts:
     config = parse_config(run_program(["scontrol", "show", "config"]))
     return ClusterFacts(
         name=config.get("ClusterName", "?"),
         version=config.get("SLURM_VERSION", "?"),
-        partitions=parse_partitions(run_program(["sinfo", "-h", "-o", "%R|%a|%D|%l|%G|%c|%m|%P"])),
+        partitions=parse_partitions(run_program(["sinfo", "-h", "-o", SINFO_FORMAT])),
         max_array_size=int(config.get("MaxArraySize", "1001")),
+        accounts=_accounts() if "associations" in config.get("AccountingStorageEnforce", "") else None,
     )
+
+
+def _accounts() -> tuple[str, ...] | None:
+    """The person's accounts, where Slurm insists on them; None when accounting does not answer."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    argv = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account"]
+    try:
+        return tuple(sorted(set(run_program(argv).split())))
+    except (ProgramFailedError, UnreachableError):
+        return None

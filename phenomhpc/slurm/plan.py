@@ -12,6 +12,13 @@ from phenomhpc.slurm.facts import ClusterFacts, Partition
 
 # Without a cluster to ask (a dry run), Slurm's own default.
 DEFAULT_MAX_ARRAY_SIZE = 1001
+# Seconds between the signal and the end: time for a checkpoint.  Slurm may signal up to a minute early.
+SIGNAL_LEAD_S = 120
+SHORT_LEAD_S = 20
+SHORT_LIMIT_MINUTES = 5
+# The steward plans, seals and draws pictures with the model on a CPU.
+STEWARD_MINUTES = 60
+STEWARD_MEM_MB = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,10 @@ class Submission:
     cluster: ClusterConfig
     python: str
     code: Path
-    dependency: str | None = None
+    cpus_per_task: int | None
+    signal_lead_s: int
+    steward_minutes: int
+    steward_mem_mb: int
 
     @property
     def num_nodes(self) -> int:
@@ -79,6 +89,7 @@ def plan_submission(
         if problems:
             raise UsageError("; ".join(problems))
     size = facts.max_array_size if facts else DEFAULT_MAX_ARRAY_SIZE
+    partition = facts.partition(cluster.partition) if facts else None
     return Submission(
         run_id=run_root.name,
         run_root=run_root,
@@ -90,20 +101,47 @@ def plan_submission(
         cluster=cluster,
         python=python,
         code=code,
+        cpus_per_task=cluster.cpus_per_task or _share_of_cpus(cluster, partition),
+        signal_lead_s=_signal_lead_s(cluster, partition),
+        steward_minutes=min(STEWARD_MINUTES, partition.max_time_minutes or STEWARD_MINUTES)
+        if partition
+        else STEWARD_MINUTES,
+        steward_mem_mb=min(STEWARD_MEM_MB, partition.mem_mb_per_node) if partition else STEWARD_MEM_MB,
     )
+
+
+def _share_of_cpus(cluster: ClusterConfig, partition: Partition | None) -> int | None:
+    """A task's CPUs where none were asked for: the share of its GPUs; None, the cluster's default, without GPUs."""
+    if partition is None or not partition.gpus_per_node or not cluster.gpus_per_node:
+        return None
+    return max(1, partition.cpus_per_node * cluster.gpus_per_node // partition.gpus_per_node)
+
+
+def _signal_lead_s(cluster: ClusterConfig, partition: Partition | None) -> int:
+    """A job that is short by its own limit, or by the partition's, is not to be stopped as soon as it starts."""
+    limit = cluster.time_minutes or (partition.default_time_minutes if partition else None)
+    return SHORT_LEAD_S if limit is not None and limit <= SHORT_LIMIT_MINUTES else SIGNAL_LEAD_S
 
 
 def problems_of(cluster: ClusterConfig, num_nodes: int, facts: ClusterFacts) -> list[str]:
     """What this cluster cannot give, one sentence each: the thing, the value, what there is."""
     partition = facts.partition(cluster.partition)
+    problems: list[str] = []
+    if cluster.account is not None and facts.accounts is not None and cluster.account not in facts.accounts:
+        near = difflib.get_close_matches(cluster.account, facts.accounts, 1, 0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        problems.append(f"--account {cluster.account}: you may use {', '.join(facts.accounts) or 'none'}{hint}")
     if partition is None:
         names = [entry.name for entry in facts.partitions]
         if cluster.partition is None:
-            return [f"--partition is missing: {facts.name} has no default partition; choose one of {', '.join(names)}"]
+            return [
+                *problems,
+                f"--partition is missing: {facts.name} has no default partition; choose one of {', '.join(names)}",
+            ]
         near = difflib.get_close_matches(cluster.partition, names, 1, 0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return [f"--partition {cluster.partition}: {facts.name} has {', '.join(names)}{hint}"]
-    return [problem for problem in _problems_in(cluster, num_nodes, partition) if problem]
+        return [*problems, f"--partition {cluster.partition}: {facts.name} has {', '.join(names)}{hint}"]
+    return problems + [problem for problem in _problems_in(cluster, num_nodes, partition) if problem]
 
 
 def _problems_in(cluster: ClusterConfig, num_nodes: int, partition: Partition) -> list[str | None]:

@@ -7,12 +7,23 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 
-from phenomhpc.errors import UnreachableError
+from phenomhpc.errors import PhenomError, UnreachableError, UsageError
 
 LIMIT_S = 30
 # What a submitting shell inside a job would leak into the new one; SLURM_CONF says where the cluster is.
 SCRUBBED_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "PMIX_", "PMI_")
 KEPT = ("SLURM_CONF",)
+# What Slurm's clients say when the controller, the database or munge does not answer, or no slurm.conf is found.
+_UNREACHABLE = (
+    "Unable to contact slurm controller",
+    "Connection refused",
+    "Connection timed out",
+    "Socket timed out",
+    "Transport endpoint is not connected",
+    "configuration source",
+    "Munge encode failed",
+    "Zero Bytes were transmitted",
+)
 
 
 class ProgramFailedError(Exception):
@@ -43,7 +54,20 @@ def run_program(argv: Sequence[str], *, stdin: str | None = None, limit_s: float
         raise UnreachableError(f"{argv[0]}: no answer within {limit_s:g} s; is slurmctld up?") from error
     if done.returncode:
         words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        if "Unable to contact slurm controller" in done.stderr or "Connection refused" in done.stderr:
+        if is_unreachable(done.stderr):
             raise UnreachableError(f"{argv[0]}: {words}; is slurmctld up?")
         raise ProgramFailedError(words)
     return done.stdout
+
+
+def is_unreachable(words: str) -> bool:
+    """Do a client's words mean that Slurm did not answer?"""
+    return any(sign in words for sign in _UNREACHABLE)
+
+
+def refusal(run_id: str, words: str) -> PhenomError:
+    """What sbatch's last words amount to: Slurm is away, or it will not take this."""
+    words = words.removeprefix("sbatch: error: ").removeprefix("Batch job submission failed: ")
+    if is_unreachable(words):
+        return UnreachableError(f"run {run_id}: {words}; is slurmctld up?")
+    return UsageError(f"run {run_id}: Slurm refuses the job: {words}")

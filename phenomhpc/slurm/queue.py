@@ -1,9 +1,11 @@
-"""What Slurm knows of a run's jobs: one batched query, and a second one only for what the first no longer knows."""
+"""What Slurm knows of a person's jobs: one query of the controller; accounting only for what it has forgotten."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from phenomhpc.errors import UnreachableError
 from phenomhpc.slurm.programs import ProgramFailedError, run_program
@@ -28,18 +30,32 @@ LIVE = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """One job or array element: Slurm's word for its state, why it waits, and where it runs."""
+    """One job or array element: Slurm's word for its state, why it waits, where it runs, its name and folder."""
 
     job_id: str
     index: int | None
     state: str
     reason: str = ""
     nodes: str = ""
+    name: str = ""
+    folder: str = ""
 
     @property
     def is_live(self) -> bool:
         """It runs, or will."""
         return self.state in LIVE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """All jobs of one person that the controller remembers, at one moment."""
+
+    jobs: tuple[JobState, ...]
+
+    def of_run(self, root: Path) -> list[JobState]:
+        """The jobs that were submitted for a run: they start in its folder."""
+        real = os.path.realpath(root)
+        return [job for job in self.jobs if os.path.realpath(job.folder) == real]
 
 
 def _element(text: str) -> tuple[str, int | None]:
@@ -48,12 +64,14 @@ def _element(text: str) -> tuple[str, int | None]:
 
 
 def parse_squeue(text: str) -> list[JobState]:
-    """Lines of `squeue -h -r -o %i|%T|%r|%N`."""
+    """Lines of `squeue -h -r -o %i|%T|%r|%N|%j|%Z`."""
     states = []
     for line in text.splitlines():
-        name, state, reason, nodes = (part.strip() for part in line.split("|", 3))
-        job_id, index = _element(name)
-        states.append(JobState(job_id=job_id, index=index, state=state, reason=reason, nodes=nodes))
+        element, state, reason, nodes, name, folder = (part.strip() for part in line.split("|", 5))
+        job_id, index = _element(element)
+        states.append(
+            JobState(job_id=job_id, index=index, state=state, reason=reason, nodes=nodes, name=name, folder=folder)
+        )
     return states
 
 
@@ -61,36 +79,30 @@ def parse_sacct(text: str) -> list[JobState]:
     """Lines of `sacct -n -X -P -o JobID,State,NodeList`; `CANCELLED by 0` is CANCELLED."""
     states = []
     for line in text.splitlines():
-        name, state, nodes = (part.strip() for part in line.split("|", 2))
-        job_id, index = _element(name)
-        if "[" not in name:
+        element, state, nodes = (part.strip() for part in line.split("|", 2))
+        job_id, index = _element(element)
+        if "[" not in element:  # array elements that never started are listed as one
             states.append(JobState(job_id=job_id, index=index, state=state.split()[0] if state else "", nodes=nodes))
     return states
 
 
-def query_jobs(job_ids: Sequence[str]) -> dict[tuple[str, int | None], JobState]:
-    """State of each job (array element) that Slurm still knows; what it does not know is absent, and means nothing.
+def query_queue(root: Path) -> Queue:
+    """The jobs of the owner of `root` (a run directory, or the folder of all runs).
 
+    What is absent has been forgotten by the controller (MinJobAge), and that means nothing by itself.
     Raises UnreachableError when the controller does not answer.
     """
-    if not job_ids:
-        return {}
+    argv = ["squeue", "-h", "-r", "-t", "all", "-u", str(root.stat().st_uid), "-o", "%i|%T|%r|%N|%j|%Z"]
     try:
-        known = parse_squeue(
-            run_program(["squeue", "-h", "-r", "-t", "all", "-j", ",".join(job_ids), "-o", "%i|%T|%r|%N"])
-        )
-    except ProgramFailedError:
-        known = []  # "Invalid job id": the controller has forgotten all of them
-    found = {(state.job_id, state.index): state for state in known}
-    missing = [job_id for job_id in job_ids if not any(key[0] == job_id for key in found)]
-    if missing:
-        for state in _accounted(missing):
-            found.setdefault((state.job_id, state.index), state)
-    return found
+        return Queue(jobs=tuple(parse_squeue(run_program(argv))))
+    except ProgramFailedError as error:
+        raise UnreachableError(f"squeue: {error}") from error
 
 
-def _accounted(job_ids: Sequence[str]) -> list[JobState]:
-    """What accounting knows; nothing where there is none."""
+def query_accounting(job_ids: Sequence[str]) -> list[JobState]:
+    """What accounting knows of jobs; nothing where there is none, or it does not answer."""
+    if not job_ids:
+        return []
     try:
         return parse_sacct(
             run_program(["sacct", "-n", "-X", "-P", "-j", ",".join(job_ids), "-o", "JobID,State,NodeList"])

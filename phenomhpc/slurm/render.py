@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from phenomhpc.errors import TASK_REQUEUE
 from phenomhpc.runs import RunPaths
 from phenomhpc.slurm.plan import Chunk, Submission
 
-# Seconds between the signal and the end: time for a checkpoint.  Slurm may signal up to a minute early.
-SIGNAL_LEAD_S = 120
-SHORT_LEAD_S = 20
-SHORT_LIMIT_MINUTES = 5
-STEWARD_MEM_MB = 2048
-STEWARD_MINUTES = 60
+# How long the other nodes of a gang may go on after the first has ended: to leave on their own, with their last words.
+GANG_WAIT_S = 60
 
 
 def _option(name: str, value: object) -> str:
-    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={value}"
+    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
 
 
 def _options(options: dict[str, object]) -> list[str]:
@@ -35,8 +32,6 @@ def render(submission: Submission, chunk: Chunk, command: str) -> str:
     """The script of one chunk.  `command` is what each task runs (submitit's)."""
     paths, cluster = RunPaths(submission.run_root), submission.cluster
     attempt = paths.attempt(submission.attempt)
-    limit = cluster.time_minutes
-    lead = SHORT_LEAD_S if limit is not None and limit <= SHORT_LIMIT_MINUTES else SIGNAL_LEAD_S
     array = f"0-{chunk.size - 1}"
     if cluster.throttle:
         # The throttle is for the whole run: what other chunks may take is not this one's.
@@ -47,12 +42,12 @@ def render(submission: Submission, chunk: Chunk, command: str) -> str:
             **_place(submission),
             "nodes": submission.num_nodes,
             "ntasks-per-node": 1,
-            "cpus-per-task": cluster.cpus_per_task,
+            "cpus-per-task": submission.cpus_per_task,
             "gpus-per-node": cluster.gpus_per_node or None,
             "mem": f"{cluster.mem_mb}M" if cluster.mem_mb else None,
-            "time": limit,
+            "time": cluster.time_minutes,
             "array": None if submission.gang else array,
-            "signal": f"B:USR2@{lead}",
+            "signal": f"B:USR2@{submission.signal_lead_s}",
             "requeue" if cluster.requeue else "no-requeue": True,
             "open-mode": "append",
             "output": paths.log_file("batch-%j" if submission.gang else "batch-%A-%a", submission.attempt),
@@ -60,26 +55,29 @@ def render(submission: Submission, chunk: Chunk, command: str) -> str:
         }
     )
     stop_files = (
-        [attempt.stop_file(node) for node in range(submission.num_tasks)]
+        f'"{_escaped(attempt.root)}/stop-"{{0..{submission.num_tasks - 1}}}'
         if submission.gang
-        else [Path(f"{attempt.root}/stop-$task")]
+        else (f'"{_escaped(attempt.root)}/stop-$task"')
     )
-    log = paths.log_file("%t" if submission.gang else "$task", submission.attempt)
-    cpus = f"--cpus-per-task={cluster.cpus_per_task} " if cluster.cpus_per_task else ""
+    log = f"{_escaped(paths.logs)}/{paths.log_file('%t' if submission.gang else '$task', submission.attempt).name}"
+    # srun does not take this over from sbatch (Slurm 22.05 and later).
+    cpus = f"--cpus-per-task={submission.cpus_per_task} " if submission.cpus_per_task else ""
+    # A node that is asked to stop must not kill its peers, which are about to do the same.
+    together = f"--kill-on-bad-exit=0 --wait={GANG_WAIT_S} " if submission.gang else ""
     job = "$SLURM_JOB_ID" if submission.gang else "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     task = "0" if submission.gang else f"$(({chunk.offset} + SLURM_ARRAY_TASK_ID))"
     return f"""#!/bin/bash
 {chr(10).join(options)}
 # {submission.kind}, run {submission.run_id}, attempt {submission.attempt}, {_what(submission, chunk)}
-export PYTHONPATH={shlex.quote(str(submission.code))} PYTHONUNBUFFERED=1 SUBMITIT_EXECUTOR=slurm
+{_environment(submission)} SUBMITIT_EXECUTOR=slurm
 task={task}
 
 # Slurm's warning (time limit, preemption) becomes a stop file: the task commits at its next boundary
 # and leaves with {TASK_REQUEUE}.
-stop() {{ touch {" ".join(_quoted(path) for path in stop_files)}; }}
+stop() {{ touch {stop_files}; }}
 trap stop USR2
 
-srun --kill-on-bad-exit=1 --unbuffered {cpus}--open-mode=append --output={_quoted(log)} {command} &
+srun --unbuffered {together}{cpus}--ntasks-per-node=1 --open-mode=append --output="{log}" {command} &
 step=$!
 wait "$step"; code=$?
 # A trapped signal ends `wait`, not the step.
@@ -90,10 +88,9 @@ exit "$code"
 """
 
 
-def _quoted(path: Path) -> str:
-    """Quoted for the shell, but for the script's own $task."""
-    escaped = re.sub(r'(["`$\\])', r"\\\1", str(path)).replace("\\$task", "$task")
-    return f'"{escaped}"'
+def _escaped(path: Path) -> str:
+    """For use inside the shell's double quotes."""
+    return re.sub(r'(["`$\\])', r"\\\1", str(path))
 
 
 def _what(submission: Submission, chunk: Chunk) -> str:
@@ -102,8 +99,16 @@ def _what(submission: Submission, chunk: Chunk) -> str:
     return f"tasks {chunk.offset} to {chunk.offset + chunk.size - 1} of {submission.num_tasks}"
 
 
-def render_steward(submission: Submission, dependency: str | None) -> str:
-    """The script of the one-CPU job that sees what became of an attempt and starts what comes next."""
+def _environment(submission: Submission) -> str:
+    """The code that was submitted comes first; what the submitting shell had on its path stays behind it."""
+    return f"export PYTHONPATH={shlex.quote(str(submission.code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONUNBUFFERED=1"
+
+
+def render_steward(submission: Submission, after: Sequence[str], begin_s: int = 0) -> str:
+    """The script of the one-CPU job that sees what became of an attempt and starts what comes next.
+
+    after: ids of the jobs it waits for; begin_s: it starts no earlier than so many seconds from now.
+    """
     paths = RunPaths(submission.run_root)
     options = _options(
         {
@@ -112,19 +117,19 @@ def render_steward(submission: Submission, dependency: str | None) -> str:
             "nodes": 1,
             "ntasks": 1,
             "cpus-per-task": 1,
-            "mem": f"{STEWARD_MEM_MB}M",
-            "time": STEWARD_MINUTES,
-            "dependency": dependency,
-            "kill-on-invalid-dep": "yes" if dependency else None,
+            "mem": f"{submission.steward_mem_mb}M",
+            "time": submission.steward_minutes,
+            "begin": f"now+{begin_s}" if begin_s else None,
+            "dependency": f"afterany:{':'.join(after)}" if after else None,
             "requeue": True,
             "open-mode": "append",
             "output": paths.log_file("steward", submission.attempt),
             "chdir": submission.run_root,
         }
     )
-    command = f"{shlex.quote(submission.python)} -u -m phenomhpc.jobs.steward {shlex.quote(str(submission.run_root))}"
+    command = f"{submission.python} -u -m phenomhpc.jobs.steward {shlex.quote(str(submission.run_root))}"
     return f"""#!/bin/bash
 {chr(10).join(options)}
-export PYTHONPATH={shlex.quote(str(submission.code))} PYTHONUNBUFFERED=1
+{_environment(submission)}
 exec {command}
 """

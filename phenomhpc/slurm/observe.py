@@ -1,0 +1,80 @@
+"""What became of a run's newest attempt: the run directory first, Slurm for what is absent there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from phenomhpc.runs import RunPaths, read_events
+from phenomhpc.slurm.decide import TaskView, view_gang, view_tasks
+from phenomhpc.slurm.queue import JobState, Queue, query_accounting, query_queue
+from phenomhpc.slurm.record import SubmittedJobs, read_submitted
+
+STEWARD = "steward-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """An attempt at one moment; attempt 0: there is none yet; submitted None: it was never (wholly) submitted.
+
+    live: ids of its jobs that run or wait; stewards: the run's living stewards; strays: living jobs of the run that its
+    newest attempt does not name (left by a submitter that was killed, or by an older attempt).
+    """
+
+    attempt: int
+    submitted: SubmittedJobs | None
+    tasks: tuple[TaskView, ...]
+    live: tuple[str, ...]
+    stewards: tuple[str, ...]
+    strays: tuple[str, ...]
+
+
+def observe(paths: RunPaths, queue: Queue | None = None, *, own_job: str | None = None) -> Observation:
+    """Look at the newest attempt.  queue: asked of Slurm where not given; own_job: the steward that asks.
+
+    Slurm's silence about a job never makes it done or failed while accounting knows better; a task is done when its
+    tally of this attempt is written.  Raises UnreachableError when the controller does not answer.
+    """
+    queue = queue or query_queue(paths.root)
+    attempt = paths.last_attempt()
+    submitted = read_submitted(paths.attempt(attempt)) if attempt else None
+    known = submitted.job_ids if submitted else []
+    living = [job for job in queue.of_run(paths.root) if job.is_live and job.job_id != own_job]
+    stewards = {job.job_id for job in living if job.name.startswith(STEWARD)}
+    tasks: list[TaskView] = []
+    live: set[str] = set()
+    if submitted is not None:
+        jobs = _states(paths, attempt, submitted, queue)
+        live = {job.job_id for job in jobs.values() if job.is_live}
+        view = view_gang if submitted.gang else view_tasks
+        logs = [str(paths.log_file(task, attempt)) for task in range(submitted.num_tasks)]
+        tasks = view(logs, done_tasks(paths, attempt), read_events(paths, attempt=attempt), jobs)
+    return Observation(
+        attempt=attempt,
+        submitted=submitted,
+        tasks=tuple(tasks),
+        live=tuple(sorted(live)),
+        stewards=tuple(sorted(stewards)),
+        strays=tuple(sorted({job.job_id for job in living} - stewards - set(known))),
+    )
+
+
+def _states(paths: RunPaths, attempt: int, submitted: SubmittedJobs, queue: Queue) -> dict[int, JobState]:
+    """Slurm's state by task, of a gang the job's for all its tasks; accounting is asked only for tasks that need it."""
+    known = set(submitted.job_ids)
+    states = submitted.by_task(job for job in queue.jobs if job.job_id in known)
+    done = set(done_tasks(paths, attempt))
+    lost = [task for task in range(submitted.num_tasks) if task not in states and task not in done]
+    if lost:
+        ids = sorted({submitted.job_of(task) for task in lost})
+        states = submitted.by_task(query_accounting(ids)) | states
+    return states
+
+
+def done_tasks(paths: RunPaths, attempt: int) -> list[int]:
+    """Tasks whose tally of this attempt is written."""
+    found = []
+    for path in paths.done.glob("*.json") if paths.done.is_dir() else ():
+        if json.loads(path.read_bytes())["attempt"] == attempt:
+            found.append(int(path.stem))
+    return found

@@ -1,0 +1,180 @@
+"""From what was seen to what is done next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phenomhpc.slurm.decide import DECISIONS, Action, FailureClass, TaskView, decide, view_gang, view_tasks
+from phenomhpc.slurm.queue import JobState, parse_sacct, parse_squeue
+from phenomhpc.slurm.record import SubmittedJobs
+
+
+def event(name: str, task: int = 0, time: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"event": name, "task": task, "attempt": 1, "time": f"2026-01-01T00:00:{time:02d}", "host": "n1", **fields}
+
+
+def failed(task: int, message: str, kind: str = "code_error", time: int = 1) -> dict[str, Any]:
+    return event("failed", task, time, message=message, **{"class": kind})
+
+
+def job(state: str, nodes: str = "n1") -> JobState:
+    return JobState(job_id="7", index=0, state=state, nodes=nodes)
+
+
+def array(events: Sequence[Mapping[str, Any]], state: str | None, done: Sequence[int] = ()) -> TaskView:
+    jobs = {} if state is None else {0: job(state)}
+    return view_tasks(["LOG"], done, [dict(entry) for entry in events], jobs)[0]
+
+
+def gang(events: Sequence[Mapping[str, Any]], state: str | None, done: Sequence[int] = ()) -> list[TaskView]:
+    jobs = {} if state is None else dict.fromkeys(range(2), job(state, "n[1-2]"))
+    return view_gang(["LOG0", "LOG1"], done, [dict(entry) for entry in events], jobs)
+
+
+def test_every_failure_class_has_one_decision() -> None:
+    assert set(DECISIONS) == set(FailureClass)
+
+
+@pytest.mark.parametrize(
+    ("events", "state", "failure"),
+    [
+        ([event("started")], "NODE_FAIL", "node_fail"),
+        ([event("started")], "TIMEOUT", "timeout"),
+        ([event("started")], "OUT_OF_MEMORY", "oom"),
+        ([event("started")], "PREEMPTED", "preempted"),
+        ([event("started")], "CANCELLED", "cancelled"),
+        ([event("started"), event("preempted", message="asked to stop")], "FAILED", "preempted"),
+        ([event("started"), failed(0, "no plate", "bad_input")], "FAILED", "bad_input"),
+        ([event("started"), failed(0, "KeyError: 'x'")], "FAILED", "code_error"),
+        ([event("started"), failed(0, "MemoryError", "oom")], None, "oom"),
+        # An older start's failure does not count once the task was started anew.
+        ([event("started"), failed(0, "KeyError: 'x'"), event("started", time=2)], "NODE_FAIL", "node_fail"),
+        ([], "FAILED", "code_error"),
+        ([event("started")], None, "node_fail"),
+    ],
+)
+def test_a_task_ends_for_the_reason_it_gave_or_slurm_gives(
+    events: list[dict[str, Any]], state: str | None, failure: str
+) -> None:
+    view = array(events, state)
+    assert (view.done, view.live, view.failure) == (False, False, failure)
+    assert view.message
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "REQUEUED", "COMPLETING", "SUSPENDED"])
+def test_a_living_job_is_waited_for_whatever_its_task_said(state: str) -> None:
+    view = array([event("started"), failed(0, "KeyError: 'x'")], state)
+    assert view.live and view.failure is None
+    assert decide([view], 1, 3).action == Action.WAIT
+
+
+def test_a_tally_makes_a_task_done_whatever_slurm_says() -> None:
+    view = array([event("started")], "NODE_FAIL", done=[0])
+    assert view.done and view.failure is None
+    assert decide([view], 1, 3).action == Action.FINISH
+
+
+@pytest.mark.parametrize(
+    ("events", "state", "failure"),
+    [
+        # The survivor of a dead node fails of that; the dead node says nothing.
+        (
+            [
+                event("started", 0),
+                event("started", 1),
+                failed(0, "rank 0: RuntimeError: gloo: Connection closed by peer"),
+            ],
+            "FAILED",
+            "node_fail",
+        ),
+        # The rank with a bug is the reason, though its peer complained first.
+        (
+            [failed(1, "rank 0: DistBackendError: NCCL error", time=1), failed(0, "rank 1: KeyError: 'x'", time=2)],
+            "FAILED",
+            "code_error",
+        ),
+        (
+            [failed(0, "rank 0: no such store", "bad_input"), failed(1, "Connection reset by peer")],
+            "FAILED",
+            "bad_input",
+        ),
+        ([event("preempted", 0), event("started", 1)], "FAILED", "preempted"),
+        ([event("preempted", 0), failed(1, "Connection closed by peer")], "FAILED", "preempted"),
+        ([failed(0, "rank 0: KeyError: 'x'"), event("started", 1)], "NODE_FAIL", "node_fail"),
+        ([failed(0, "rank 0: KeyError: 'x'"), event("started", 1)], "CANCELLED", "cancelled"),
+        ([event("started", 0), event("started", 1)], "FAILED", "node_fail"),
+        ([event("started", 0), event("started", 1)], None, "node_fail"),
+        ([], "FAILED", "code_error"),
+    ],
+)
+def test_a_gang_ends_for_one_reason(events: list[dict[str, Any]], state: str | None, failure: str) -> None:
+    assert [view.failure for view in gang(events, state)] == [failure, failure]
+
+
+def test_a_gang_goes_on_when_one_node_finished_before_a_requeue() -> None:
+    views = gang([event("finished", 1), event("started", 0)], "PENDING", done=[1])
+    assert decide(views, 1, 3).action == Action.WAIT
+
+
+def test_the_worst_task_decides() -> None:
+    def view(task: int, failure: FailureClass | None) -> TaskView:
+        return TaskView(task=task, done=failure is None, live=False, failure=failure, message="m", log="L")
+
+    lost, bug, cancelled = FailureClass.NODE_FAIL, FailureClass.CODE_ERROR, FailureClass.CANCELLED
+    assert decide([view(0, None), view(1, lost)], 1, 3).action == Action.NEXT_ATTEMPT
+    assert decide([view(0, bug), view(1, lost)], 1, 3).action == Action.STOP
+    assert decide([view(0, bug), view(1, cancelled)], 1, 3).action == Action.STAY_CANCELLED
+    decision = decide([view(0, None), view(1, lost)], 3, 3)
+    assert decision.action == Action.STOP
+    assert "task 1: node_fail: m (log: L); cluster.max_attempts=3 are used up" in decision.reason
+    assert decide([], 1, 3).action == Action.FINISH
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([None, "started", "preempted", "failed", "finished"]),
+            st.sampled_from([None, "PENDING", "RUNNING", "COMPLETED", "FAILED", "NODE_FAIL", "SOMETHING_NEW"]),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_nothing_unknown_becomes_an_end_without_a_reason(seen: list[tuple[str | None, str | None, bool]]) -> None:
+    events = [
+        event(name, task, message="m", **{"class": "code_error"}) for task, (name, _, _) in enumerate(seen) if name
+    ]
+    jobs = {task: job(state) for task, (_, state, _) in enumerate(seen) if state}
+    done = [task for task, (_, _, tally) in enumerate(seen) if tally]
+    views = view_tasks(["L"] * len(seen), done, events, jobs)
+    decision = decide(views, 1, 3)
+    assert (decision.action == Action.FINISH) == (len(done) == len(seen))
+    assert decision.reason or decision.action in {Action.WAIT, Action.FINISH}
+    assert all(view.done or view.live or view.failure for view in views)
+
+
+def test_squeue_and_sacct_are_read() -> None:
+    text = "12_3|PENDING|Resources||run-a|/r/run-a\n14|RUNNING|None|n[1-2]|run|b|/r/we|ird\n"
+    first, second = parse_squeue(text)
+    assert (first.job_id, first.index, first.state, first.reason) == ("12", 3, "PENDING", "Resources")
+    assert (second.job_id, second.index, second.nodes) == ("14", None, "n[1-2]")
+    states = parse_sacct("12_3|CANCELLED by 0|n1\n12_[4-9]|PENDING|None assigned\n15|NODE_FAIL|n2\n")
+    assert [(state.job_id, state.index, state.state) for state in states] == [
+        ("12", 3, "CANCELLED"),
+        ("15", None, "NODE_FAIL"),
+    ]
+
+
+def test_elements_are_tasks_by_their_chunks_offset() -> None:
+    jobs = SubmittedJobs(chunks=(("5", 0, 100), ("6", 100, 50)), num_tasks=150, gang=False)
+    states = [JobState(job_id=name, index=index, state="RUNNING") for name, index in (("5", 7), ("6", 7), ("9", 1))]
+    assert sorted(jobs.by_task(states)) == [7, 107]
+    assert (jobs.job_of(99), jobs.job_of(100)) == ("5", "6")
+    pair = SubmittedJobs(chunks=(("5", 0, 1),), num_tasks=2, gang=True)
+    assert sorted(pair.by_task([JobState(job_id="5", index=None, state="RUNNING")])) == [0, 1]
