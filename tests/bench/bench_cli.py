@@ -56,7 +56,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
-        write_plates(raw, SyntheticSpec(field_px=64), silent())
+        write_plates(raw, SyntheticSpec(field_px=256, plate_rows=2, plate_columns=4, num_genes=4), silent(), workers=1)
+        convert = [*PHENOMHPC, "convert", "--plates", str(raw), "--store", str(raw.parent / "store")]
+        subprocess.run(convert, check=True, capture_output=True, cwd=folder)
         times: dict[str, list[float]] = {name: [] for name in cases(raw)}
         for _ in range(PASSES):
             for name, command in cases(raw).items():
