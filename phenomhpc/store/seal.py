@@ -27,11 +27,20 @@ def seal(store: Store, progress: Progress) -> Snapshot:
     """Write what readers need and return the new (or same) snapshot.
 
     A plate that is not fully converted is sealed with the shards it has, and said so.  A store copied without its
-    .progress keeps its fields tables.  Raises UsageError when no field at all is usable.
+    .progress is a finished one: its fields tables stand, and sealing it again writes nothing.  Raises UsageError when no
+    field at all is usable, WorkError for a damaged shard and where nothing can be written.
     """
+    try:
+        return _seal(store, progress)
+    except OSError as error:
+        raise WorkError(f"store {store.paths.root}: cannot be sealed ({error}); what was committed stays") from error
+
+
+def _seal(store: Store, progress: Progress) -> Snapshot:
     plates = store.paths.converted_plates()
     kept: list[str] = []
     tables: list[NDArray[np.void]] = []
+    frames: list[pl.DataFrame] = []
     with progress.stage("seal", len(plates), "plates") as stage:
         for plate in plates:
             geometry = read_geometry(store.paths, plate)
@@ -44,22 +53,29 @@ def seal(store: Store, progress: Progress) -> Snapshot:
                 except ValueError as error:
                     raise WorkError(f"store {store.paths.root}: {error}; convert it again") from error
                 tables.append(_table(fields, len(kept), geometry))
+                frames.append(fields)
                 kept.append(plate)
             stage.advance()
     table = np.concatenate(tables) if tables else np.empty(0, TABLE_DTYPE)
     if not len(table):
         raise UsageError(f"store {store.paths.root}: no usable field to seal; convert plates first")
-    digest = write_snapshot(store, kept, table, _scale(store, kept, table))
+    fields_now = pl.concat(frames, how="diagonal_relaxed")
+    digest = write_snapshot(store, kept, table, fields_now, _scale(store, kept, table))
     return Snapshot.open(store, digest)
 
 
 def _fields_of(paths: StorePaths, plate: str, geometry: Geometry) -> tuple[pl.DataFrame | None, int]:
-    if not paths.records(plate).is_dir():
-        return (read_fields(paths, plate), 0) if paths.fields(plate).is_file() else (None, geometry.num_shards)
-    fields, missing = plate_fields(paths, plate, geometry)
-    if fields.height:
-        write_fields(paths, plate, fields)
-    return fields, missing
+    """A plate's fields whose shards are there (None: never converted), and how many shards are not."""
+    if paths.records(plate).is_dir():
+        fields, missing = plate_fields(paths, plate, geometry)
+        if fields.height:
+            write_fields(paths, plate, fields)
+        return fields, missing
+    if not paths.fields(plate).is_file():
+        return None, geometry.num_shards
+    absent = [shard for shard in range(geometry.num_shards) if not paths.shard(plate, shard).is_file()]
+    shard_of = pl.col("field_index") // geometry.fields_per_shard
+    return read_fields(paths, plate).filter(~shard_of.is_in(absent)), len(absent)
 
 
 def _table(fields: pl.DataFrame, plate_no: int, geometry: Geometry) -> NDArray[np.void]:

@@ -1,9 +1,10 @@
 """Snapshots: the ordered list of usable fields of a store, immutable, named by its digest.
 
 Training and embedding bind to one, so that a store may grow under a running job.  snapshots/DIGEST/ holds
-  table.npy       structured, TABLE_DTYPE, one row per field of status ok; plates in key order, fields in array order
-  snapshot.json   plates, channels, dtype, scale, digest
-The digest covers plates, channels, dtype, the table (with each field's crc32c) and the scale: pixels, not metadata.
+  table.npy        structured, TABLE_DTYPE, one row per field of status ok; plates in key order, fields in array order
+  fields.parquet   the plates' fields tables as they were, so that a filter on them selects the same fields for ever
+  snapshot.json    plates, channels, dtype, scale, digests of table and fields; written last
+The digest covers all of it, the pixels through each field's crc32c.  Corrected metadata make a new snapshot.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TABLE_DTYPE = np.dtype(
     [("plate", "<u4"), ("field", "<u4"), ("height", "<u4"), ("width", "<u4"), ("crc32c", "<u4"), ("reserved", "<u4")]
 )
 SCHEMA = 1
-TABLE, DESCRIPTION = "table.npy", "snapshot.json"
+TABLE, FIELDS, DESCRIPTION = "table.npy", "fields.parquet", "snapshot.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,31 +60,40 @@ class Snapshot:
         try:
             raw: dict[str, Any] = json.loads((folder / DESCRIPTION).read_bytes())
             table = np.load(folder / TABLE, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+            if table.dtype != TABLE_DTYPE or len(table) != raw["num_fields"]:
+                raise ValueError(f"{TABLE} has {len(table)} rows of {table.dtype}")
+            return cls(
+                store=store,
+                digest=raw["digest"],
+                # A plain array over the same mapping: memmap's own indexing is several times slower.
+                table=np.asarray(table),
+                plates=tuple(raw["plates"]),
+                channels=tuple(raw["channels"]),
+                dtype=raw["dtype"],
+                scale=np.array(raw["scale"], dtype=np.float32),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"store {paths.root}: snapshot {folder.name} is damaged ({error}); run store seal"
+                f"store {paths.root}: snapshot {folder.name} is damaged ({error}); remove its folder and run store seal"
             ) from error
-        return cls(
-            store=store,
-            digest=raw["digest"],
-            table=table,
-            plates=tuple(raw["plates"]),
-            channels=tuple(raw["channels"]),
-            dtype=raw["dtype"],
-            scale=np.array(raw["scale"], dtype=np.float32),
-        )
 
     def fields(self) -> pl.DataFrame:
-        """All fields of the snapshot's plates, set-aside ones too, with `field_no` (row of the table; null if not in it)."""
+        """All fields of the snapshot's plates, set-aside ones too, with `field_no` (row of the table; null if not in it).
+
+        The columns of DESIGN's fields.parquet as they were when sealed; `sources` is null (the plates' own tables have it).
+        """
         return self._fields
 
     @cached_property
     def _fields(self) -> pl.DataFrame:
         import polars as pl
+        from polars.exceptions import PolarsError
 
-        from phenomhpc.store.fields import read_fields
-
-        frames = [read_fields(self.store.paths, plate) for plate in self.plates]
+        path = self.store.paths.snapshot(self.digest) / FIELDS
+        try:
+            fields = pl.read_parquet(path.read_bytes())
+        except (OSError, PolarsError) as error:
+            raise UsageError(f"store {self.store.paths.root}: {path} cannot be read ({error})") from error
         own = pl.DataFrame(
             {
                 "plate": [self.plates[number] for number in self.table["plate"]],
@@ -92,9 +102,7 @@ class Snapshot:
             },
             schema_overrides={"plate": pl.String, "field_index": pl.UInt32},
         )
-        return pl.concat(frames, how="diagonal_relaxed").join(
-            own, on=["plate", "field_index"], how="left", maintain_order="left"
-        )
+        return fields.join(own, on=["plate", "field_index"], how="left", maintain_order="left")
 
 
 def _find(paths: StorePaths, digest: str | None) -> str:
@@ -113,15 +121,25 @@ def _find(paths: StorePaths, digest: str | None) -> str:
     return found[0]
 
 
-def write_snapshot(store: Store, plates: Sequence[str], table: NDArray[np.void], scale: NDArray[np.float32]) -> str:
-    """Commit a snapshot (its description last) and make it the newest; returns its digest.  The same content, no write."""
+def write_snapshot(
+    store: Store, plates: Sequence[str], table: NDArray[np.void], fields: pl.DataFrame, scale: NDArray[np.float32]
+) -> str:
+    """Commit a snapshot (its description last) and make it the newest; returns its digest.  The same content, no write.
+
+    `fields`: the plates' tables, one behind the other.  When killed: the newest is the one before, or this one whole.
+    """
+    import polars as pl
+
+    kept = fields.with_columns(pl.lit(None, fields.schema["sources"]).alias("sources"))
     content = {
         "schema": SCHEMA,
         "plates": list(plates),
         "channels": list(store.spec.channels),
         "dtype": store.spec.dtype,
         "scale": [float(value) for value in scale],
+        "num_fields": len(table),
         "table_sha256": hashlib.sha256(table.tobytes()).hexdigest(),
+        "fields_sha256": _fields_digest(kept),
     }
     digest = hashlib.sha256(canonical_json(content)).hexdigest()
     folder = store.paths.snapshot(digest)
@@ -129,7 +147,18 @@ def write_snapshot(store: Store, plates: Sequence[str], table: NDArray[np.void],
         buffer = io.BytesIO()
         np.save(buffer, table, allow_pickle=False)
         commit(folder / TABLE, buffer.getvalue())
+        parquet = io.BytesIO()
+        kept.write_parquet(parquet)
+        commit(folder / FIELDS, parquet.getvalue())
         commit(folder / DESCRIPTION, json.dumps({**content, "digest": digest}, indent=2) + "\n")
     if not store.paths.latest.is_file() or store.paths.latest.read_text().strip() != digest:
         commit(store.paths.latest, digest + "\n")
     return digest
+
+
+def _fields_digest(fields: pl.DataFrame) -> str:
+    """Of names, types and values; not of Parquet's bytes, which differ between versions of its writer."""
+    schema = [[name, str(dtype)] for name, dtype in fields.schema.items()]
+    digest = hashlib.sha256(canonical_json(schema))
+    digest.update(fields.write_ndjson().encode())
+    return digest.hexdigest()

@@ -1,0 +1,62 @@
+"""Any crop of any layout equals what zarr and tensorstore read of it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tensorstore
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phenomhpc.progress import silent
+from phenomhpc.store import ShardReader
+from phenomhpc.store.seal import seal
+from tests.unit.crop_store import add_plate, new_store, pixels_of
+
+CODECS = [
+    None,
+    *((cname, 5, shuffle) for cname in ("lz4", "zstd") for shuffle in ("bitshuffle", "shuffle", "noshuffle")),
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_crop_equals_what_zarr_and_tensorstore_read(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 70), "height"), data.draw(st.integers(1, 70), "width")
+    channels, fields = data.draw(st.integers(1, 3), "channels"), data.draw(st.integers(1, 4), "fields")
+    dtype = data.draw(st.sampled_from(["uint8", "uint16"]), "dtype")
+    pixels = pixels_of(data.draw(st.integers(0, 99), "seed"), fields, channels, height, width, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        store = new_store(
+            Path(folder),
+            channels=channels,
+            dtype=dtype,
+            chunk_px=data.draw(
+                st.sampled_from([1, 7, 16, 32, 80]) if height * width < 400 else st.sampled_from([7, 16, 80])
+            ),
+            fields_per_shard=data.draw(st.integers(1, 5), "fields per shard"),
+            codec=data.draw(st.sampled_from(CODECS), "codec"),
+        )
+        add_plate(store, "P", pixels)
+        snapshot = seal(store, silent())
+        images = str(store.paths.images("P"))
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": images}}
+        other = tensorstore.open(spec, open=True, read=True).result()
+        reference = zarr.open_array(images, mode="r")
+        assert np.array_equal(np.asarray(reference[:]), pixels)
+        with ShardReader(store, snapshot) as reader:
+            for _ in range(6):
+                field_no = data.draw(st.integers(0, fields - 1), "field")
+                y0, y1 = sorted(data.draw(st.tuples(st.integers(0, height - 1), st.integers(1, height)), "y"))
+                x0, x1 = sorted(data.draw(st.tuples(st.integers(0, width - 1), st.integers(1, width)), "x"))
+                y1, x1 = max(y1, y0 + 1), max(x1, x0 + 1)
+                out = np.full((channels, y1 - y0, x1 - x0), 77, dtype)
+                reader.read(field_no, y0, x0, out)
+                assert np.array_equal(out, np.asarray(reference[field_no, :, y0:y1, x0:x1]))
+                assert np.array_equal(out, other[field_no, :, y0:y1, x0:x1].read().result())
+                turned = np.full((channels, x1 - x0, y1 - y0), 77, dtype)
+                reader.read(field_no, y0, x0, turned[:, ::-1].swapaxes(1, 2))
+                assert np.array_equal(turned, np.rot90(out, axes=(1, 2)))
