@@ -1,7 +1,7 @@
 """Which crop comes next (sampler: pure), and batches of them (loader)."""
 
 from phenomhpc.crops.loader import Batch, Loader, StepBatch
-from phenomhpc.crops.sampler import Sampler, Visits, flipped, index_digest
+from phenomhpc.crops.sampler import Sampler, Visits, flip_target, index_digest
 from phenomhpc.crops.tile import tile
 
-__all__ = ["Batch", "Loader", "Sampler", "StepBatch", "Visits", "flipped", "index_digest", "tile"]
+__all__ = ["Batch", "Loader", "Sampler", "StepBatch", "Visits", "flip_target", "index_digest", "tile"]

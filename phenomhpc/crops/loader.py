@@ -6,14 +6,14 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phenomhpc.crops.sampler import Sampler, flipped, index_digest
+from phenomhpc.crops.sampler import Sampler, Visits, flip_target, index_digest
 from phenomhpc.errors import UsageError
 
 PADDING_INDEX = -1
@@ -41,7 +41,10 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """One rank's micro-batches of a step.  The pixels are valid until the next step is asked for."""
+    """One rank's micro-batches of a step.  The pixels are valid until the next step is asked for: their buffers are reused.
+
+    first_index: the first sample index of the global batch; data_wait_s: seconds that the caller waited for this step.
+    """
 
     step: int
     first_index: int
@@ -51,11 +54,14 @@ class StepBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Crop:
-    field_no: int
-    y: int
-    x: int
-    flip: int
+class _Share:
+    """A rank's crops of a step, in order; all arrays [n]."""
+
+    index: NDArray[np.int64]
+    field_no: NDArray[np.int64]
+    y: NDArray[np.int32]
+    x: NDArray[np.int32]
+    flip: NDArray[np.uint8]
 
 
 class Loader:
@@ -63,6 +69,9 @@ class Loader:
 
     Step s takes visits [s*B/K, (s+1)*B/K); rank r those with v mod world = r.  Every rank has the same number of
     micro-steps of the same shape.  workers: reader threads; 0 reads inside __next__, else `prefetch_steps` steps ahead.
+    Memory: the pixels of one step and, when reading ahead, of `prefetch_steps` + 1 more.
+
+    What reading raises comes out of __next__, for the step it concerns, and ends the loader; rerun from that step.
     """
 
     def __init__(
@@ -107,68 +116,71 @@ class Loader:
 
     def __next__(self) -> StepBatch:
         began = time.perf_counter()
-        if self._builder is None:
-            batch = self._build(self._step)
-        else:
-            while len(self._ahead) <= self._prefetch_steps:
-                self._ahead.append(self._builder.submit(self._build, self._step + len(self._ahead)))
-            batch = self._ahead.popleft().result()
+        try:
+            batch = self._next()
+        except BaseException:
+            # What was read ahead belongs to later steps: going on would leave a step out.
+            self.close()
+            raise
         self._step += 1
-        return StepBatch(
-            step=batch.step,
-            first_index=batch.first_index,
-            index_digest=batch.index_digest,
-            micro=batch.micro,
-            data_wait_s=time.perf_counter() - began,
-        )
+        return replace(batch, data_wait_s=time.perf_counter() - began)
+
+    def _next(self) -> StepBatch:
+        if self._builder is None:
+            return self._build(self._step)
+        while len(self._ahead) <= self._prefetch_steps:
+            self._ahead.append(self._builder.submit(self._build, self._step + len(self._ahead)))
+        return self._ahead.popleft().result()
 
     def _build(self, step: int) -> StepBatch:
         """This rank's part of a step."""
         first = step * self._visits_per_step
         visit = np.arange(first, first + self._visits_per_step, dtype=np.int64)
         everyone = self._sampler.visits(visit)
-        mine = visit % self._world == self._rank
-        index = everyone.index[mine].ravel()
-        field_no = np.repeat(everyone.field_no[mine], self._sampler.crops_per_visit)
-        y, x, flip = everyone.y[mine].ravel(), everyone.x[mine].ravel(), everyone.flip[mine].ravel()
-        crops = [
-            _Crop(field_no=int(no), y=int(top), x=int(left), flip=int(turn))
-            for no, top, left, turn in zip(field_no, y, x, flip, strict=True)
-        ]
+        share = self._share(everyone, visit % self._world == self._rank)
         buffers = self._buffers[step % len(self._buffers)]
-        self._read(crops, buffers)
-        micro = [
-            self._batch(index[at : at + self._micro_size], buffers[at // self._micro_size]) for at in self._starts()
-        ]
+        self._read(share, buffers)
+        starts = range(0, self._num_micro * self._micro_size, self._micro_size)
         return StepBatch(
             step=step,
             first_index=first * self._sampler.crops_per_visit,
             index_digest=index_digest(everyone),
-            micro=micro,
+            micro=[
+                self._batch(share.index[start : start + self._micro_size], pixels)
+                for start, pixels in zip(starts, buffers, strict=True)
+            ],
             data_wait_s=0.0,
         )
 
-    def _starts(self) -> range:
-        return range(0, self._num_micro * self._micro_size, self._micro_size)
+    def _share(self, visits: Visits, mine: NDArray[np.bool_]) -> _Share:
+        return _Share(
+            index=visits.index[mine].ravel(),
+            field_no=np.repeat(visits.field_no[mine], self._sampler.crops_per_visit),
+            y=visits.y[mine].ravel(),
+            x=visits.x[mine].ravel(),
+            flip=visits.flip[mine].ravel(),
+        )
 
-    def _read(self, crops: list[_Crop], buffers: list[NDArray[np.generic]]) -> None:
+    def _read(self, share: _Share, buffers: list[NDArray[np.generic]]) -> None:
+        """Fill the buffers with a rank's crops, and what is left of them with zeros."""
+
         def place(slot: int) -> NDArray[np.generic]:
             row: NDArray[np.generic] = buffers[slot // self._micro_size][slot % self._micro_size]
             return row
 
-        def read_one(slot: int) -> None:
-            crop, out = crops[slot], place(slot)
-            self._reader.read(crop.field_no, crop.y, crop.x, out)
-            if crop.flip:
-                out[...] = flipped(out.copy(), crop.flip)
+        def read(slot: int) -> None:
+            target = flip_target(place(slot), int(share.flip[slot]))
+            self._reader.read(int(share.field_no[slot]), int(share.y[slot]), int(share.x[slot]), target)
 
-        if self._readers is None:
-            for slot in range(len(crops)):
-                read_one(slot)
-        else:
-            list(self._readers.map(read_one, range(len(crops)), chunksize=1))
-        for slot in range(len(crops), self._num_micro * self._micro_size):
+        num = len(share.index)
+        for slot in range(num, self._num_micro * self._micro_size):
             place(slot)[...] = 0
+        if self._readers is None:
+            for slot in range(num):
+                read(slot)
+        else:
+            for _ in self._readers.map(read, range(num)):
+                pass
 
     def _batch(self, index: NDArray[np.int64], pixels: NDArray[np.generic]) -> Batch:
         padded = np.full(self._micro_size, PADDING_INDEX, np.int64)

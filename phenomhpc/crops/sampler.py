@@ -82,7 +82,7 @@ class Sampler:
         """Uniform noise f32[B, num_patches] in [0, 1) by sample index; whose smallest are kept is the model's matter."""
         draws = np.arange(-(-num_patches // 4))
         words = philox(self.seed, MASK, index[:, None], draws[None, :])
-        return uniform32(words).reshape(len(index), -1)[:, :num_patches]
+        return uniform32(words).reshape(len(index), 4 * len(draws))[:, :num_patches]
 
 
 def index_digest(visits: Visits) -> str:
@@ -93,12 +93,15 @@ def index_digest(visits: Visits) -> str:
     return digest.hexdigest()[:DIGEST_DIGITS]
 
 
-def flipped(crop: NDArray[np.generic], flip: int) -> NDArray[np.generic]:
-    """A view of a crop (C, h, w) under one of the eight symmetries of a square."""
-    if flip & TRANSPOSE:
-        crop = crop.swapaxes(-1, -2)
-    if flip & FLIP_Y:
-        crop = crop[..., ::-1, :]
+def flip_target(out: NDArray[np.generic], flip: int) -> NDArray[np.generic]:
+    """The view of `out` (C, h, h) to fill with a crop, so that `out` then holds the crop flipped; no pixel is moved twice.
+
+    Flipped is: axes swapped for TRANSPOSE, then mirrored along y for FLIP_Y, then along x for FLIP_X.
+    """
     if flip & FLIP_X:
-        crop = crop[..., ::-1]
-    return crop
+        out = out[..., ::-1]
+    if flip & FLIP_Y:
+        out = out[..., ::-1, :]
+    if flip & TRANSPOSE:
+        out = out.swapaxes(-1, -2)
+    return out

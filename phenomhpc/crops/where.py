@@ -1,7 +1,8 @@
 """data.where: a filter on the fields table in a small language, e.g. `focus > 0.2 and plate in ["A__1", "A__2"]`.
 
 Comparisons (<, <=, >, >=, ==, !=, in, not in, chained), and, or, not, parentheses, numbers, quoted strings, true, false and
-column names.  Read by Python's parser, of whose nodes all others are refused; nothing is evaluated as code.
+column names; col["..."] for a name that is no word.  A field whose value is missing passes neither a condition nor its
+contrary.  Read by Python's parser, of whose nodes all others are refused; nothing is evaluated as code.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -28,18 +30,40 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
+# A list of a thousand plates fits; polars would not survive a recursion much deeper than this allows.
+MAX_CHARACTERS = 20_000
 _NAMED = {"true": True, "false": False, "True": True, "False": False}
 
 
 def compile_where(text: str, columns: Sequence[str]) -> pl.Expr:
     """The filter as a polars expression over `columns`.  Raises UsageError naming what is not understood."""
+    line = _one_line(text)
+    if len(line) > MAX_CHARACTERS:
+        raise UsageError(f"data.where={line[:40]}...: {len(line)} characters, {MAX_CHARACTERS} at most")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of invalid escapes in quoted strings, which are taken as they stand
+            tree = ast.parse(line, mode="eval").body
+        return _Compiler(line, columns).condition(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else "nested too deeply"
         raise UsageError(
-            f"data.where={text}: cannot be read ({error}); write such as plate == 'A__1' and site < 3"
+            f"data.where={line}: cannot be read ({reason}); write such as plate == 'A__1' and site < 3"
         ) from error
-    return _Compiler(text, columns).condition(tree)
+
+
+def _one_line(text: str) -> str:
+    return text.strip().replace("\n", " ")
+
+
+def _column_name(node: ast.expr) -> str | None:
+    """The column that a node names, by itself or as col["..."]."""
+    if isinstance(node, ast.Name) and node.id not in _NAMED:
+        return node.id
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "col":
+        inner = node.slice
+        return inner.value if isinstance(inner, ast.Constant) and isinstance(inner.value, str) else None
+    return None
 
 
 class _Compiler:
@@ -62,8 +86,8 @@ class _Compiler:
                 for op, left, right in zip(node.ops, operands, operands[1:], strict=False)
             ]
             return reduce(operator.and_, parts)
-        if isinstance(node, ast.Name) and node.id not in _NAMED:
-            return self._column(node.id)
+        if (name := _column_name(node)) is not None:
+            return self._column(name)
         raise self._refuse(f"{ast.unparse(node)} is no condition")
 
     def _compare(self, op: ast.cmpop, left: ast.expr, right: ast.expr) -> pl.Expr:
@@ -80,8 +104,8 @@ class _Compiler:
     def _operand(self, node: ast.expr) -> Any:
         import polars as pl
 
-        if isinstance(node, ast.Name) and node.id not in _NAMED:
-            return self._column(node.id)
+        if (name := _column_name(node)) is not None:
+            return self._column(name)
         return pl.lit(self._literal(node))
 
     def _literal(self, node: ast.expr) -> str | int | float | bool:
@@ -111,10 +135,10 @@ def eligible_rows(fields: pl.DataFrame, text: str) -> NDArray[np.int64]:
     import polars as pl
     from polars.exceptions import PolarsError
 
-    condition = compile_where(text, [name for name in fields.columns if name != "field_no"])
     try:
+        condition = compile_where(text, [name for name in fields.columns if name != "field_no"])
         kept = fields.filter(pl.col("field_no").is_not_null() & condition)["field_no"]
-    except PolarsError as error:
+    except (PolarsError, TypeError, OverflowError) as error:
         first = str(error).splitlines()[0]
-        raise UsageError(f"data.where={text}: does not fit the columns' types ({first})") from error
+        raise UsageError(f"data.where={_one_line(text)}: does not fit the columns' types ({first})") from error
     return np.sort(kept.to_numpy().astype(np.int64))

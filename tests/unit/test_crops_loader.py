@@ -1,0 +1,207 @@
+"""The loader: the same crops whatever the ranks, threads and restarts; its buffers, its errors, its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from phenomhpc.crops import Loader, Sampler, StepBatch
+from phenomhpc.errors import UsageError, WorkError
+from phenomhpc.progress import silent
+from phenomhpc.store import ShardReader, Snapshot
+from phenomhpc.store.seal import seal
+from tests.unit.crop_store import add_plate, new_store, pixels_of
+
+CROP, CHANNELS, PATCHES, BATCH = 16, 2, 4, 12
+
+
+@pytest.fixture(scope="module")
+def content() -> dict[str, NDArray[Any]]:
+    return {"P1": pixels_of(1, 5, CHANNELS, 40, 33), "P2": pixels_of(2, 4, CHANNELS, 20, 50)}
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory, content: dict[str, NDArray[Any]]) -> Snapshot:
+    store = new_store(tmp_path_factory.mktemp("store"))
+    for plate, pixels in content.items():
+        add_plate(store, plate, pixels)
+    return seal(store, silent())
+
+
+@pytest.fixture
+def reader(snapshot: Snapshot) -> Iterator[ShardReader]:
+    with ShardReader(snapshot.store, snapshot) as opened:
+        yield opened
+
+
+def loader_of(reader: Any, snapshot: Snapshot, *, per_visit: int = 1, flips: bool = True, **settings: Any) -> Loader:
+    sampler = Sampler(snapshot.table, seed=3, crop_px=CROP, crops_per_visit=per_visit, flips=flips)
+    given: dict[str, Any] = {"global_batch": BATCH, "micro_batch": 5, "num_patches": PATCHES} | settings
+    return Loader(reader, sampler, num_channels=CHANNELS, dtype=snapshot.dtype, **given)
+
+
+def crops_of(step: StepBatch) -> dict[int, bytes]:
+    """Sample index -> pixels and noise, of the rows that count."""
+    return {
+        int(micro.index[row]): micro.pixels[row].tobytes() + micro.mask_noise[row].tobytes()
+        for micro in step.micro
+        for row in np.flatnonzero(micro.weight)
+    }
+
+
+def steps(loader: Loader, count: int) -> list[tuple[str, dict[int, bytes]]]:
+    with loader:
+        return [(step.index_digest, crops_of(step)) for step, _ in zip(loader, range(count), strict=False)]
+
+
+@pytest.mark.parametrize("per_visit", [1, 3])
+@pytest.mark.parametrize("world", [2, 4, 5])
+def test_ranks_together_see_what_one_rank_sees(
+    reader: ShardReader, snapshot: Snapshot, world: int, per_visit: int
+) -> None:
+    alone = steps(loader_of(reader, snapshot, per_visit=per_visit), 4)
+    ranks = [
+        steps(loader_of(reader, snapshot, per_visit=per_visit, rank=rank, world=world), 4) for rank in range(world)
+    ]
+    for step, (digest, crops) in enumerate(alone):
+        assert {rank[step][0] for rank in ranks} == {digest}
+        assert len(crops) == BATCH == sum(len(rank[step][1]) for rank in ranks)
+        assert {index: pixels for rank in ranks for index, pixels in rank[step][1].items()} == crops
+    assert len({digest for digest, _ in alone}) == 4
+
+
+def test_pixels_are_the_stores_under_the_flip(
+    reader: ShardReader, snapshot: Snapshot, content: dict[str, NDArray[Any]]
+) -> None:
+    visits = Sampler(snapshot.table, seed=3, crop_px=CROP).visits(np.arange(2 * BATCH))
+    with loader_of(reader, snapshot, micro_batch=BATCH) as loader:
+        for _ in range(2):
+            step = next(loader)
+            for index, pixels in zip(step.micro[0].index, step.micro[0].pixels, strict=True):
+                row = snapshot.table[visits.field_no[index]]
+                y, x, flip = visits.y[index, 0], visits.x[index, 0], visits.flip[index, 0]
+                crop = content[snapshot.plates[row["plate"]]][row["field"], :, y : y + CROP, x : x + CROP]
+                crop = crop.transpose(0, 2, 1) if flip & 4 else crop
+                crop = np.flip(crop, 1) if flip & 1 else crop
+                assert np.array_equal(pixels, np.flip(crop, 2) if flip & 2 else crop)
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(1, 0), (1, 1), (3, 2), (2, 5)])
+def test_threads_and_reading_ahead_change_nothing(
+    reader: ShardReader, snapshot: Snapshot, workers: int, prefetch: int
+) -> None:
+    plain = steps(loader_of(reader, snapshot), 9)
+    assert steps(loader_of(reader, snapshot, workers=workers, prefetch_steps=prefetch), 9) == plain
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_restart_goes_on_where_it_was(reader: ShardReader, snapshot: Snapshot, workers: int) -> None:
+    whole = steps(loader_of(reader, snapshot, workers=workers), 7)
+    assert steps(loader_of(reader, snapshot, workers=workers, start_step=3), 4) == whole[3:]
+
+
+def test_a_step_far_out_comes_at_once(reader: ShardReader, snapshot: Snapshot) -> None:
+    with loader_of(reader, snapshot, start_step=10**10) as loader:
+        began = time.perf_counter()
+        step = next(loader)
+        assert time.perf_counter() - began < 1
+    assert step.first_index == 10**10 * BATCH and min(crops_of(step)) == step.first_index
+
+
+@pytest.mark.parametrize(
+    ("world", "micro", "shapes"), [(1, 5, (3, 5)), (1, 99, (1, 12)), (5, 2, (2, 2)), (7, 99, (1, 2))]
+)
+def test_every_rank_has_the_same_number_of_micro_steps_of_one_shape(
+    reader: ShardReader, snapshot: Snapshot, world: int, micro: int, shapes: tuple[int, int]
+) -> None:
+    weights = 0.0
+    for rank in range(world):
+        with loader_of(reader, snapshot, rank=rank, world=world, micro_batch=micro) as loader:
+            step = next(loader)
+        assert (len(step.micro), len(step.micro[0].index)) == shapes
+        for batch in step.micro:
+            assert batch.pixels.shape == (shapes[1], CHANNELS, CROP, CROP) and batch.pixels.dtype == np.uint8
+            assert batch.weight.dtype == np.float32 and batch.drop_key.dtype == np.int64
+            assert (batch.index[batch.weight == 0] == -1).all() and not batch.pixels[batch.weight == 0].any()
+            weights += batch.weight.sum()
+    assert weights == BATCH
+
+
+def test_a_batch_that_is_no_whole_number_of_visits_is_refused(reader: ShardReader, snapshot: Snapshot) -> None:
+    with pytest.raises(UsageError, match=r"global_batch=12 is no multiple of data.crops_per_visit=5"):
+        loader_of(reader, snapshot, per_visit=5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_buffers_are_reused_and_hold_until_the_next_step(reader: ShardReader, snapshot: Snapshot, workers: int) -> None:
+    plain = steps(loader_of(reader, snapshot), 12)
+    addresses = set()
+    with loader_of(reader, snapshot, workers=workers, prefetch_steps=2) as loader:
+        for _, expected in plain:
+            step = next(loader)
+            time.sleep(0.01)  # readers ahead may write now, into other buffers
+            assert crops_of(step) == expected
+            addresses.update(micro.pixels.ctypes.data for micro in step.micro)
+    assert len(addresses) == (3 * 4 if workers else 3)
+
+
+class Failing:
+    """A reader that fails at its nth crop."""
+
+    def __init__(self, reader: ShardReader, nth: int) -> None:
+        self.reader, self.left = reader, nth
+        self.lock = threading.Lock()
+
+    def read(self, field_no: int, y: int, x: int, out: NDArray[Any]) -> None:
+        with self.lock:
+            self.left -= 1
+            if self.left == 0:
+                raise WorkError("store s: plate p, shard 3: torn")
+        self.reader.read(field_no, y, x, out)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_reading_raises_comes_out_at_its_step_and_no_thread_stays(
+    reader: ShardReader, snapshot: Snapshot, workers: int
+) -> None:
+    before = threading.active_count()
+    plain = steps(loader_of(reader, snapshot), 2)
+    loader = loader_of(Failing(reader, 2 * BATCH + 4), snapshot, workers=workers)
+    for expected in plain:
+        step = next(loader)
+        assert (step.index_digest, crops_of(step)) == expected
+    with pytest.raises(WorkError, match="shard 3: torn"):
+        next(loader)
+    assert threading.active_count() == before
+    if workers:
+        with pytest.raises(RuntimeError):
+            next(loader)
+
+
+def test_leaving_early_stops_the_threads(reader: ShardReader, snapshot: Snapshot) -> None:
+    before = threading.active_count()
+    with loader_of(reader, snapshot, workers=3, prefetch_steps=4) as loader:
+        next(loader)
+        assert threading.active_count() > before
+    assert threading.active_count() == before
+
+
+class Slow:
+    def read(self, field_no: int, y: int, x: int, out: NDArray[Any]) -> None:
+        time.sleep(0.002)
+
+
+def test_waiting_for_data_is_measured_and_reading_ahead_hides_it(snapshot: Snapshot) -> None:
+    with loader_of(Slow(), snapshot) as loader:
+        plain = next(loader).data_wait_s
+    with loader_of(Slow(), snapshot, workers=2, prefetch_steps=2) as loader:
+        first = next(loader).data_wait_s
+        time.sleep(0.5)
+        ahead = next(loader).data_wait_s
+    assert plain > BATCH * 0.002 and first > BATCH / 2 * 0.002 and ahead < plain / 2
