@@ -1,9 +1,9 @@
 """Crops in, vectors out: a trained encoder, the same encoder untrained, or the statistics of the pixels.
 
-Every batch has the same shape, the last one padded with blank crops; nothing in an encoder mixes the crops of a batch, so the
-padding changes no result.  What does move the last bits of a float32 result is the shape of a batch and a crop's place in it
-(the matrix kernels choose their blocking by them): for one batch size results are reproducible bit by bit, between two they
-agree to rounding, about 1e-6 relative.
+Every batch has the same shape, the last one padded with blank crops; nothing in an encoder mixes the crops of a batch, so
+the padding changes no result.  What does move the last bits of a float32 result is the shape of a batch, a crop's place in it
+and the number of threads (the matrix kernels choose their blocking by them): with these the same, on one kind of machine,
+results are reproducible bit by bit; otherwise they agree to rounding, about 1e-6 relative.
 """
 
 from __future__ import annotations
