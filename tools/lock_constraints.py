@@ -22,7 +22,9 @@ def constraints(lock: str) -> list[str]:
             continue
         name, version = package["name"], package["version"]
         if versions.setdefault(name, version) != version:
-            raise ValueError(f"uv.lock: {name} has the versions {versions[name]} and {version}; narrow tool.uv.environments")
+            raise ValueError(
+                f"uv.lock: {name} has the versions {versions[name]} and {version}; narrow tool.uv.environments"
+            )
     return [f"{name}=={version}" for name, version in sorted(versions.items())]
 
 

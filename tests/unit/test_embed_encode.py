@@ -70,9 +70,7 @@ def test_encoding_is_inference_without_stochastic_depth(crops: np.ndarray) -> No
 
 def test_uint16_crops_with_their_scale_embed_as_the_same_picture_in_uint8(crops: np.ndarray) -> None:
     wide = VitEncoder(_model(), (255.0 * 257,) * 3, device=torch.device("cpu"))
-    np.testing.assert_allclose(
-        wide.encode(crops.astype(np.uint16) * 257), _vit().encode(crops), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(wide.encode(crops.astype(np.uint16) * 257), _vit().encode(crops), rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_stays_near_fp32(crops: np.ndarray) -> None:
