@@ -90,11 +90,11 @@ def open_store(root: Path | str) -> Store:
 def create_store(root: Path | str, spec: DatasetSpec) -> Store:
     """Make a store, or open the one there if it has the same spec.  Raises UsageError naming what differs."""
     paths = StorePaths(Path(root).absolute())
+    _refuse_foreign_folder(paths)
     if paths.dataset.is_file():
         store = open_store(root)
         refuse_difference(root, store.spec, spec)
         return store
-    _refuse_foreign_folder(paths.root)
     try:
         make_folder(paths.root)
     except OSError as error:
@@ -103,11 +103,19 @@ def create_store(root: Path | str, spec: DatasetSpec) -> Store:
     return Store(paths=paths, spec=spec)
 
 
-def _refuse_foreign_folder(root: Path) -> None:
-    if root.is_dir() and any(not entry.name.startswith(".") for entry in root.iterdir()):
-        raise UsageError(f"store {root}: a folder that is no store and is not empty; choose another --store")
+def _refuse_foreign_folder(paths: StorePaths) -> None:
+    """Raise UsageError for a folder with anything in it but a store.
+
+    Tasks of one array make a store at the same time: what dataset.json is made from may lie there, and whatever else
+    does came after dataset.json, so the listing has to come before the look at it.
+    """
+    root = paths.root
     if root.exists() and not root.is_dir():
         raise UsageError(f"store {root}: is a file; choose another --store")
+    entries = [entry.name for entry in root.iterdir()] if root.is_dir() else []
+    others = [name for name in entries if not name.startswith((".", paths.dataset.name))]
+    if others and not paths.dataset.is_file():
+        raise UsageError(f"store {root}: a folder that is no store and is not empty; choose another --store")
 
 
 def refuse_difference(root: Path | str, have: DatasetSpec, want: DatasetSpec, who: str = "these settings") -> None:
