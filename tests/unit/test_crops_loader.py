@@ -133,6 +133,21 @@ def test_every_rank_has_the_same_number_of_micro_steps_of_one_shape(
     assert weights == BATCH
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_padding_stays_empty_though_a_ranks_share_changes(
+    reader: ShardReader, snapshot: Snapshot, workers: int
+) -> None:
+    shares = []
+    with loader_of(reader, snapshot, rank=2, world=5, workers=workers) as loader:
+        for _ in range(20):
+            (micro,) = next(loader).micro
+            assert (
+                not micro.pixels[micro.weight == 0].any() and micro.pixels[micro.weight == 1].any(axis=(1, 2, 3)).all()
+            )
+            shares.append(int(micro.weight.sum()))
+    assert set(shares) == {2, 3}
+
+
 def test_a_batch_that_is_no_whole_number_of_visits_is_refused(reader: ShardReader, snapshot: Snapshot) -> None:
     with pytest.raises(UsageError, match=r"global_batch=12 is no multiple of data.crops_per_visit=5"):
         loader_of(reader, snapshot, per_visit=5)
