@@ -49,7 +49,7 @@ def test_a_stage_takes_its_recipe_and_what_stands_under_its_name() -> None:
     )
     pretrain, embed = (stage_config(pipeline, name, FINISHED) for name in ("pretrain", "embed"))
     assert isinstance(pretrain, PretrainConfig) and isinstance(embed, EmbedConfig)
-    assert (pretrain.model.crop_px, pretrain.model.depth, pretrain.optim.global_batch) == (64, 2, 64)
+    assert (pretrain.model.crop_px, pretrain.model.depth, pretrain.optim.name) == (64, 2, "adamw")
     assert embed.batch == 8
 
 
