@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -68,19 +67,23 @@ def tended_status(paths: RunPaths) -> RunStatus:
     from phenomhpc.progress import lines
 
     if on_slurm(paths) and read_outcome(paths) is None:
-        with contextlib.suppress(UnreachableError):  # run_status says so
+        try:
             tend(paths, lines())
+        except UnreachableError as error:
+            return run_status(paths, problem=str(error))
     return run_status(paths)
 
 
 def statuses(runs: Path) -> list[RunStatus]:
     """All runs in a folder, oldest first, with one question to Slurm, and none where no run needs it."""
     found = list_runs(runs)
-    queue: Queue | None = None
+    queue, problem = None, ""
     if any(on_slurm(paths) and read_outcome(paths) is None for paths in found):
-        with contextlib.suppress(UnreachableError):  # each run then says what it can say without
+        try:
             queue = query_queue(runs)
-    return [run_status(paths, queue) for paths in found]
+        except UnreachableError as error:
+            problem = str(error)
+    return [run_status(paths, queue, problem=problem) for paths in found]
 
 
 def on_slurm(paths: RunPaths) -> bool:
@@ -88,8 +91,8 @@ def on_slurm(paths: RunPaths) -> bool:
     return CLUSTER in read_provenance(paths)
 
 
-def run_status(paths: RunPaths, queue: Queue | None = None) -> RunStatus:
-    """The status of a run.  queue: what Slurm knows, where it was asked already."""
+def run_status(paths: RunPaths, queue: Queue | None = None, *, problem: str = "") -> RunStatus:
+    """The status of a run.  queue: what Slurm knows, where it was asked already; problem: why it did not answer."""
     config = load_run_config(paths.run_yaml)
     provenance = read_provenance(paths)
     events = read_events(paths)
@@ -97,11 +100,13 @@ def run_status(paths: RunPaths, queue: Queue | None = None) -> RunStatus:
     seen: Observation | None = None
     stages: tuple[tuple[str, str, str], ...] = ()
     if isinstance(config, PipelineConfig):
-        stages = _stages(paths, config, queue)
+        stages = _stages(paths, config, queue, problem)
     if outcome is not None:
         state, message = str(outcome["state"]), str(outcome["message"])
     elif not on_slurm(paths):
         state, message = _state_here(paths, events)
+    elif problem:
+        state, message = UNKNOWN, problem
     else:
         try:
             seen = observe(paths, queue)
@@ -231,7 +236,9 @@ def _rate(events: Sequence[Event], count: Count) -> tuple[float | None, float | 
     return rate, left
 
 
-def _stages(paths: RunPaths, config: PipelineConfig, queue: Queue | None) -> tuple[tuple[str, str, str], ...]:
+def _stages(
+    paths: RunPaths, config: PipelineConfig, queue: Queue | None, problem: str
+) -> tuple[tuple[str, str, str], ...]:
     """(stage, run, state) of every stage; run and state empty where it was not started."""
     from phenomhpc.jobs.pipeline import stage_runs
 
@@ -242,7 +249,7 @@ def _stages(paths: RunPaths, config: PipelineConfig, queue: Queue | None) -> tup
         if stage in here:
             run = RunPaths(Path(config.runs) / here[stage])
         if run.run_yaml.is_file():
-            found.append((stage, run.id, run_status(run, queue).state))
+            found.append((stage, run.id, run_status(run, queue, problem=problem).state))
         else:
             found.append((stage, "", ""))
     return tuple(found)

@@ -201,3 +201,12 @@ def test_the_code_snapshot_is_the_package_with_its_recipes(tmp_path: Path) -> No
 def test_the_way_out_without_slurm_is_the_same_command_less_what_only_slurm_takes() -> None:
     words = ["x", "submit", "pretrain", "--store", "a", "b", "--nodes", "16", "--time=2d", "--wait", "optim.steps=5"]
     assert here_command(words) == "phenomhpc pretrain --store a b optim.steps=5"
+
+
+def test_while_slurm_is_silent_a_run_is_unknown_and_an_ended_one_is_not(tmp_path: Path) -> None:
+    paths, ended = new_run(tmp_path), new_run(tmp_path, "ended")
+    attempt_of(paths, 4, 2)
+    write_outcome(ended, state="finished", exit_code=0)
+    status = run_status(paths, problem="squeue: no answer")
+    assert (status.state, status.message, status.total) == ("unknown", "squeue: no answer", 4)
+    assert run_status(ended, problem="squeue: no answer").state == "finished"
