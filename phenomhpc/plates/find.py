@@ -1,46 +1,81 @@
-"""Finding plates by looking at folders, and reading them: one module per layout, tried in this order."""
+"""Finding plates by looking at folders, and reading them.
+
+A layout is a module that has what `Layout` says; adding one is a file and a line in LAYOUTS.
+"""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
-from dataclasses import replace
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from phenomhpc.errors import UsageError
 from phenomhpc.plates import phenix, rxrx
-from phenomhpc.plates.metadata import read_metadata
 from phenomhpc.plates.types import Plate, PlateFolder
 
-_LAYOUTS = {phenix.NAME: phenix, rxrx.NAME: rxrx}
+# A plate lies in the folder named, in one below it, or two below it: ROOT/EXPERIMENT/PLATE.
+DEPTH = 2
+
+
+class Layout(Protocol):
+    """One raw layout.  `sniff` and `describe` list and read heads only: a login node calls them on thousands of plates."""
+
+    NAME: str
+    LOOKED_FOR: str
+
+    def sniff(self, folder: Path) -> bool:
+        """Whether `folder` is a plate of this layout.  Raises OSError where it cannot be listed."""
+
+    def describe(self, folder: Path) -> PlateFolder:
+        """Path, key and names of a plate that sniff() has found."""
+
+    def read(self, found: PlateFolder, metadata: Path | None) -> Plate:
+        """Parse the plate; `metadata` is the CSV given by the user.  Raises UsageError with one line."""
+
+
+# In this order: the first that knows a folder has it.
+LAYOUTS: dict[str, Layout] = {phenix.NAME: phenix, rxrx.NAME: rxrx}
 
 
 def find_plates(patterns: Sequence[str], layout: str = "auto") -> list[PlateFolder]:
     """The plates that folders and globs name, by key; lists and sniffs only.
 
+    A folder is a plate, or holds plates up to two levels below, also of several layouts; hidden folders are passed over.
     Raises UsageError for a folder without a plate, and for two sources of one key.
     """
+    layouts = _chosen(layout)
     found: dict[str, PlateFolder] = {}
     for folder in _folders(patterns):
-        for plate in _plates_in(folder, layout):
-            other = found.get(plate.key)
-            if other is not None and other.path != plate.path:
+        for plate in _plates_in(folder, layouts):
+            other = found.setdefault(plate.key, plate)
+            if not other.path.samefile(plate.path):
                 raise UsageError(
                     f"plate {plate.key}: two sources, {other.path} and {plate.path}; rename or leave out one"
                 )
-            found[plate.key] = plate
     return [found[key] for key in sorted(found)]
 
 
+def _chosen(layout: str) -> list[Layout]:
+    if layout == "auto":
+        return list(LAYOUTS.values())
+    if layout not in LAYOUTS:
+        raise UsageError(f"--layout {layout}: no such layout; allowed: auto, {', '.join(LAYOUTS)}")
+    return [LAYOUTS[layout]]
+
+
 def _folders(patterns: Sequence[str]) -> list[Path]:
+    if not patterns:
+        raise UsageError("--plates: no folder is named; name plates, experiments or a folder of experiments")
     folders: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            folders.append(path.absolute())
+            folders.append(_absolute(path))
             continue
         # Files beside the plates (a metadata CSV) are what a glob brings along.
-        matches = [Path(name).absolute() for name in sorted(glob.glob(pattern)) if Path(name).is_dir()]  # noqa: PTH207
+        matches = [_absolute(Path(name)) for name in sorted(glob.glob(pattern)) if Path(name).is_dir()]  # noqa: PTH207
         if not matches:
             what = "is a file, a plate is a folder" if path.exists() else "no such folder, and no folder matches"
             raise UsageError(f"--plates {pattern}: {what}")
@@ -48,23 +83,35 @@ def _folders(patterns: Sequence[str]) -> list[Path]:
     return folders
 
 
-def _plates_in(folder: Path, layout: str) -> list[PlateFolder]:
-    tried = _LAYOUTS.values() if layout == "auto" else [_LAYOUTS[layout]]
+def _absolute(path: Path) -> Path:
+    """Absolute and without `..`, but with the user's symbolic links: names of experiments come from it."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _plates_in(folder: Path, layouts: Sequence[Layout]) -> list[PlateFolder]:
     try:
-        for module in tried:
-            plates = list(module.find(folder))
-            if plates:
-                return plates
+        plates = list(_walk(folder, layouts, DEPTH))
     except OSError as error:
-        raise UsageError(f"--plates {folder}: cannot be listed ({error.strerror})") from error
-    looked_for = " or ".join(module.LOOKED_FOR for module in tried)
-    raise UsageError(f"--plates {folder}: is no plate, and holds none; looked for {looked_for}")
+        raise UsageError(f"--plates {folder}: {error.filename or folder} cannot be read ({error.strerror})") from error
+    if not plates:
+        looked_for = " or ".join(layout.LOOKED_FOR for layout in layouts)
+        raise UsageError(f"--plates {folder}: is no plate, and holds none; looked for {looked_for}")
+    return plates
+
+
+def _walk(folder: Path, layouts: Sequence[Layout], depth: int) -> Iterator[PlateFolder]:
+    for layout in layouts:
+        if layout.sniff(folder):
+            yield layout.describe(folder)
+            return
+    if depth == 0:
+        return
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    for name in names:
+        yield from _walk(folder / name, layouts, depth - 1)
 
 
 def read_plate(found: PlateFolder, metadata: Path | None = None) -> Plate:
     """Parse a found plate; `metadata` joins a CSV by plate and well.  Raises UsageError with one line."""
-    table = read_metadata(metadata) if metadata else None
-    if found.layout == rxrx.NAME:
-        return rxrx.read(found, table)
-    plate = phenix.read(found)
-    return replace(plate, metadata=table.wells(plate.experiment, (plate.plate, plate.key))) if table else plate
+    return LAYOUTS[found.layout].read(found, metadata)

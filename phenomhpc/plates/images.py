@@ -5,32 +5,41 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+import zlib
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from phenomhpc.plates.types import UnreadableImage
 
-Plane = NDArray[np.uint8] | NDArray[np.uint16]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-# It logs every oddity of a file; what matters becomes an UnreadableImage.
+    Plane = NDArray[np.uint8] | NDArray[np.uint16]
+
+# tifffile logs every oddity of a file; what matters becomes an UnreadableImage.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_JP2 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_CODESTREAM = b"\xff\x4f\xff\x51"
+_JP2 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", _CODESTREAM)
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-_PNG_END = b"IEND\xaeB`\x82"
+_PNG_GREY = 0
+_TIFF_NONE, _TIFF_LZW, _TIFF_ZLIB = 1, 5, (8, 32946)
+_TIFF_REDUCED = 1
 # No microscope's camera has more; a header that says so is damaged or hostile, and allocating would be the harm.
-MAX_PIXELS = 2**28
+MAX_PIXELS = 2**26
+# LZW packs at most 3838 bytes into a code of 12 bits, zlib 1032 into one: more than that is claimed, not there.
+_MAX_RATIO = 4096
 HEADER_BYTES = 65536
+_DTYPES = ("uint8", "uint16")
 
 
 def read_plane(data: bytes, name: str) -> Plane:
-    """The plane (H, W), uint8 or uint16, of a file's bytes; `name` only for its extension where the bytes do not tell.
+    """The plane (H, W), uint8 or uint16 in native byte order, of a file's bytes; what they are tells the format.
 
-    Raises UnreadableImage with a short reason for anything that is not one whole grey plane.
+    Raises UnreadableImage with a short reason for anything that is not one whole grey plane: also where a decoder would
+    fill what is missing with zeros.  Damage inside the pixels is found where the format has checksums (PNG, zlib TIFF).
     """
     if not data:
         raise UnreadableImage("empty file")
@@ -41,27 +50,40 @@ def read_plane(data: bytes, name: str) -> Plane:
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise dozens of kinds; every one of them means the same here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnreadableImage(f"cannot be decoded ({reason})") from error
-    if plane.ndim != 2:
-        raise UnreadableImage(f"has shape {plane.shape}, no single grey plane")
-    if plane.dtype not in (np.uint8, np.uint16):
-        raise UnreadableImage(f"has dtype {plane.dtype}, neither uint8 nor uint16")
+        raise UnreadableImage(f"cannot be decoded ({_reason(error)})") from error
+    _refuse_unless_grey(plane.shape, str(plane.dtype))
     return plane
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _refuse_unless_grey(shape: tuple[int, ...], dtype: str) -> None:
+    if len(shape) != 2:
+        raise UnreadableImage(f"has shape {shape}, no single grey plane")
+    if 0 in shape:
+        raise UnreadableImage(f"has no pixels ({shape[0]}x{shape[1]})")
+    if dtype not in _DTYPES:
+        raise UnreadableImage(f"has dtype {dtype}, neither uint8 nor uint16")
+
+
+def _refuse_huge(height: int, width: int) -> None:
+    if not 0 <= height * width <= MAX_PIXELS:
+        raise UnreadableImage(f"claims {height}x{width} pixels")
 
 
 def _decode(data: bytes) -> Any:
     import imagecodecs
 
     if data.startswith(_PNG):
-        # libpng returns what it has of a cut file; the end marker tells.
-        if _PNG_END not in data[-64:]:
-            raise UnreadableImage("truncated PNG")
-        _refuse_huge(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
+        _refuse_damaged_png(data)
+        _refuse_huge(*_png_header(data)[:2])
         return imagecodecs.png_decode(data)
     if data.startswith(_JP2):
-        _refuse_huge(*_jp2_size(data))
-        if data.startswith(_JP2[1]) and not data.endswith(b"\xff\xd9"):
+        _refuse_huge(*_jp2_header(data)[:2])
+        if data.startswith(_CODESTREAM) and not data.endswith(b"\xff\xd9"):
             raise UnreadableImage("truncated JPEG 2000")
         return imagecodecs.jpeg2k_decode(data)
     if data.startswith(_TIFF):
@@ -69,49 +91,125 @@ def _decode(data: bytes) -> Any:
     raise UnreadableImage("neither TIFF, PNG nor JPEG 2000")
 
 
-def _refuse_huge(*size: int) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise UnreadableImage(f"claims {size[0]}x{size[1]} pixels")
+def _refuse_damaged_png(data: bytes) -> None:
+    """Walk the chunks: each whole and with its checksum, the end marker last.
+
+    libpng returns what it has of a cut file, and passes over some wrong checksums with a warning.
+    """
+    at = len(_PNG)
+    while at + 12 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        end = at + 12 + size
+        if end > len(data):
+            break
+        if zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise UnreadableImage("damaged PNG (a checksum is wrong)")
+        if data[at + 4 : at + 8] == b"IEND":
+            return
+        at = end
+    raise UnreadableImage("truncated PNG")
 
 
-def _jp2_size(data: bytes) -> tuple[int, int]:
-    """Height and width from the codestream's SIZ marker."""
-    start = data.find(b"\xff\x4f\xff\x51", 0, HEADER_BYTES)
-    if start < 0 or len(data) < start + 24:
+def _png_header(data: bytes) -> tuple[int, int, str]:
+    """Height, width and dtype from IHDR; 1, 2 and 4 bits are decoded to 8."""
+    if len(data) < 26:
+        raise UnreadableImage("truncated PNG")
+    if data[25] != _PNG_GREY:
+        raise UnreadableImage("is a colour PNG, no single grey plane")
+    dtype = "uint16" if data[24] == 16 else "uint8"
+    return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big"), dtype
+
+
+def _jp2_header(data: bytes) -> tuple[int, int, str]:
+    """Height, width and dtype from the codestream's SIZ marker (ISO/IEC 15444-1, A.5.1)."""
+    start = data.find(_CODESTREAM, 0, HEADER_BYTES)
+    if start < 0 or len(data) < start + 43:
         raise UnreadableImage("truncated JPEG 2000")
     width, height, left, top = (int.from_bytes(data[start + at : start + at + 4], "big") for at in (8, 12, 16, 20))
-    return height - top, width - left
+    components = int.from_bytes(data[start + 40 : start + 42], "big")
+    if components != 1:
+        raise UnreadableImage(f"has {components} components, no single grey plane")
+    signed, bits = data[start + 42] >> 7, (data[start + 42] & 0x7F) + 1
+    dtype = f"{'int' if signed else 'uint'}{8 if bits <= 8 else 16 if bits <= 16 else 32}"
+    return height - top, width - left, dtype
+
+
+def _grey_page(tiff: Any) -> Any:
+    """The only page (thumbnails aside) of an open TIFF."""
+    if not tiff.pages:
+        raise UnreadableImage("TIFF without an image")
+    page = tiff.pages[0]
+    sizes = (page.imagelength, page.imagewidth, page.tilelength, page.tilewidth, page.tiledepth)
+    if not all(type(size) is int for size in sizes):
+        raise UnreadableImage("TIFF header with more than one size")
+    _refuse_huge(page.imagelength, page.imagewidth)
+    _refuse_unless_grey(page.shape, str(page.dtype))
+    try:
+        second = tiff.pages[1]
+    except IndexError:
+        return page
+    if not int(second.subfiletype) & _TIFF_REDUCED:
+        raise UnreadableImage("TIFF of several images; one plane per file is read")
+    return page
+
+
+def _refuse_unfounded(page: Any, num_bytes: int) -> None:
+    """Refuse sizes that the file cannot hold, before anything is allocated for them."""
+    if not page.dataoffsets:
+        raise UnreadableImage("TIFF without pixels")
+    height, width = page.imagelength, page.imagewidth
+    if page.is_tiled:
+        if not (page.tilelength > 0 and page.tilewidth > 0 and page.tiledepth == 1):
+            raise UnreadableImage("TIFF with senseless tiles")
+        height, width = -(-height // page.tilelength) * page.tilelength, -(-width // page.tilewidth) * page.tilewidth
+        _refuse_huge(height, width)
+    if height * width * page.dtype.itemsize > _MAX_RATIO * num_bytes:
+        raise UnreadableImage(f"claims {height}x{width} pixels in a file of {num_bytes} bytes")
 
 
 def _decode_tiff(data: bytes) -> Any:
+    import imagecodecs
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        if len(tiff.pages) < 1:
-            raise UnreadableImage("TIFF without an image")
-        page: Any = tiff.pages[0]
-        _refuse_huge(page.imagelength, page.imagewidth)
+        page: Any = _grey_page(tiff)
+        _refuse_unfounded(page, len(data))
         # tifffile fills missing strips with zeros: a plane must not lose pixels silently.
         for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
             if size == 0 or offset + size > len(data):
                 raise UnreadableImage("truncated TIFF")
-        return page.asarray()
+        if page.compression not in (_TIFF_NONE, _TIFF_LZW, *_TIFF_ZLIB):
+            raise UnreadableImage(f"has TIFF compression {int(page.compression)}; none, LZW and zlib are read")
+        if page.compression == _TIFF_LZW:
+            # libtiff decodes LZW 2.4 times as fast, and damaged data crash imagecodecs' own decoder (2026.3.6), which
+            # tifffile uses; of zlib, libtiff would skip the checksum.
+            plane = imagecodecs.tiff_decode(data, index=0)
+            if plane.shape != page.shape or plane.dtype != page.dtype:
+                raise UnreadableImage("has a TIFF header that can be read in two ways")
+            return plane
+        return page.asarray(maxworkers=1)
 
 
 def plane_shape(path: Path) -> tuple[int, int, str]:
-    """Height, width and dtype of a plane's file, from its header where the format allows.
+    """Height, width and dtype (uint8 or uint16) of a plane's file, from its header.
 
     Raises UnreadableImage, or OSError when the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)
-    if head.startswith(_PNG) and len(head) >= 26:
-        dtype = "uint16" if head[24] == 16 else "uint8"
-        return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big"), dtype
-    if head.startswith(_TIFF):
+    if not head:
+        raise UnreadableImage("empty file")
+    if head.startswith(_PNG):
+        height, width, dtype = _png_header(head)
+    elif head.startswith(_JP2):
+        height, width, dtype = _jp2_header(head)
+    elif head.startswith(_TIFF):
         return _tiff_shape(path)
-    plane = read_plane(path.read_bytes(), path.name)
-    return plane.shape[0], plane.shape[1], str(plane.dtype)
+    else:
+        raise UnreadableImage("neither TIFF, PNG nor JPEG 2000")
+    _refuse_huge(height, width)
+    _refuse_unless_grey((height, width), dtype)
+    return height, width, dtype
 
 
 def _tiff_shape(path: Path) -> tuple[int, int, str]:
@@ -119,7 +217,9 @@ def _tiff_shape(path: Path) -> tuple[int, int, str]:
 
     try:
         with tifffile.TiffFile(path) as tiff:
-            page: Any = tiff.pages[0]
+            page: Any = _grey_page(tiff)
             return int(page.imagelength), int(page.imagewidth), str(page.dtype)
+    except UnreadableImage:
+        raise
     except Exception as error:
-        raise UnreadableImage(f"has no readable TIFF header ({error})") from error
+        raise UnreadableImage(f"has no readable TIFF header ({_reason(error)})") from error

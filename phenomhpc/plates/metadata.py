@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from phenomhpc.errors import UsageError
@@ -19,14 +22,15 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "plate": ("plate", "metadata_plate", "plate_name", "barcode"),
     "well": ("address", "well", "metadata_well", "well_position"),
     "gene": ("gene", "gene_symbol", "metadata_gene"),
-    "treatment": ("treatment", "sirna", "compound", "metadata_treatment"),
+    "treatment": ("treatment", "sirna", "compound", "perturbation", "metadata_treatment"),
     "smiles": ("smiles",),
     "concentration_um": ("concentration", "concentration_um"),
     "perturbation_type": ("perturbation_type", "well_type"),
     "cell_type": ("cell_type",),
     "batch": ("batch",),
 }
-_NEEDED = ("plate", "well")
+# One column of each line is needed.
+_NEEDED = (("plate",), ("well",), ("treatment", "gene"))
 _TYPES = {
     "crispr": "gene",
     "gene": "gene",
@@ -38,57 +42,82 @@ _TYPES = {
     "control": "control",
     "empty": "empty",
 }
-# Join keys and identifiers that say nothing about a well.
+# Join keys say nothing about a well that its plate does not.
 _DROPPED = {"experiment", "plate", "well"}
+# Tables of the experiments read last, per process: an experiment's plates are read one after the other.
+_TABLES_KEPT = 4
 
 
-class MetadataTable:
-    """A read CSV: look up a plate's wells."""
+def wells_of_plate(path: Path, experiment: str | None, plates: Iterable[str]) -> Wells:
+    """Well name -> column -> text for a plate, known by any of several names; empty when the CSV has no row for it.
 
-    def __init__(self, path: Path, plates: Mapping[tuple[str | None, str], Wells]) -> None:
-        self.path, self._plates = path, plates
+    experiment: None where the layout does not say it; the plate's name alone then decides.  A column of the user's own
+    comes as meta_NAME, as far as all rows of a well agree on it (a table may have one row per site).
+    Raises UsageError naming the file, and the column or line that is wrong.
+    """
+    try:
+        status = path.stat()
+        table = _read(path, status.st_mtime_ns, status.st_size, experiment)
+    except FileNotFoundError as error:
+        raise UsageError(f"metadata {path}: no such file") from error
+    except OSError as error:
+        raise UsageError(f"metadata {path}: cannot be read ({error.strerror})") from error
+    for name in plates:
+        rows = table.plates.get(_plate_number(name))
+        if rows:
+            return _joined(path, table, name, rows)
+    return {}
 
-    def wells(self, experiment: str, plates: Iterable[str]) -> Wells:
-        """Well name -> column -> text for a plate, known by any of several names; empty when the table has none."""
-        for plate in plates:
-            for key in ((experiment, plate), (None, plate)):
-                if key in self._plates:
-                    return self._plates[key]
-        return {}
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """Rows of one experiment (of all, where it is not known or not told): plate -> (line, experiment, cells)."""
+
+    header: Sequence[str]
+    columns: Mapping[str, int]
+    plates: Mapping[str, Sequence[tuple[int, str, tuple[str, ...]]]]
 
 
-def read_metadata(path: Path) -> MetadataTable:
-    """Read a CSV.  Raises UsageError naming the file, and the column or line that is wrong."""
-    if not path.is_file():
-        raise UsageError(f"metadata {path}: no such file")
-    plates: dict[tuple[str | None, str], Wells] = defaultdict(dict)
+@functools.lru_cache(maxsize=_TABLES_KEPT)
+def _read(path: Path, _mtime_ns: int, _size: int, experiment: str | None) -> _Table:
+    """One pass over the CSV, keeping one experiment's rows: a screen's table has millions."""
+    plates: dict[str, list[tuple[int, str, tuple[str, ...]]]] = defaultdict(list)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            columns = _columns(path, rows.fieldnames or [])
+            rows = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(rows, [])]
+            columns = _columns(path, header)
+            at_experiment, at_plate = columns.get("experiment"), columns["plate"]
             for row in rows:
-                experiment = (row[columns["experiment"]] or "").strip() if "experiment" in columns else None
-                well = Well.parse(row[columns["well"]] or "").name
-                plates[experiment, _plate_number(row[columns["plate"]] or "")][well] = _normalised(row, columns)
-    except ValueError as error:
-        raise UsageError(f"metadata {path}: line {rows.line_num}: {error}") from error
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise UsageError(
+                        f"metadata {path}: line {rows.line_num} has {len(row)} cells, the header {len(header)}; "
+                        "put quotes around text that holds commas"
+                    )
+                of = "" if at_experiment is None else row[at_experiment].strip()
+                if at_experiment is None or experiment is None or of == experiment:
+                    cells = tuple(sys.intern(cell.strip()) for cell in row)
+                    plates[_plate_number(cells[at_plate])].append((rows.line_num, of, cells))
     except (csv.Error, UnicodeDecodeError) as error:
         raise UsageError(f"metadata {path}: is no CSV in UTF-8 ({error})") from error
-    return MetadataTable(path, plates)
+    return _Table(header=header, columns=columns, plates=plates)
 
 
-def _columns(path: Path, names: Iterable[str]) -> dict[str, str]:
-    by_lower = {name.strip().lower(): name for name in names if name}
+def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
+    position = {name.lower(): place for place, name in enumerate(header) if name}
     found = {}
     for column, aliases in _ALIASES.items():
-        match = next((by_lower[alias] for alias in aliases if alias in by_lower), None)
+        match = next((position[alias] for alias in aliases if alias in position), None)
         if match is not None:
             found[column] = match
-    for column in _NEEDED:
-        if column not in found:
+    for columns in _NEEDED:
+        if not any(column in found for column in columns):
+            names = ", ".join(alias for column in columns for alias in _ALIASES[column])
             raise UsageError(
-                f"metadata {path}: has no column for the {column}; one of {', '.join(_ALIASES[column])} is needed, "
-                f"it has {', '.join(by_lower) or 'none'}"
+                f"metadata {path}: has no column for the {' or '.join(columns)}; one of {names} is needed, "
+                f"it has {', '.join(name for name in header if name) or 'none'}"
             )
     return found
 
@@ -97,14 +126,39 @@ def _plate_number(text: str) -> str:
     """`Plate3`, `3` and `3.0` are one plate; other names stay what they are."""
     name = text.strip()
     number = name.removeprefix("Plate").removeprefix("plate").removesuffix(".0")
-    return str(int(number)) if number.isdigit() and len(number) < 6 else name
+    return str(int(number)) if number.isascii() and number.isdigit() and len(number) < 6 else name
 
 
-def _normalised(row: Mapping[str, str | None], columns: Mapping[str, str]) -> dict[str, str]:
+def _joined(path: Path, table: _Table, plate: str, rows: Sequence[tuple[int, str, tuple[str, ...]]]) -> Wells:
+    wells: Wells = {}
+    first: dict[str, tuple[int, str]] = {}
+    for line, experiment, cells in rows:
+        try:
+            name = Well.parse(cells[table.columns["well"]]).name
+        except ValueError as error:
+            raise UsageError(f"metadata {path}: line {line}: {error}") from error
+        values = _normalised(table, cells)
+        if name not in wells:
+            wells[name], first[name] = values, (line, experiment)
+            continue
+        if experiment != first[name][1] or _known(wells[name]) != _known(values):
+            way = "correct one" if "experiment" in table.columns else "or add a column experiment_name"
+            raise UsageError(
+                f"metadata {path}: plate {plate} well {name}: lines {first[name][0]} and {line} differ; {way}"
+            )
+        wells[name] = {column: text for column, text in wells[name].items() if values.get(column) == text}
+    return wells
+
+
+def _known(values: Mapping[str, str]) -> dict[str, str]:
+    return {column: text for column, text in values.items() if not column.startswith("meta_")}
+
+
+def _normalised(table: _Table, cells: Sequence[str]) -> dict[str, str]:
     """A row in the store's names: known columns, what follows from them, and the user's own as meta_*."""
-    known = {name: (row[column] or "").strip() for name, column in columns.items() if name not in _DROPPED}
-    taken = set(columns.values())
-    own = {f"meta_{name.strip()}": text.strip() for name, text in row.items() if name and name not in taken and text}
+    known = {name: cells[place] for name, place in table.columns.items() if name not in _DROPPED}
+    taken = set(table.columns.values())
+    own = {f"meta_{name}": cells[place] for place, name in enumerate(table.header) if name and place not in taken}
     said = known.get("perturbation_type", "").lower()
     control = CONTROL_TREATMENT in (known.get("treatment"), known.get("gene")) or _TYPES.get(said) == "control"
     kind = "control" if control else _TYPES.get(said, said)

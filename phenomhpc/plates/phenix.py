@@ -6,18 +6,27 @@ Layout of the file: Plates/Plate has the plate's size, Images/Image one entry pe
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+import math
+from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from phenomhpc.errors import UsageError
+from phenomhpc.plates.metadata import Wells, wells_of_plate
 from phenomhpc.plates.types import Channel, Field, Plate, PlateFolder, Well, plate_key
 
 NAME = "phenix"
 INDEX_NAMES = ("Index.idx.xml", "Index.xml")
 MICROMETRES_PER_METRE = 1e6
 LOOKED_FOR = "Opera Phenix (Index.idx.xml)"
+# The largest plate made has 48 x 72 wells; sites, timepoints and planes are 16 bits in a store.
+MAX_ROWS, MAX_COLUMNS, MAX_COUNT = 48, 72, 65535
+_OF_PLATE = frozenset({"PlateRows", "PlateColumns", "MeasurementID"})
+# An image has two dozen entries; keeping these bounds the memory of a large index.
+_OF_IMAGE = frozenset(
+    {"URL", "Row", "Col", "FieldID", "PlaneID", "TimepointID", "ChannelID", "ChannelName", "PositionX", "PositionY"}
+    | {"ImageResolutionX", "MainExcitationWavelength", "MainEmissionWavelength"}
+)
 
 
 def index_file(folder: Path) -> Path | None:
@@ -29,14 +38,18 @@ def index_file(folder: Path) -> Path | None:
     return None
 
 
-def find(folder: Path) -> Iterator[PlateFolder]:
-    """The plate in `folder`, or those one level below it.  Cheap: the index is not parsed, only its head is read."""
-    places = [folder] if index_file(folder) else sorted(entry for entry in folder.iterdir() if entry.is_dir())
-    for place in places:
-        index = index_file(place)
-        if index is not None:
-            plate = _plate_name(index)
-            yield PlateFolder(path=place, layout=NAME, key=plate_key(plate), experiment=plate, plate=plate)
+def sniff(folder: Path) -> bool:
+    """Whether the folder is a measurement."""
+    return index_file(folder) is not None
+
+
+def describe(folder: Path) -> PlateFolder:
+    """Key and names from the plate's ID.  Cheap: the index is not parsed, only its head is read."""
+    index = index_file(folder)
+    if index is None:
+        raise UsageError(f"plate {folder}: its {INDEX_NAMES[0]} is gone")
+    plate = _plate_name(index)
+    return PlateFolder(path=folder, layout=NAME, key=plate_key(plate), experiment=plate, plate=plate)
 
 
 def _plate_name(index: Path) -> str:
@@ -54,48 +67,67 @@ def _local(tag: str) -> str:
     return tag.rsplit("}", 1)[-1]
 
 
-def _texts(element: Any) -> dict[str, str]:
-    return {_local(child.tag): (child.text or "").strip() for child in element}
+def _texts(element: Any, names: frozenset[str]) -> dict[str, str]:
+    return {name: (child.text or "").strip() for child in element if (name := _local(child.tag)) in names}
 
 
-def read(found: PlateFolder) -> Plate:
-    """Parse the index.  Raises UsageError naming the file for anything malformed or hostile."""
+def read(found: PlateFolder, metadata: Path | None) -> Plate:
+    """Parse the index.  Raises UsageError naming the file for anything malformed or hostile.
+
+    The index does not say what was done to a well: `metadata` is joined by the plate's ID alone.
+    """
+    index = index_file(found.path)
+    if index is None:
+        raise UsageError(f"plate {found.path}: its {INDEX_NAMES[0]} is gone")
+    known = wells_of_plate(metadata, None, (found.plate, found.key)) if metadata else {}
+    about, images = _parse(found, index)
+    try:
+        return _plate(found, index, about, images, known)
+    except (KeyError, ValueError) as error:
+        what = f"an image or the plate lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UsageError(f"plate {found.path}: {index.name} is malformed or hostile: {what}") from error
+
+
+def _parse(found: PlateFolder, index: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """What the index says of the plate, and of every image; no entity is expanded, nothing external fetched."""
     from xml.etree.ElementTree import ParseError
 
     from defusedxml.common import DefusedXmlException
     from defusedxml.ElementTree import iterparse
 
-    index = index_file(found.path)
-    if index is None:
-        raise UsageError(f"plate {found.path}: its Index.idx.xml is gone")
     about: dict[str, str] = {}
     images: list[dict[str, str]] = []
     try:
-        for _, element in iterparse(str(index), events=("end",), forbid_dtd=True):
-            tag = _local(element.tag)
-            if tag == "Plate" and not about:
-                about = _texts(element)
-            elif tag == "Image" and len(element):
-                images.append(_texts(element))
-                element.clear()
-        return _plate(found, index, about, images)
-    except (ParseError, DefusedXmlException, KeyError, ValueError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        with index.open("rb") as file:
+            for _, element in iterparse(file, events=("end",), forbid_dtd=True):
+                tag = _local(element.tag)
+                if tag == "Plate" and not about:
+                    about = _texts(element, _OF_PLATE)
+                elif tag == "Image" and len(element):
+                    images.append(_texts(element, _OF_IMAGE))
+                    element.clear()
+    except (ParseError, DefusedXmlException, LookupError, ValueError) as error:
+        what = str(error) or type(error).__name__
         raise UsageError(f"plate {found.path}: {index.name} is malformed or hostile: {what}") from error
+    except OSError as error:
+        raise UsageError(f"plate {found.path}: {index.name} cannot be read ({error.strerror})") from error
+    return about, images
 
 
-def _plate(found: PlateFolder, index: Path, about: dict[str, str], images: list[dict[str, str]]) -> Plate:
+def _plate(found: PlateFolder, index: Path, about: dict[str, str], images: list[dict[str, str]], known: Wells) -> Plate:
     if not images:
         raise ValueError("it lists no image")
     channels = _channels(images)
     rows, columns = int(about["PlateRows"]), int(about["PlateColumns"])
+    if not (1 <= rows <= MAX_ROWS and 1 <= columns <= MAX_COLUMNS):
+        raise ValueError(f"no plate has {rows} x {columns} wells")
     position = {key: place for place, key in enumerate(channels)}
     planes: dict[tuple[Well, int, int, int], dict[int, dict[str, str]]] = defaultdict(dict)
     for image in images:
         well = Well(row=int(image["Row"]), column=int(image["Col"]))
         if well.row > rows or well.column > columns:
             raise ValueError(f"well {well.name} lies outside the plate of {rows} x {columns}")
-        where = (well, int(image["FieldID"]), int(image.get("TimepointID") or 0), int(image.get("PlaneID") or 1))
+        where = (well, _count(image, "FieldID", None), _count(image, "TimepointID", 0), _count(image, "PlaneID", 1))
         slot = position[image["ChannelID"]]
         if slot in planes[where]:
             raise ValueError(f"{well.name} field {where[1]} channel {image['ChannelID']} is listed twice")
@@ -114,20 +146,31 @@ def _plate(found: PlateFolder, index: Path, about: dict[str, str], images: list[
         fields=tuple(fields),
         root=index.parent,
         layout=NAME,
+        metadata=known,
     )
 
 
+def _count(image: dict[str, str], name: str, default: int | None) -> int:
+    """A field's, timepoint's or plane's number, as small as the store's columns hold."""
+    number = int(image[name] if default is None else image.get(name) or default)
+    if not 0 <= number <= MAX_COUNT:
+        raise ValueError(f"{name} {number} is out of range")
+    return number
+
+
 def _channels(images: list[dict[str, str]]) -> dict[str, Channel]:
-    """Channels by their ID, in the order of the IDs as numbers."""
+    """Channels by their ID, in the order of the IDs as numbers; two of one name are told apart by it."""
     found: dict[str, dict[str, str]] = {}
     for image in images:
         found.setdefault(image["ChannelID"], image)
+    names = Counter(image.get("ChannelName") for image in found.values())
     channels: dict[str, Channel] = {}
     for position, key in enumerate(sorted(found, key=lambda text: (len(text), text))):
         image = found[key]
+        name = image.get("ChannelName") or f"channel {key}"
         channels[key] = Channel(
             index=position,
-            name=image.get("ChannelName") or f"channel {key}",
+            name=name if names[image.get("ChannelName")] == 1 else f"{name} (channel {key})",
             excitation_nm=_number(image.get("MainExcitationWavelength")),
             emission_nm=_number(image.get("MainEmissionWavelength")),
         )
@@ -162,7 +205,9 @@ def _inside(root: Path, url: str) -> Path:
 
 
 def _number(text: str | None) -> float | None:
-    return float(text) if text else None
+    """None also for the INF and NaN that some indices hold."""
+    value = float(text) if text else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _micrometres(text: str | None) -> float | None:

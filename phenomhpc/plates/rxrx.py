@@ -1,25 +1,28 @@
 """The RxRx layout: EXPERIMENT/PlateN/AA02_s1_w3.png (RxRx1) or ..._s1_3.jp2 (RxRx3), metadata in a CSV beside.
 
-Declared are the sites, channels and wells of the plate: the channels and sites that any well has, every well that the
-metadata list; a file that is not there leaves its plane None, never another's position.
+The layout has no list of images, so these declare a plate: its channels and sites are those that any of its wells has, its
+wells those that have an image or a row in the metadata.  Every declared (well, site) is a field; a file that is not there
+leaves its plane None, and a well that the metadata list and that has no image is a field of planes None: it keeps its slot
+and is set aside by name, instead of moving all wells behind it when its images arrive later.
+A channel that no well has is not seen; the plate then differs from its store's channels and is refused there.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates.metadata import MetadataTable, read_metadata
+from phenomhpc.plates.metadata import Wells, wells_of_plate
 from phenomhpc.plates.types import Channel, Field, Plate, PlateFolder, Well, plate_format, plate_key
 
 NAME = "rxrx"
 LOOKED_FOR = "RxRx (EXPERIMENT/PlateN/AA02_s1_w3.png)"
 
-_IMAGE = re.compile(r"^([A-Za-z]{1,2}\d{1,3})_s(\d{1,4})_w?(\d{1,2})\.(?:png|jp2|tif|tiff)$", re.IGNORECASE)
+_IMAGE = re.compile(r"([A-Z]{1,2}\d{1,3})_s(\d{1,4})_w?(\d{1,2})\.(?:png|jp2|tif|tiff)", re.IGNORECASE | re.ASCII)
 # Cell Painting's six channels in RxRx order, for plates with six.
 _SIX = ("DNA", "ER", "AGP", "RNA", "Mito", "Golgi")
 _METADATA_NAMES = ("metadata.csv", "metadata_rxrx3.csv", "metadata_rxrx3_core.csv")
@@ -27,32 +30,14 @@ _METADATA_NAMES = ("metadata.csv", "metadata_rxrx3.csv", "metadata_rxrx3_core.cs
 _SNIFF_ENTRIES = 200
 
 
-def _is_plate(folder: Path) -> bool:
+def sniff(folder: Path) -> bool:
+    """Whether the folder's first entries include an image of this layout."""
     with os.scandir(folder) as entries:
-        for _, entry in zip(range(_SNIFF_ENTRIES), entries, strict=False):
-            if _IMAGE.match(entry.name):
-                return True
-    return False
+        return any(_IMAGE.fullmatch(entry.name) for entry in itertools.islice(entries, _SNIFF_ENTRIES))
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def find(folder: Path) -> Iterator[PlateFolder]:
-    """Plates in a plate's folder, an experiment's, or one of experiments.  Only lists."""
-    if _is_plate(folder):
-        yield _found(folder)
-        return
-    for below in _subfolders(folder):
-        if _is_plate(below):
-            yield _found(below)
-        else:
-            yield from (_found(plate) for plate in _subfolders(below) if _is_plate(plate))
-
-
-def _found(folder: Path) -> PlateFolder:
-    folder = folder.absolute()
+def describe(folder: Path) -> PlateFolder:
+    """Key and names from the last two parts of the path."""
     experiment = folder.parent.name
     return PlateFolder(
         path=folder,
@@ -65,7 +50,7 @@ def _found(folder: Path) -> PlateFolder:
 
 def _number(name: str) -> str:
     number = name.removeprefix("Plate")
-    return str(int(number)) if number.isdigit() else name
+    return str(int(number)) if number.isascii() and number.isdigit() else name
 
 
 def metadata_beside(folder: Path) -> Path | None:
@@ -77,14 +62,12 @@ def metadata_beside(folder: Path) -> Path | None:
     return None
 
 
-def read(found: PlateFolder, metadata: MetadataTable | None) -> Plate:
+def read(found: PlateFolder, metadata: Path | None) -> Plate:
     """List the plate.  Raises UsageError naming a name or a duplicate that cannot be placed."""
-    if metadata is None:
-        beside = metadata_beside(found.path)
-        metadata = read_metadata(beside) if beside else None
+    metadata = metadata or metadata_beside(found.path)
     planes: dict[tuple[Well, int], dict[int, Path]] = defaultdict(dict)
     for name in sorted(os.listdir(found.path)):  # noqa: PTH208  a million names: no Path objects
-        match = _IMAGE.match(name)
+        match = _IMAGE.fullmatch(name)
         if match:
             well, site, channel = _place(found, name, match)
             if channel in planes[well, site]:
@@ -93,7 +76,7 @@ def read(found: PlateFolder, metadata: MetadataTable | None) -> Plate:
             planes[well, site][channel] = found.path / name
     if not planes:
         raise UsageError(f"plate {found.path}: no image such as AA02_s1_w3.png is left in it")
-    known = metadata.wells(found.experiment, (found.plate, found.path.name)) if metadata else {}
+    known = wells_of_plate(metadata, found.experiment, (found.plate, found.path.name)) if metadata else {}
     return _plate(found, planes, known)
 
 
@@ -104,9 +87,7 @@ def _place(found: PlateFolder, name: str, match: re.Match[str]) -> tuple[Well, i
         raise UsageError(f"plate {found.path}: {name}: {error}") from error
 
 
-def _plate(
-    found: PlateFolder, planes: dict[tuple[Well, int], dict[int, Path]], known: dict[str, dict[str, str]]
-) -> Plate:
+def _plate(found: PlateFolder, planes: dict[tuple[Well, int], dict[int, Path]], known: Wells) -> Plate:
     numbers = sorted({channel for found_planes in planes.values() for channel in found_planes})
     sites = sorted({site for _, site in planes})
     wells = sorted({well for well, _ in planes} | {Well.parse(name) for name in known})

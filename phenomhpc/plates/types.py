@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,8 +11,11 @@ from pathlib import Path
 
 from phenomhpc.errors import UsageError
 
-_WELL = re.compile(r"^([A-Za-z]{1,2})0*([1-9][0-9]{0,2})$")
-_KEY_CHARSET = re.compile(r"[^A-Za-z0-9._-]")
+_WELL = re.compile(r"([A-Za-z]{1,2})0*([1-9][0-9]{0,2})")
+_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9._-]")
+# A key becomes a file name with endings; file systems hold 255 bytes.
+_KEY_LENGTH = 160
+_DIGEST_LENGTH = 8
 LETTERS = 26
 
 
@@ -42,7 +47,7 @@ class Well:
     @classmethod
     def parse(cls, text: str) -> Well:
         """`A1`, `a01`, `AA02`.  Raises ValueError naming the text."""
-        match = _WELL.match(text.strip())
+        match = _WELL.fullmatch(text.strip())
         if not match:
             raise ValueError(f"{text!r} is no well; a well is one or two letters and a column, such as A01 or AA02")
         row = 0
@@ -113,13 +118,22 @@ class PlateFolder:
 
 
 def plate_key(*parts: str) -> str:
-    """Parts joined by `__`, any character but letters, digits, '.', '_' and '-' written as '-'.
+    """Parts joined by `__`, a plate's name in a store: letters, digits, '.', '_' and '-'.
 
-    Two sources that end up with one key are refused by find_plates, so nothing is ever mixed.
+    Any other character is written as '-' and a digest of the parts appended, so that "P 1" and "P-1" never meet in one
+    store, not even over several conversions.  Raises UsageError for a name that no file can have.
     """
-    key = "__".join(_KEY_CHARSET.sub("-", part.strip()) for part in parts if part.strip())
-    if not key or key.startswith("."):
-        raise UsageError(f"plate name {'/'.join(parts)!r}: no usable name; rename the folder")
+    stripped = [part.strip() for part in parts if part.strip()]
+    written = [_NOT_IN_KEYS.sub("-", part) for part in stripped]
+    key = "__".join(written)
+    if written != stripped:
+        key += "-" + hashlib.sha256(json.dumps(stripped).encode()).hexdigest()[:_DIGEST_LENGTH]
+    if not stripped or key.startswith(".") or len(key) > _KEY_LENGTH:
+        name = "/".join(parts)
+        shown = name if len(name) <= _KEY_LENGTH else f"{name[:40]}... of {len(name)} characters"
+        raise UsageError(
+            f"plate name {shown!r}: no usable name; rename it (1 to {_KEY_LENGTH} characters, no '.' first)"
+        )
     return key
 
 

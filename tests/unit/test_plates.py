@@ -168,7 +168,7 @@ def test_smiles_with_commas_and_rxrx1_names_are_read(raw: Path, tmp_path: Path) 
 
 
 def test_a_csv_with_a_wrong_well_is_refused_by_line(raw: Path, tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("plate,well\n1,A01\n1,77\n")
+    (tmp_path / "m.csv").write_text("plate,well,gene\n1,A01,G\n1,77,G\n")
     with pytest.raises(UsageError, match=r"m.csv: line 3: '77' is no well"):
         read_plate(find_plates([str(raw / "SYN-01")])[0], tmp_path / "m.csv")
 
@@ -194,8 +194,8 @@ def test_every_format_comes_back_and_a_cut_file_never_passes_for_a_whole_one(
 
 
 def test_colour_images_and_floats_are_refused() -> None:
-    with pytest.raises(UnreadableImage):
-        read_plane(imagecodecs.png_encode(np.zeros((5, 6, 3), np.uint8)), "x")
+    with pytest.raises(UnreadableImage, match="colour"):
+        read_plane(bytes(imagecodecs.png_encode(np.zeros((5, 6, 3), np.uint8))), "x")
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, np.zeros((5, 6), np.float32))
     with pytest.raises(UnreadableImage, match="float32"):
