@@ -7,7 +7,7 @@ import logging
 import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from phenomhpc.plates.types import UnreadableImage
 
@@ -27,6 +27,24 @@ _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _PNG_GREY = 0
 _TIFF_NONE, _TIFF_LZW, _TIFF_ZLIB = 1, 5, (8, 32946)
 _TIFF_REDUCED = 1
+_TIFF_TYPE_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 # No microscope's camera has more; a header that says so is damaged or hostile, and allocating would be the harm.
 MAX_PIXELS = 2**26
 # LZW packs at most 3838 bytes into a code of 12 bits, zlib 1032 into one: more than that is claimed, not there.
@@ -167,12 +185,30 @@ def _refuse_unfounded(page: Any, num_bytes: int) -> None:
         raise UnreadableImage(f"claims {height}x{width} pixels in a file of {num_bytes} bytes")
 
 
+def _refuse_cut_header(tiff: Any, page: Any, data: bytes) -> None:
+    """Refuse a TIFF whose header points past its end: a copy that stopped in what lies behind the pixels is no whole file.
+
+    tifffile passes over such entries.  An entry is tag, type, count, offset (TIFF 6.0, 2; BigTIFF has wider counts).
+    """
+    order: Literal["big", "little"] = "big" if tiff.byteorder == ">" else "little"
+    counts, word = (8, 8) if tiff.is_bigtiff else (2, 4)
+    at = page.offset + counts
+    for _ in range(int.from_bytes(data[page.offset : at], order)):
+        entry = data[at : at + 4 + 2 * word]
+        kind, count, offset = (int.from_bytes(entry[i:j], order) for i, j in ((2, 4), (4, 4 + word), (4 + word, None)))
+        size = _TIFF_TYPE_BYTES.get(kind, 0) * count
+        if len(entry) < 4 + 2 * word or (size > word and offset + size > len(data)):
+            raise UnreadableImage("truncated TIFF")
+        at += 4 + 2 * word
+
+
 def _decode_tiff(data: bytes) -> Any:
     import imagecodecs
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page: Any = _grey_page(tiff)
+        _refuse_cut_header(tiff, page, data)
         _refuse_unfounded(page, len(data))
         # tifffile fills missing strips with zeros: a plane must not lose pixels silently.
         for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):

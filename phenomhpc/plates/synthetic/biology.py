@@ -6,6 +6,7 @@ A phenotype is a vector of LATENTS in units of a cell-to-cell standard deviation
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,16 @@ CHANNELS = ("DNA", "ER", "AGP", "RNA", "Mito", "Golgi")
 
 # Keys of the generators: (seed, purpose), counter (index, ...).
 PHENOTYPES, PLATES, LAYOUT, CELLS, MISSING = 201, 202, 203, 204, 205
+_AT_LEAST_ONE = (
+    *("experiments", "plates_per_experiment", "plate_rows", "plate_columns", "sites"),
+    *("num_genes", "genes_per_pathway"),
+)
+_NOT_NEGATIVE = (
+    *("seed", "num_unexpressed", "cells_per_megapixel"),
+    *("pathway_effect", "gene_effect", "arm_effect", "plate_effect", "batch_effect"),
+)
+# 22 chromosomes of two arms each.
+MAX_ARMS = 44
 # How many latents a pathway moves; the more, the less one channel's mean tells.
 LATENTS_PER_PATHWAY = 4
 
@@ -48,6 +59,8 @@ class SyntheticSpec:
     num_genes: int = 24
     genes_per_pathway: int = 4
     num_unexpressed: int = 3
+    # None: one chromosome arm per dozen genes.
+    num_arms: int | None = None
     control_share: float = 0.15
     pathway_effect: float = 2.0
     gene_effect: float = 0.6
@@ -60,15 +73,24 @@ class SyntheticSpec:
     image_format: Literal["png", "jp2", "tif"] = "png"
 
     def __post_init__(self) -> None:
-        for name in ("experiments", "plates_per_experiment", "plate_rows", "plate_columns", "sites", "num_genes"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+        for name in _NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if self.field_px < 32:
             raise ValueError(f"field_px={self.field_px}: at least 32 pixels are needed for a cell")
+        if self.dtype not in ("uint8", "uint16") or self.image_format not in ("png", "jp2", "tif"):
+            raise ValueError(
+                f"dtype={self.dtype}, image_format={self.image_format}: uint8 or uint16 in png, jp2 or tif are written"
+            )
         if not 0 <= self.missing_plane_share < 1 or not 0 <= self.control_share < 1:
             raise ValueError("missing_plane_share and control_share lie in [0, 1)")
         if self.num_unexpressed > self.num_genes:
             raise ValueError(f"num_unexpressed={self.num_unexpressed}: more than num_genes={self.num_genes}")
+        if self.num_arms is not None and not 1 <= self.num_arms <= MAX_ARMS:
+            raise ValueError(f"num_arms={self.num_arms}: 1 to {MAX_ARMS}")
         if self.num_wells - self.num_controls < 1:
             raise ValueError("no well is left for a gene; make the plate larger or control_share smaller")
 
@@ -108,11 +130,12 @@ class Gene:
     phenotype: NDArray[np.float64]
 
 
-def genes_of(spec: SyntheticSpec) -> list[Gene]:
-    """All genes of a screen."""
+@functools.lru_cache(maxsize=4)
+def genes_of(spec: SyntheticSpec) -> tuple[Gene, ...]:
+    """All genes of a screen; computed once per process, since every field asks."""
     expressed = spec.num_genes - spec.num_unexpressed
     num_pathways = max(1, expressed // spec.genes_per_pathway)
-    num_arms = max(2, 2 * round(spec.num_genes / 24))
+    num_arms = spec.num_arms or min(MAX_ARMS, max(2, 2 * round(spec.num_genes / 24)))
     pathways = np.stack([_direction(generator(spec.seed, PHENOTYPES, 1, number)) for number in range(num_pathways)])
     arms = np.stack([_direction(generator(spec.seed, PHENOTYPES, 2, number)) for number in range(num_arms)])
     found = []
@@ -134,7 +157,7 @@ def genes_of(spec: SyntheticSpec) -> list[Gene]:
                 phenotype=phenotype,
             )
         )
-    return found
+    return tuple(found)
 
 
 def _direction(draw: np.random.Generator) -> NDArray[np.float64]:
@@ -156,6 +179,7 @@ class PlateEffect:
     shift: NDArray[np.float64]
 
 
+@functools.lru_cache(maxsize=64)
 def plate_effect(spec: SyntheticSpec, experiment: int, plate: int) -> PlateEffect:
     """The effect of one plate, its batch's included.  light: (channel, 3) tilt and vignetting of the illumination."""
     batch = generator(spec.seed, PLATES, 1, experiment)
@@ -174,7 +198,8 @@ def plate_effect(spec: SyntheticSpec, experiment: int, plate: int) -> PlateEffec
     return PlateEffect(gain=gain, background=background, light=light, blur_px=blur, shift=shift)
 
 
-def wells_of(spec: SyntheticSpec, plate: int) -> list[int]:
+@functools.lru_cache(maxsize=64)
+def wells_of(spec: SyntheticSpec, plate: int) -> tuple[int, ...]:
     """What stands in each well of a plate, row by row: a gene's number, or -1 for a control.
 
     Genes are dealt round robin in an order of the plate's own, so that replicates meet other neighbours on every plate.
@@ -186,4 +211,4 @@ def wells_of(spec: SyntheticSpec, plate: int) -> list[int]:
     content = [int(order[(start + number) % spec.num_genes]) for number in range(num_treated)] + [
         -1
     ] * spec.num_controls
-    return [content[position] for position in draw.permutation(spec.num_wells)]
+    return tuple(content[position] for position in draw.permutation(spec.num_wells))

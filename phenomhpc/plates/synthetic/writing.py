@@ -11,7 +11,7 @@ import io
 import itertools
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,11 @@ class _FieldToPaint:
 
 
 def write_plates(root: Path, spec: SyntheticSpec, progress: Progress, *, workers: int | None = None) -> None:
-    """Write the screen of `spec` below `root`.  Any number of worker processes writes the same bytes."""
+    """Write the screen of `spec` below `root`; any number of worker processes (default: one per core) writes the same bytes.
+
+    Killed half-way, it leaves a part; a second call writes the whole again, the same files with the same bytes.
+    Advances the stage "paint" by fields.  Raises OSError when a file cannot be written.
+    """
     genes = genes_of(spec)
     fields = list(_fields(spec, root))
     for experiment, plate in itertools.product(range(spec.experiments), range(spec.plates_per_experiment)):
@@ -136,7 +140,7 @@ def encode(plane: NDArray[np.generic], image_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def _metadata(spec: SyntheticSpec, genes: list[Gene]) -> str:
+def _metadata(spec: SyntheticSpec, genes: Sequence[Gene]) -> str:
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(METADATA_COLUMNS)
@@ -153,7 +157,7 @@ def _metadata(spec: SyntheticSpec, genes: list[Gene]) -> str:
     return text.getvalue()
 
 
-def _write_annotations(folder: Path, genes: list[Gene]) -> None:
+def _write_annotations(folder: Path, genes: Sequence[Gene]) -> None:
     """Known relationships (both ends of a pathway), arms and unexpressed genes."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = [
