@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from phenomhpc.plates import find_plates, read_plane, read_plate
 from phenomhpc.plates.synthetic import CHANNELS, LATENTS, SyntheticSpec, genes_of, write_plates
@@ -150,9 +151,10 @@ def test_plate_effects_are_there_and_can_be_turned_off() -> None:
     none = np.zeros(len(LATENTS))
     strong, off = SyntheticSpec(plate_effect=3.0, batch_effect=3.0), SyntheticSpec(plate_effect=0.0, batch_effect=0.0)
 
-    def levels(spec: SyntheticSpec, experiment: int) -> np.ndarray:
-        fields = [paint_field(spec, none, plate_effect(spec, experiment, 0), number) for number in range(3)]
-        return np.stack([field.mean(axis=(1, 2)) for field in fields]).mean(axis=0, dtype=np.float64)
+    def levels(spec: SyntheticSpec, experiment: int) -> NDArray[np.float64]:
+        effect = plate_effect(spec, experiment, 0)
+        fields = np.stack([paint_field(spec, none, effect, number) for number in range(3)]).astype(np.float64)
+        return np.asarray(fields.mean(axis=(0, 2, 3)))
 
     apart = np.abs(np.log(levels(strong, 0) / levels(strong, 1))).max()
     assert apart > 0.5 > 0.1 > np.abs(np.log(levels(off, 0) / levels(off, 1))).max()
