@@ -22,7 +22,7 @@ from tests.cluster.cluster import wait_until
 
 STEPS = 12
 TINY = ["model=mae_vit_tiny", "optim=cpu", "optim.global_batch=16", "optim.micro_batch=8", "log_every_steps=1"]
-LIMIT_S = 200
+LIMIT_S = 400
 
 
 class Shell:
