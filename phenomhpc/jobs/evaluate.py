@@ -33,14 +33,6 @@ SCHEMA = 1
 UNIT = "map"
 
 
-def recall_path(paths: RunPaths) -> Path:
-    return paths.evaluation.with_name("recall.parquet")
-
-
-def map_path(paths: RunPaths) -> Path:
-    return paths.evaluation.with_name("map.npz")
-
-
 def plan(config: EvaluateConfig, paths: RunPaths) -> ArrayPlan:
     """One unit, done when evaluation.json has the digest of these settings and inputs.  Raises UsageError."""
     check_thresholds(config.thresholds)
@@ -102,9 +94,9 @@ def _publish(config: EvaluateConfig, ctx: TaskContext, unit: Unit, evaluation: E
     paths, rows = ctx.paths, recall_rows(evaluation)
     text = headline(evaluation)
     cosines = cosine_map(evaluation.encoder.profiles)
-    with committing(recall_path(paths), token=ctx.token) as file:
+    with committing(paths.recall, token=ctx.token) as file:
         pl.DataFrame(rows).write_parquet(file)
-    with committing(map_path(paths), token=ctx.token) as file:
+    with committing(paths.map, token=ctx.token) as file:
         np.savez(
             file,
             labels=np.array(evaluation.encoder.labels),

@@ -2,6 +2,7 @@
 
 RUNS/ID/
   run.yaml provenance.json outcome.json report.html
+      evaluation.json recall.parquet map.npz reconstructions.npz
   code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
   checkpoints/step-XXXXXXXX/  embeddings/
@@ -101,6 +102,16 @@ class RunPaths:
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation.json"
+
+    @property
+    def recall(self) -> Path:
+        """Parquet: one row per annotation, threshold and source of embeddings."""
+        return self.root / "recall.parquet"
+
+    @property
+    def map(self) -> Path:
+        """npz: labels, profiles f64 (genes, features), cosine f32 (genes, genes)."""
+        return self.root / "map.npz"
 
     @property
     def code(self) -> Path:

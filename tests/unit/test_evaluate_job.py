@@ -55,12 +55,12 @@ def test_scores_are_those_of_maps_written_out_step_by_step(inputs: Path) -> None
     chosen = [row for row, gene in enumerate(genes) if gene]
     profiles, labels = aggregate(aligned[chosen], [genes[row] for row in chosen])
     expected = relationship_recall(profiles, labels, pathway_pairs(), bootstrap=200)
-    table = pl.read_parquet(evaluate.recall_path(paths))
+    table = pl.read_parquet(paths.recall)
     ours = table.filter(pl.col("source") == "encoder")
     assert ours["recall"].to_list() == [recall.recall for recall in expected]
     assert ours["ci_low"].to_list() == [recall.ci_low for recall in expected]
     assert table["source"].unique(maintain_order=True).to_list() == ["encoder", "untrained", "intensity", "random"]
-    with np.load(evaluate.map_path(paths), allow_pickle=False) as arrays:
+    with np.load(paths.map, allow_pickle=False) as arrays:
         assert arrays["labels"].tolist() == sorted(GENES) == labels
         np.testing.assert_array_equal(arrays["profiles"], profiles)
         np.testing.assert_array_equal(arrays["cosine"], cosine_map(profiles).astype(np.float32))
@@ -129,7 +129,7 @@ def test_arm_correction_is_done_and_said(inputs: Path) -> None:
     (inputs / "annotations" / "unexpressed.txt").write_text("\n".join(GENES) + "\n")
     paths, _ = _run(_config(inputs, arm_correction=True))
     assert json.loads(paths.evaluation.read_bytes())["corrected_arms"] == {"1p": 25, "2q": 25}
-    with np.load(evaluate.map_path(paths), allow_pickle=False) as arrays:
+    with np.load(paths.map, allow_pickle=False) as arrays:
         on_arm = [row for row, gene in enumerate(arrays["labels"]) if int(gene[4:]) % 2]
         np.testing.assert_allclose(arrays["profiles"][on_arm].mean(axis=0), 0.0, atol=1e-12)
     assert "1p, 2q" in paths.report.read_text()
@@ -177,7 +177,7 @@ def test_no_overlap_between_genes_and_pairs_is_one_line_and_writes_nothing(input
         _run(_config(inputs))
     assert "\n" not in str(caught.value)
     (paths,) = list_runs(inputs / "runs")
-    for product in (paths.evaluation, paths.report, evaluate.recall_path(paths), evaluate.map_path(paths)):
+    for product in (paths.evaluation, paths.report, paths.recall, paths.map):
         assert not product.exists()
 
 
