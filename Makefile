@@ -29,8 +29,9 @@ system-packages:
 demo: install
 	$(BIN)/phenomhpc demo
 
+# Threads that sleep at OpenMP's barriers, since two workers share the cores.
 test: install-test system-packages
-	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 test-nodes:
 	@echo "test-nodes: the Ansible bundle and its tests are still to come"

@@ -67,12 +67,20 @@ def parse_override(text: str) -> Override:
 
 
 def assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested mappings, making what is missing on the way."""
+    """Set a dotted key in nested mappings, making what is missing on the way.
+
+    Raises UsageError when a part of the way is a value already, which would be lost.
+    """
     *parents, last = key.split(".")
-    for parent in parents:
+    for number, parent in enumerate(parents, 1):
         below = tree.get(parent)
-        if not isinstance(below, dict):
+        if below is None:
             below = tree[parent] = {}
+        elif not isinstance(below, dict):
+            whole = ".".join(parents[:number])
+            raise UsageError(
+                f"{key}={value}: {whole}={below} was given as a whole; beside its settings write {whole}.recipe={below}"
+            )
         tree = below
     tree[last] = value
 

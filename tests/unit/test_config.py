@@ -152,3 +152,13 @@ def test_a_missing_setting_names_its_flag_and_default() -> None:
     layer = Layer(source="x", values={"store": "/s"})
     with pytest.raises(UsageError, match="checkpoint is missing"):
         require(resolve("embed", {}, [], layers=[layer]).config)
+
+
+def test_a_recipe_given_as_a_whole_is_not_lost_beside_its_settings() -> None:
+    words = ["pretrain.model=mae_vit_tiny", "pretrain.model.depth=2"]
+    with pytest.raises(
+        UsageError, match=r"was given as a whole; beside its settings write pretrain\.model\.recipe=mae_vit_tiny"
+    ):
+        resolve("pipeline", {}, words, layers=[])
+    both = resolve("pipeline", {}, ["pretrain.model.recipe=mae_vit_tiny", "pretrain.model.depth=2"], layers=[]).config
+    assert both.pretrain == {"model": {"recipe": "mae_vit_tiny", "depth": 2}}  # type: ignore[union-attr]
