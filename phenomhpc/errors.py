@@ -54,6 +54,16 @@ class FencedError(PhenomError):
     exit_code = TASK_FENCED
 
 
+class GateRefused(PhenomError):
+    """A node is not fit for the work, and nothing was started (exit code 77); node: its name, None where none is known."""
+
+    exit_code = TASK_GATE_REFUSED
+
+    def __init__(self, message: str, node: str | None = None) -> None:
+        super().__init__(message)
+        self.node = node
+
+
 class NoCheckpointError(PhenomError):
     """No committed, readable checkpoint where one is needed (exit code 79)."""
 

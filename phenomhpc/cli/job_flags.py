@@ -84,6 +84,7 @@ SUBMIT_FLAGS = (
     Flag(name="partition", help="Slurm partition.", key="cluster.partition"),
     Flag(name="account", help="Slurm account.", key="cluster.account"),
     Flag(name="qos", help="Slurm quality of service.", key="cluster.qos"),
+    Flag(name="exclude", help="Nodes not to use, separated by commas.", key="cluster.exclude"),
     Flag(name="after", help="Start when this run has finished."),
     Flag(name="dry-run", help="Print the plan and the script; submit nothing. Needs no Slurm.", type=bool),
     Flag(name="wait", help="Wait for the end and return the run's exit code.", type=bool),

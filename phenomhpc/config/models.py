@@ -41,6 +41,18 @@ class ClusterConfig(Model):
     requeue: bool = Field(True, description="let Slurm requeue after a node failure")
     max_attempts: PositiveInt = Field(3, description="attempts of one run before the steward gives up")
     steward: bool = Field(True, description="submit the one-CPU job that starts what comes next after log-out")
+    # The gate and the exclusion ledger.
+    gate: bool = Field(True, description="check the nodes of a gang, and the network between them, before training")
+    gate_min_gbps: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="least bus bandwidth of the gate's all-reduce, Gbit/s; slower nodes are refused"
+    )
+    exclude: tuple[str, ...] = Field((), description="nodes that this run must not use, beside the excluded ones")
+    exclude_hours: Annotated[float, Field(gt=0)] = Field(24, description="how long a sick node stays excluded, hours")
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return tuple(name for name in value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
 class CodecConfig(Model):

@@ -1,10 +1,10 @@
 """The run directory: the truth about a run.
 
-paths.py owns every name, commit.py publishes every file, records.py says what is done, manifest.py what is to be done,
-events.py what happened, fence.py who may still write, run.py makes, finds and ends runs.
+paths.py owns every name, records.py says what is done, manifest.py what is to be done, events.py what happened,
+fence.py who may still write, run.py makes, finds and ends runs.
 """
 
-from phenomhpc.runs.commit import TEMPORARY, commit, committing, make_folder, new_token, remove_temporaries
+from phenomhpc.commit import TEMPORARY, commit, committing, make_folder, new_token, remove_temporaries
 from phenomhpc.runs.context import TaskContext
 from phenomhpc.runs.events import Event, EventWriter, read_events
 from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt

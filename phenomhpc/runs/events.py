@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from phenomhpc.runs.commit import make_folder
+from phenomhpc.commit import make_folder
 from phenomhpc.runs.paths import RunPaths
 from phenomhpc.runs.records import canonical_json, now
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from phenomhpc.commit import commit, new_token
 from phenomhpc.errors import FencedError
-from phenomhpc.runs.commit import commit, new_token
 from phenomhpc.runs.paths import RunPaths
 
 

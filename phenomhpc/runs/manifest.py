@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from phenomhpc.runs.commit import commit
+from phenomhpc.commit import commit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from phenomhpc.runs.commit import commit
+from phenomhpc.commit import commit
 
 SCHEMA = 1
 # Raised when code changes what a unit's product looks like for the same settings and inputs.

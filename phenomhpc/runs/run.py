@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from phenomhpc.commit import commit, make_folder
 from phenomhpc.errors import UsageError
-from phenomhpc.runs.commit import commit, make_folder
 from phenomhpc.runs.paths import RUN_ID, RunPaths
 from phenomhpc.runs.records import canonical_json, now
 

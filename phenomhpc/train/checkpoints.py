@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from phenomhpc.commit import fsync_folder, make_folder
 from phenomhpc.errors import NoCheckpointError, WorkError
 from phenomhpc.models.checkpoint import (
     COMMITTED,
@@ -41,7 +42,6 @@ from phenomhpc.models.checkpoint import (
     weights_digest,
 )
 from phenomhpc.runs import TEMPORARY, TaskContext, commit
-from phenomhpc.runs.commit import fsync_folder, make_folder
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.state import TrainState
 

@@ -119,13 +119,19 @@ class Cluster:
 
     # -- use ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def ledger(self) -> Path:
+        """The exclusion ledger of the person whose shell this is."""
+        return self.root / "person" / "excluded.json"
+
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """What a person's shell on the login host has: SLURM_CONF, the project's programs first in PATH."""
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "PHENOMHPC"))
         }
         path = os.pathsep.join([str(Path(sys.executable).parent), _system_path()])
-        return {**kept, "PATH": path, "SLURM_CONF": str(self.root / "slurm.conf"), **(extra or {})}
+        state = {"PHENOMHPC_STATE": str(self.ledger.parent)}
+        return {**kept, "PATH": path, "SLURM_CONF": str(self.root / "slurm.conf"), **state, **(extra or {})}
 
     def command(self, argv: Sequence[str], cwd: Path | None = None) -> list[str]:
         """`argv` as it runs on the login (and controller) host."""

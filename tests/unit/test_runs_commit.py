@@ -15,7 +15,7 @@ OLD, NEW = b"old" * 2000, b"new" * 7000
 GOOD = f"""
 import sys
 from pathlib import Path
-from phenomhpc.runs.commit import commit, committing
+from phenomhpc.commit import commit, committing
 folder = Path(sys.argv[1]) / "made"
 commit(folder / "NAME", {OLD!r}, token="t1")
 open(folder / "RETURNED-1", "w").close()
@@ -27,7 +27,7 @@ open(folder / "RETURNED-2", "w").close()
 
 def without(program: str, line: str) -> str:
     """The program with one safety measure of commit() taken out."""
-    start = "import os, sys\nimport phenomhpc.runs\nmodule = sys.modules['phenomhpc.runs.commit']"
+    start = "import os, sys\nimport phenomhpc.runs\nmodule = sys.modules['phenomhpc.commit']"
     return f"{start}\n{line}\n{program}"
 
 
