@@ -20,7 +20,7 @@ def main(words: list[str]) -> int:
     verb = words[0] if words else ""
     if verb == "up":
         began = time.monotonic()
-        cluster.up()
+        cluster.up(owned=False)
         print(f"{cluster.spec.nodes} nodes up in {time.monotonic() - began:.1f} s; python -m tests.cluster shell")
         return 0
     if verb == "down":

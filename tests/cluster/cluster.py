@@ -21,11 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.cluster import settings
+from tests.cluster.hosts import STEP_LIMIT_S, Hosts, NodeProcess, system_path
+from tests.cluster.memory import MemoryGroups
 from tests.cluster.processes import ClusterError, Processes, daemon, wait_for
-from tests.cluster.settings import CONTROLLER_ADDRESS, ClusterSpec
+from tests.cluster.settings import ClusterSpec
 
 DEFAULT_ROOT = Path(tempfile.gettempdir()) / "phenomhpc-cluster"
-STEP_LIMIT_S = 30.0
 PROGRAMS = (
     "slurmctld",
     "slurmd",
@@ -42,7 +43,7 @@ PROGRAMS = (
 
 def why_not() -> str | None:
     """Why a cluster cannot be brought up here; None where it can."""
-    missing = [name for name in PROGRAMS if shutil.which(name, path=_system_path()) is None]
+    missing = [name for name in PROGRAMS if shutil.which(name, path=system_path()) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (make test installs them as root on Debian)"
     if os.geteuid() != 0:
@@ -53,52 +54,61 @@ def why_not() -> str | None:
     return None
 
 
-def _system_path() -> str:
-    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-
-
 class Cluster:
     """One cluster below `root`.  Methods raise ClusterError in one message with the log's tail."""
 
     def __init__(self, root: Path = DEFAULT_ROOT, spec: ClusterSpec | None = None) -> None:
         self.root, self.spec = root, spec or ClusterSpec()
-        self._processes = Processes(root / "processes.jsonl")
+        self._processes, self._memory = Processes(root / "processes.jsonl"), MemoryGroups(root)
+        self._hosts = Hosts(root, self.spec, self._processes, self._memory)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def up(self) -> None:
-        """Bring everything up; what a crashed cluster left in `root` is finished off first."""
+    def up(self, *, owned: bool = True) -> None:
+        """Bring everything up; what a crashed cluster left in `root` is finished off first.
+
+        owned: it goes down with this process, however that ends; else it stays up until someone says `down`.
+        """
         self.down()
-        for name in ("state", "spool", "log", "munge", "db", "dev", "shm"):
+        for name in ("state", "spool", "log", "munge", "db", "dev", "shm", "cgroup/memory"):
             (self.root / name).mkdir(parents=True)
         self.root.chmod(0o755)
         (self.root / "munge").chmod(0o711)
         try:
-            self._write_settings()
-            self._start_namespace()
+            if owned:
+                from tests.cluster.watcher import start_watcher
+
+                self._processes.add("watcher", start_watcher(self.root, self.root / "log" / "watcher.out").pid)
+            self._write_settings(cgroups=self._memory.make())
+            self._hosts.start_controller_host()
             self._start_munge()
-            self._start_database()
-            self.start_slurmdbd()
+            if self.spec.accounting:
+                self._start_database()
+                self.start_slurmdbd()
+                for words in settings.associations(self.spec):
+                    self.run(["sacctmgr", "-i", *words])
             self.start_controller()
             for number in range(1, self.spec.nodes + 1):
-                self._start_node(number)
+                self._hosts.start_node(number)
             self.wait_idle()
         except BaseException:
             self.down(keep_logs=True)
             raise
 
     def down(self, *, keep_logs: bool = False) -> None:
-        """End every process, by its recorded id and start time, and remove the folder."""
+        """End every process, by its recorded id and start time, and remove the memory groups and the folder."""
         for name, number in (
+            ("watcher", signal.SIGTERM),
             ("node-*", signal.SIGKILL),
             ("init-*", signal.SIGKILL),
             ("slurmctld", signal.SIGTERM),
             ("slurmdbd", signal.SIGTERM),
             ("mariadbd", signal.SIGTERM),
             ("munged", signal.SIGTERM),
-            ("namespace", signal.SIGKILL),
         ):
             self._processes.end(name, number)
+        self._hosts.end_controller_host()
+        self._memory.remove()
         if not keep_logs:
             shutil.rmtree(self.root, ignore_errors=True)
 
@@ -129,14 +139,13 @@ class Cluster:
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "PHENOMHPC"))
         }
-        path = os.pathsep.join([str(Path(sys.executable).parent), _system_path()])
+        path = os.pathsep.join([str(Path(sys.executable).parent), system_path()])
         state = {"PHENOMHPC_STATE": str(self.ledger.parent)}
         return {**kept, "PATH": path, "SLURM_CONF": str(self.root / "slurm.conf"), **state, **(extra or {})}
 
     def command(self, argv: Sequence[str], cwd: Path | None = None) -> list[str]:
         """`argv` as it runs on the login (and controller) host."""
-        holder = self._holder()
-        return ["nsenter", "-t", str(holder), "-u", "-m", "-n", f"--wd={cwd or Path.cwd()}", "--", *argv]
+        return self._hosts.command(argv, cwd)
 
     def run(
         self,
@@ -185,20 +194,38 @@ class Cluster:
 
     def power_cut(self, number: int) -> None:
         """The node's PID 1 is killed: slurmd, steps and tasks are gone at once, and nobody is told."""
-        self._processes.end(f"init-{self.spec.node_name(number)}", signal.SIGKILL)
-        self._processes.end(f"node-{self.spec.node_name(number)}", signal.SIGKILL)
+        self._hosts.end_node(number)
 
     def power_on(self, number: int) -> None:
         """Start a node that was cut."""
-        self._start_node(number)
+        self._hosts.start_node(number)
 
     def partition(self, number: int) -> None:
         """The node's link goes down; what runs on it runs on."""
-        self._link(number, "down")
+        self._hosts.link(number, "down")
 
     def heal(self, number: int) -> None:
         """The link comes back."""
-        self._link(number, "up")
+        self._hosts.link(number, "up")
+
+    def processes_on(self, number: int) -> list[NodeProcess]:
+        """What runs on a node: ids as they are seen there, and commands."""
+        return self._hosts.processes_on(number)
+
+    def signal_on(self, number: int, pid: int, name: signal.Signals) -> None:
+        """Signal a process of a node, named by its id there: SIGSTOP, SIGCONT, SIGKILL."""
+        self._hosts.signal(number, pid, name)
+
+    def kill_slurmd(self, number: int) -> None:
+        """kill -9 of the node's slurmd alone; its steps and tasks run on."""
+        self.signal_on(number, self._slurmd(number), signal.SIGKILL)
+
+    def start_slurmd(self, number: int) -> None:
+        """Start the slurmd of a node where it was killed."""
+        self.signal_on(number, 1, signal.SIGHUP)
+
+    def _slurmd(self, number: int) -> int:
+        return int((self.root / f"{self.spec.node_name(number)}.slurmd").read_text())
 
     def kill_controller(self) -> None:
         self._processes.end("slurmctld", signal.SIGKILL)
@@ -218,17 +245,11 @@ class Cluster:
 
     # -- bringing up --------------------------------------------------------------------------------------------------
 
-    def _holder(self) -> int:
-        living = self._processes.living("namespace")
-        if not living:
-            raise ClusterError(f"no cluster is up in {self.root}; python -m tests.cluster up")
-        return living[-1][1]
-
     def _daemon(self, name: str, argv: Sequence[str]) -> None:
         command = [
             "env",
             f"SLURM_CONF={self.root}/slurm.conf",
-            f"PATH={_system_path()}",
+            f"PATH={system_path()}",
             *self.command(argv, Path("/")),
         ]
         process = daemon(command, self.root / "log" / f"{name}.out")
@@ -244,16 +265,16 @@ class Cluster:
 
         wait_for(f"{name} answers", answers, STEP_LIMIT_S, self.root / "log" / f"{name}.log")
 
-    def _write_settings(self) -> None:
+    def _write_settings(self, *, cgroups: bool) -> None:
         root, spec = self.root, self.spec
         texts = {
-            "slurm.conf": settings.slurm_conf(spec, root),
+            "slurm.conf": settings.slurm_conf(spec, root, cgroups=cgroups),
             "gres.conf": settings.gres_conf(spec, root),
             "slurmdbd.conf": settings.slurmdbd_conf(root),
             "my.cnf": settings.database_conf(root),
             "init.sql": settings.DATABASE_INIT,
             "hosts": settings.hosts(spec),
-            "cgroup.conf": "CgroupPlugin=cgroup/v1\n",
+            "cgroup.conf": settings.cgroup_conf(root, cgroups=cgroups),
             "node-init.sh": settings.NODE_INIT,
         }
         for name, text in texts.items():
@@ -263,20 +284,6 @@ class Cluster:
             device = root / "dev" / f"gpu{number}"
             os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # twins of /dev/null
             device.chmod(0o666)
-
-    def _start_namespace(self) -> None:
-        """The controller's host: holds its namespaces, and the bridge that all nodes hang on."""
-        root = self.root
-        script = (
-            f"hostname {settings.CONTROLLER_HOST} && mount --bind {root}/hosts /etc/hosts && ip link set lo up && "
-            f"ip link add br0 type bridge && ip addr add {CONTROLLER_ADDRESS}/24 dev br0 && ip link set br0 up && "
-            f"echo ok > {root}/ctl.ready && exec sleep infinity"
-        )
-        command = ["unshare", "--uts", "--mount", "--net", "--propagation", "private", "bash", "-c", script]
-        log = root / "log" / "namespace.out"
-        process = daemon(command, log)
-        wait_for("controller's namespaces", (root / "ctl.ready").exists, STEP_LIMIT_S, log)
-        self._processes.add("namespace", process.pid)
 
     def _start_munge(self) -> None:
         folder = self.root / "munge"
@@ -301,33 +308,6 @@ class Cluster:
             raise ClusterError(f"mariadb-install-db failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
         self._daemon("mariadbd", ["mariadbd", f"--defaults-file={conf}", f"--init-file={self.root}/init.sql"])
         wait_for("MariaDB", lambda: "ready for connections" in log.read_text(errors="replace"), STEP_LIMIT_S, log)
-
-    def _start_node(self, number: int) -> None:
-        root, name = self.root, self.spec.node_name(number)
-        ready = root / f"{name}.ready"
-        ready.unlink(missing_ok=True)
-        command = ["unshare", "--uts", "--mount", "--pid", "--net", "--fork", "--kill-child", "--mount-proc"]
-        command += ["--propagation", "private", "bash", f"{root}/node-init.sh", name, str(root)]
-        log = root / "log" / f"{name}.out"
-        process = daemon(["env", f"PATH={_system_path()}", *command], log)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        wait_for(f"node {name}", lambda: ready.exists() and bool(children.read_text().split()), STEP_LIMIT_S, log)
-        init = int(children.read_text().split()[0])
-        self._processes.add(f"node-{name}", process.pid)
-        self._processes.add(f"init-{name}", init)
-        self._on_controller(f"ip link del {self._veth(number)} 2>/dev/null; ip link add {self._veth(number)} type veth peer "
-                            f"name eth0 netns {init} && ip link set {self._veth(number)} master br0 up")  # fmt: skip
-        address = f"ip addr add {self.spec.node_address(number)}/24 dev eth0 && ip link set eth0 up"
-        subprocess.run(["nsenter", "-t", str(init), "-n", "--", "sh", "-c", address], check=True, timeout=10)
-
-    def _veth(self, number: int) -> str:
-        return f"ve{number}"
-
-    def _link(self, number: int, state: str) -> None:
-        self._on_controller(f"ip link set {self._veth(number)} {state}")
-
-    def _on_controller(self, script: str) -> None:
-        subprocess.run(["nsenter", "-t", str(self._holder()), "-n", "--", "sh", "-c", script], check=True, timeout=10)
 
 
 def wait_until(what: str, condition: object, limit_s: float) -> None:

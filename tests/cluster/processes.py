@@ -36,13 +36,14 @@ class Processes:
             file.write(json.dumps({"name": name, "pid": pid, "start": start_time(pid)}) + "\n")
 
     def living(self, name: str | None = None) -> list[tuple[str, int]]:
-        """(name, pid) of those that still run, oldest first; `name` may end in `*`."""
+        """(name, pid) of the others that still run, oldest first; `name` may end in `*`."""
         if not self._path.is_file():
             return []
         found = []
         for line in self._path.read_text().splitlines():
             entry = json.loads(line)
             fits = name is None or entry["name"] == name or (name.endswith("*") and entry["name"].startswith(name[:-1]))
+            fits = fits and entry["pid"] != os.getpid()
             if fits and start_time(entry["pid"]) == entry["start"] is not None:
                 found.append((entry["name"], entry["pid"]))
         return found

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+CLUSTER_NAME = "phenom"
 SUBNET = "10.77.0"
 CONTROLLER_HOST = "ctl"
 CONTROLLER_ADDRESS = f"{SUBNET}.1"
@@ -19,12 +20,18 @@ SLURMDBD_PORT = 16819
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
-    """Size of the pretended cluster, and slurm.conf values over the usual ones (None removes a key)."""
+    """Size of the pretended cluster, and slurm.conf values over the usual ones (None removes a key).
+
+    accounting: MariaDB and slurmdbd; without them sacct and sacctmgr know nothing.  max_submit_jobs: what the association of
+    root, the only user, may have in the queue at once, enforced; array elements count one by one.
+    """
 
     nodes: int = 4
     cpus: int = 8
     gpus: int = 8
     mem_mb: int = 16000
+    accounting: bool = True
+    max_submit_jobs: int | None = None
     overrides: Mapping[str, str | int | None] | None = None
 
     def node_name(self, number: int) -> str:
@@ -35,10 +42,13 @@ class ClusterSpec:
         return f"{SUBNET}.{10 + number}"
 
 
-def slurm_conf(spec: ClusterSpec, root: Path) -> str:
-    """slurm.conf.  config_overrides lets nodes pretend to have more than this machine has."""
+def slurm_conf(spec: ClusterSpec, root: Path, *, cgroups: bool) -> str:
+    """slurm.conf.  config_overrides lets nodes pretend to have more than this machine has.
+
+    cgroups: memory limits are the kernel's, and end as OUT_OF_MEMORY; else slurmstepd polls, and kills.
+    """
     values: dict[str, str | int | None] = {
-        "ClusterName": "phenom",
+        "ClusterName": CLUSTER_NAME,
         "SlurmctldHost": f"{CONTROLLER_HOST}({CONTROLLER_ADDRESS})",
         "SlurmctldPort": 16817,
         "SlurmUser": "root",
@@ -55,12 +65,13 @@ def slurm_conf(spec: ClusterSpec, root: Path) -> str:
         "SlurmdDebug": "info",
         "SlurmdParameters": "config_overrides",
         "ProctrackType": "proctrack/linuxproc",
-        "TaskPlugin": "task/none",
+        "TaskPlugin": "task/cgroup" if cgroups else "task/none",
         "JobAcctGatherType": "jobacct_gather/linux",
-        "JobAcctGatherFrequency": "task=5",
+        "JobAcctGatherFrequency": "task=5" if cgroups else "task=1",
+        "JobAcctGatherParams": None if cgroups else "OverMemoryKill",
         "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_Core_Memory",
-        "DefMemPerCPU": 100,
+        "DefMemPerCPU": spec.mem_mb // spec.cpus,
         "GresTypes": "gpu",
         "SwitchType": "switch/none",
         "MpiDefault": "none",
@@ -88,13 +99,8 @@ def slurm_conf(spec: ClusterSpec, root: Path) -> str:
         "SchedulerType": "sched/backfill",
         "SchedulerParameters": "sched_interval=5,sched_min_interval=0,batch_sched_delay=0,default_queue_depth=2000,"
         "partition_job_depth=0,bf_interval=2,bf_resolution=1,max_rpc_cnt=0,nohold_on_prolog_fail",
-        "AccountingStorageType": "accounting_storage/slurmdbd",
-        "AccountingStorageHost": "127.0.0.1",
-        "AccountingStoragePort": SLURMDBD_PORT,
-        # Without it sacct and sacctmgr look for munge at its usual place, whatever AuthInfo says.
-        "AccountingStoragePass": f"{root}/munge/sock",
-        "AccountingStorageTRES": "gres/gpu",
     }
+    values |= _accounting(spec, root)
     values |= spec.overrides or {}
     lines = [f"{key}={value}" for key, value in values.items() if value is not None]
     for number in range(1, spec.nodes + 1):
@@ -111,6 +117,39 @@ def slurm_conf(spec: ClusterSpec, root: Path) -> str:
         f"PartitionName=low {nodes} PriorityTier=1 PreemptMode=REQUEUE GraceTime=5",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _accounting(spec: ClusterSpec, root: Path) -> dict[str, str | int | None]:
+    if not spec.accounting:
+        return {"AccountingStorageType": "accounting_storage/none"}
+    return {
+        "AccountingStorageType": "accounting_storage/slurmdbd",
+        "AccountingStorageHost": "127.0.0.1",
+        "AccountingStoragePort": SLURMDBD_PORT,
+        # Without it sacct and sacctmgr look for munge at its usual place, whatever AuthInfo says.
+        "AccountingStoragePass": f"{root}/munge/sock",
+        "AccountingStorageTRES": "gres/gpu",
+        "AccountingStorageEnforce": None if spec.max_submit_jobs is None else "associations,limits,qos",
+    }
+
+
+def associations(spec: ClusterSpec) -> list[list[str]]:
+    """sacctmgr's words that make the cluster known before its controller asks, and set the user's limits."""
+    if not spec.accounting or spec.max_submit_jobs is None:
+        return []
+    return [
+        ["add", "cluster", CLUSTER_NAME],
+        ["add", "account", "lab", "Description=lab", "Organization=lab"],
+        ["add", "user", "root", "Account=lab", "DefaultAccount=lab"],
+        ["modify", "user", "root", "set", f"MaxSubmitJobs={spec.max_submit_jobs}"],
+    ]
+
+
+def cgroup_conf(root: Path, *, cgroups: bool) -> str:
+    """cgroup.conf.  Slurm's groups are named by node, and nodes of two clusters by number: each node sees its own hierarchy."""
+    if not cgroups:
+        return "CgroupPlugin=cgroup/v1\n"
+    return f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={root}/cgroup\nConstrainRAMSpace=yes\n"
 
 
 def gres_conf(spec: ClusterSpec, root: Path) -> str:
@@ -152,16 +191,20 @@ def hosts(spec: ClusterSpec) -> str:
 
 NODE_INIT = """#!/bin/bash
 # PID 1 of a node: reaps orphans and keeps the node alive when slurmd alone dies.  Killing it from outside is a power cut.
-name=$1 root=$2
+# SIGHUP starts slurmd again.
+name=$1 root=$2 memory=$3
 export SLURM_CONF=$root/slurm.conf
 hostname "$name"
 mount --bind "$root/hosts" /etc/hosts
 mkdir -p "$root/shm/$name" && mount --bind "$root/shm/$name" /dev/shm
+[ -z "$memory" ] || mount --bind "$memory" "$root/cgroup/memory"
 ip link set lo up
 echo ok > "$root/$name.ready"
 until ip -o -4 addr show eth0 2>/dev/null | grep -q inet; do sleep 0.02; done
 cd /
-slurmd -D -N "$name" </dev/null >>"$root/log/slurmd-$name.out" 2>&1 &
+start() { slurmd -D -N "$name" </dev/null >>"$root/log/slurmd-$name.out" 2>&1 & echo $! > "$root/$name.slurmd"; }
+start
 trap 'exit 0' TERM
+trap start HUP
 while :; do sleep 3600 & wait $!; done
 """

@@ -27,7 +27,7 @@ def cluster() -> Iterator[Cluster]:
     reason = why_not()
     if reason:
         pytest.skip(f"no Slurm cluster: {reason}")
-    with tempfile.TemporaryDirectory(prefix="phc") as folder, Cluster(Path(folder) / "c") as running:
+    with Cluster(Path(tempfile.mkdtemp(prefix="phc"))) as running:
         yield running
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.cluster import Cluster, ClusterSpec
 from tests.cluster.cluster import wait_until
+from tests.cluster.memory import MemoryGroups
 from tests.cluster.processes import start_time
 
 
@@ -62,3 +66,112 @@ def test_a_crashed_cluster_is_finished_off_by_the_next_and_leaves_nothing(cluste
     again.down()
     assert living and not [pid for pid in living if start_time(pid)]
     assert not small.root.exists()
+
+
+ALLOCATE = "block = bytearray({mb} << 20); block[::4096] = bytes(len(block[::4096])); print('allocated')"
+
+
+def test_memory_is_limited_and_slurm_says_so(cluster: Cluster) -> None:
+    words = ["srun", "--mem=200", sys.executable, "-c"]
+    assert "allocated" in cluster.run([*words, ALLOCATE.format(mb=100)]).stdout
+    script = f'exec {sys.executable} -c "{ALLOCATE.format(mb=400)}; import time; time.sleep(20)"'
+    job = cluster.run(["sbatch", "--parsable", "--mem=200", "--output=/dev/null", "--wrap", script]).stdout.strip()
+
+    def state() -> str:
+        return cluster.run(["sacct", "-n", "-X", "-P", "-j", job, "-o", "State"]).stdout.strip()
+
+    wait_until("the job is killed", lambda: state() not in {"", "PENDING", "RUNNING", "COMPLETING"}, 60)
+    if MemoryGroups(cluster.root).exist:
+        assert state() == "OUT_OF_MEMORY"
+    else:
+        assert state() != "COMPLETED"
+
+
+def test_slurmd_alone_dies_and_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+    ticks = tmp_path / "ticks"
+    loop = f"while :; do echo tick >> {ticks}; sleep 0.2; done"
+    job = cluster.run(["sbatch", "--parsable", "--no-requeue", "--output=/dev/null", "-w", "n2", "--wrap", loop])
+    wait_until("the task runs", ticks.exists, 30)
+    cluster.kill_slurmd(2)
+    size = ticks.stat().st_size
+    wait_until("the task still writes", lambda: ticks.stat().st_size > size, 10)
+    cluster.start_slurmd(2)
+    cluster.run(["scancel", job.stdout.strip()])
+    cluster.wait_idle(60)
+    size = ticks.stat().st_size
+    cluster.run(["srun", "-w", "n2", "sleep", "1"])
+    assert ticks.stat().st_size == size
+
+
+def test_a_process_on_a_node_is_stopped_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    ticks = tmp_path / "ticks"
+    script = tmp_path / "tick.sh"
+    script.write_text(f"while :; do echo tick >> {ticks}; sleep 0.1; done\n")
+    job = cluster.run(["sbatch", "--parsable", "--output=/dev/null", "-w", "n1", "--wrap", f"exec bash {script}"])
+    wait_until("the task runs", ticks.exists, 30)
+    pid = next(process.pid for process in cluster.processes_on(1) if process.argv[-1] == str(script))
+    cluster.signal_on(1, pid, signal.SIGSTOP)
+    size = ticks.stat().st_size
+    cluster.run(["srun", "-w", "n1", "sleep", "1"])
+    assert ticks.stat().st_size - size <= len("tick\n")  # one may have been on its way
+    cluster.signal_on(1, pid, signal.SIGCONT)
+    size = ticks.stat().st_size
+    wait_until("it writes again", lambda: ticks.stat().st_size > size, 10)
+    cluster.run(["scancel", job.stdout.strip()])
+    cluster.wait_idle(60)
+
+
+def test_a_second_cluster_limits_what_a_user_may_queue(cluster: Cluster) -> None:
+    spec = ClusterSpec(nodes=1, max_submit_jobs=5, overrides={"MaxArraySize": 101})
+    with Cluster(cluster.root.parent / f"{cluster.root.name}-limited", spec) as limited:
+        words = ["sbatch", "--parsable", "--output=/dev/null", "--wrap", "sleep 30"]
+        limited.run([*words, "--array=0-4"])
+        refused = limited.run(words, check=False)
+        assert refused.returncode and "AssocMaxSubmitJobLimit" in refused.stderr
+        assert limited.run(["srun", "--version"]).stdout == cluster.run(["srun", "--version"]).stdout
+        assert not cluster.run(["squeue", "-h"]).stdout  # the other one's jobs are not here
+    assert not MemoryGroups(limited.root).exist
+
+
+def test_without_accounting_jobs_run_and_nobody_remembers(cluster: Cluster) -> None:
+    spec = ClusterSpec(nodes=1, accounting=False)
+    with Cluster(cluster.root.parent / f"{cluster.root.name}-forgetful", spec) as forgetful:
+        assert forgetful.run(["srun", "hostname"]).stdout == "n1\n"
+        assert forgetful.run(["sacct", "-n"], check=False).stdout == ""
+        assert "mariadbd" not in [name for name, _ in forgetful.leftovers()]
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from tests.cluster import Cluster, ClusterSpec
+cluster = Cluster(Path(sys.argv[1]), ClusterSpec(nodes=1, accounting=False))
+cluster.up()
+cluster.popen(["tail", "-f", str(cluster.root / "slurm.conf")], log=cluster.root / "tail.log")
+print("up", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_cluster_whose_owner_was_killed_takes_itself_down(tmp_path: Path) -> None:
+    root = tmp_path / "c"
+    argv = [sys.executable, "-c", OWNER, str(root)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as owner:
+        assert owner.stdout is not None and owner.stdout.readline() == "up\n"
+        pids = [pid for _, pid in Cluster(root).leftovers()]
+        wait_until("the orphan runs", lambda: _running("tail", "-f", f"{root}/slurm.conf"), 20)
+        pids += _running("tail", "-f", f"{root}/slurm.conf")
+        owner.kill()
+    wait_until("its folder is gone", lambda: not root.exists(), 60)
+    assert len(pids) >= 6 and not [pid for pid in pids if start_time(pid)]
+    assert not MemoryGroups(root).exist
+
+
+def _running(*argv: str) -> list[int]:
+    """Ids of the processes with exactly this command."""
+    wanted, found = b"\0".join(word.encode() for word in argv) + b"\0", []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                found += [int(folder.name)] if (folder / "cmdline").read_bytes() == wanted else []
+    return found
