@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from phenomhpc.errors import UsageError
@@ -61,3 +62,14 @@ def parse_minutes(text: str) -> int:
     if not seconds:
         raise UsageError(f"--time {text}: no time at all; a limit is at least a minute")
     return -(-seconds // 60)
+
+
+def parse_since(text: str, now: datetime) -> datetime:
+    """`30d`, `12h`, `90m` before `now`, or a day (2026-11-01, that of `now`'s time zone)."""
+    span = _SPAN.match(text.strip())
+    if span:
+        return now - timedelta(minutes=float(span[1]) * _SPAN_MINUTES[span[2]])
+    try:
+        return datetime.fromisoformat(text.strip()).replace(tzinfo=now.tzinfo)
+    except ValueError as error:
+        raise UsageError(f"--since {text}: no time; write 30d, 12h, 90m or a day as 2026-11-01") from error

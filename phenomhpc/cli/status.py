@@ -11,6 +11,7 @@ from phenomhpc.cli.runs import runs_folder
 
 if TYPE_CHECKING:
     from phenomhpc.jobs.status import RunStatus
+    from phenomhpc.jobs.usage import Hours
 
 
 def status(
@@ -18,37 +19,54 @@ def status(
     folder: Annotated[
         str | None, typer.Option("--runs", help="Folder of the run directories.", show_default=False)
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Stay and follow; ends with the run, and with its exit code.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a run; where it has no living steward, do what the steward would."""
     from dataclasses import asdict
 
-    from phenomhpc.jobs.status import tended_status
+    from phenomhpc.errors import UnreachableError, UsageError
+    from phenomhpc.jobs.status import UNKNOWN, tended_status
     from phenomhpc.runs import find_run
 
-    found = tended_status(find_run(runs_folder(folder), run))
+    if watch and as_json:
+        raise UsageError("--watch --json: one or the other; a program polls `status --json`")
+    paths = find_run(runs_folder(folder), run)
+    if watch:
+        from phenomhpc.cli.watch import follow
+
+        raise typer.Exit(follow(paths))
+    found = tended_status(paths)
+    if found.state == UNKNOWN and not found.last_known and found.where != "here":
+        raise UnreachableError(f"run {found.id}: nothing can be said: {found.message}")
     if as_json:
         print_json(asdict(found))
     else:
         _print(found)
 
 
-def _print(found: RunStatus) -> None:
-    from phenomhpc.jobs.base import Table
-
-    print(f"{found.id}: {found.state}{f' ({found.message})' if found.message else ''}")
+def facts_of(found: RunStatus) -> list[tuple[str, str]]:
+    """What there is to tell, as names and values, in the order of a person's interest."""
     facts: list[tuple[str, str]] = [("kind", found.kind), ("where", found.where)]
     if found.attempt:
         facts.append(("attempt", str(found.attempt)))
     if found.total:
         facts.append((found.noun, f"{found.done} of {found.total}"))
+    if found.running or found.waiting:
+        facts.append(("tasks", f"{found.running} running, {found.waiting} waiting"))
     if found.rate_per_s:
         facts.append(("rate", f"{found.rate_per_s:.3g} {found.noun}/s"))
     if found.left_s is not None:
         facts.append(("time left", f"{found.left_s / 60:.1f} min"))
     if found.loss is not None:
         facts.append(("loss", f"{found.loss:.4f}"))
-    facts += [(f"failed: {name}", str(count)) for name, count in found.failures.items()]
+    facts += [(f"failed: {name}", f"{count} task(s)") for name, count in found.failures.items()]
+    if found.usage.gpu.used:
+        facts.append(("GPU hours", _hours(found.usage.gpu)))
+    elif found.usage.core.used:
+        facts.append(("core hours", _hours(found.usage.core)))
     if found.jobs:
         facts.append(("Slurm jobs", ", ".join(found.jobs)))
     if found.hosts:
@@ -57,9 +75,21 @@ def _print(found: RunStatus) -> None:
         facts.append(("set aside", str(found.set_aside)))
     if found.report:
         facts.append(("report", found.report))
-    facts.append(("folder", found.folder))
-    for name, value in facts:
+    return [*facts, ("folder", found.folder)]
+
+
+def _hours(hours: Hours) -> str:
+    return f"{hours.used:.3g} used, {hours.lost:.3g} lost"
+
+
+def _print(found: RunStatus) -> None:
+    from phenomhpc.jobs.base import Table
+
+    print(f"{found.id}: {found.state}{f' ({found.message})' if found.message else ''}")
+    for name, value in facts_of(found):
         print(f"  {name:12s} {value}")
     if found.stages:
         rows = tuple((stage, run or None, state or None) for stage, run, state in found.stages)
         print_table(Table(title="Stages", columns=("stage", "run", "state"), rows=rows))
+    if found.state in {"failed", "cancelled"} or found.failures:
+        print(f"phenomhpc why {found.id}   tells more")

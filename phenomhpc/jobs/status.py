@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import fcntl
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
 from phenomhpc.errors import UnreachableError
-from phenomhpc.jobs.attempts import AFTER, CLUSTER, STEWARD_TASK, is_gang, stage_paths
+from phenomhpc.jobs.attempts import AFTER, CLUSTER, STEWARD_TASK, is_gang, stage_paths, stage_runs_of
+from phenomhpc.jobs.usage import Usage, run_usage
 from phenomhpc.runs import Event, RunPaths, list_runs, read_events, read_manifest, read_outcome, read_provenance
 from phenomhpc.slurm.observe import Observation, observe
-from phenomhpc.slurm.queue import Queue, query_queue
+from phenomhpc.slurm.queue import JobState, Queue, query_queue
 from phenomhpc.slurm.record import read_submitted
 
 QUEUED, RUNNING, UNKNOWN = "queued", "running", "unknown"
+# Slurm's words for a job that holds its nodes.
+AT_WORK = frozenset({"RUNNING", "COMPLETING", "STOPPED", "SUSPENDED", "SIGNALING", "STAGE_OUT"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,10 @@ class Count:
 class RunStatus:
     """state: queued, running, finished, failed, cancelled or unknown, and why in `message`.
 
-    done and total count `noun`; rate per second; loss of the newest step; failures by class; the rest None or empty
-    where it does not apply.
+    done and total count `noun`; rate per second; loss of the newest step; running and waiting count tasks, failures the
+    newest attempt's tasks by class; usage: GPU and core hours; last_known: what the run directory tells where the state is
+    unknown; stages: (stage, run, state) of a pipeline, and in `stage` the status of the one it is at.  The rest is None or
+    empty where it does not apply.
     """
 
     id: str
@@ -52,26 +57,63 @@ class RunStatus:
     rate_per_s: float | None = None
     left_s: float | None = None
     loss: float | None = None
+    running: int = 0
+    waiting: int = 0
     failures: Mapping[str, int]
     jobs: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     set_aside: int = 0
+    usage: Usage = field(default_factory=Usage)
+    last_known: str = ""
     report: str | None = None
     folder: str
     stages: tuple[tuple[str, str, str], ...] = ()
+    stage: RunStatus | None = None
+
+
+Stages = Sequence[tuple[str, RunStatus | None]]
 
 
 def tended_status(paths: RunPaths) -> RunStatus:
-    """The status of a run, after the steward's step where the run has no living steward to do it."""
+    """The status of a run, after the steward's step where the run has no living steward to do it.
+
+    Slurm's controller is asked once; it is not asked about a run that has ended or was not submitted.
+    """
     from phenomhpc.jobs.steward import tend
     from phenomhpc.progress import lines
 
-    if on_slurm(paths) and read_outcome(paths) is None:
-        try:
-            tend(paths, lines())
-        except UnreachableError as error:
-            return run_status(paths, problem=str(error))
-    return run_status(paths)
+    if not on_slurm(paths) or read_outcome(paths) is not None:
+        return run_status(paths)
+    try:
+        queue = query_queue(paths.root)
+        before = {job for run in _runs_of(paths) for job in _submitted_ids(run)}
+        tend(paths, lines(), queue=queue)
+    except UnreachableError as error:
+        return run_status(paths, problem=str(error))
+    return run_status(paths, with_submitted(queue, before, _runs_of(paths)))
+
+
+def _runs_of(paths: RunPaths) -> list[RunPaths]:
+    """A run, and a pipeline's stages."""
+    return [paths, *stage_runs_of(paths, load_run_config(paths.run_yaml)).values()]
+
+
+def _submitted_ids(paths: RunPaths) -> list[str]:
+    submitted = read_submitted(paths.attempt(paths.last_attempt()))
+    return submitted.job_ids if submitted else []
+
+
+def with_submitted(queue: Queue, before: Collection[str], runs: Iterable[RunPaths]) -> Queue:
+    """The queue with the jobs that were submitted after it was asked, and so wait; `before` were submitted earlier."""
+    new: list[JobState] = []
+    for run in runs:
+        submitted = read_submitted(run.attempt(run.last_attempt()))
+        for job_id, _, size in submitted.chunks if submitted else ():
+            if job_id not in before:
+                blank = JobState(job_id=job_id, index=None, state="PENDING", name=run.id, folder=str(run.root))
+                indices = [None] if submitted and submitted.gang else range(size)
+                new += [replace(blank, index=index) for index in indices]
+    return Queue(jobs=(*queue.jobs, *new)) if new else queue
 
 
 def statuses(runs: Path) -> list[RunStatus]:
@@ -97,26 +139,30 @@ def run_status(paths: RunPaths, queue: Queue | None = None, *, problem: str = ""
     provenance = read_provenance(paths)
     events = read_events(paths)
     outcome = read_outcome(paths)
+    if queue is None and not problem and outcome is None and on_slurm(paths):
+        try:
+            queue = query_queue(paths.root)  # once, for the stages too
+        except UnreachableError as error:
+            problem = str(error)
     seen: Observation | None = None
-    stages: tuple[tuple[str, str, str], ...] = ()
+    stages: Stages = ()
     if isinstance(config, PipelineConfig):
         stages = _stages(paths, config, queue, problem)
+    last_known = ""
     if outcome is not None:
         state, message = str(outcome["state"]), str(outcome["message"])
     elif not on_slurm(paths):
         state, message = _state_here(paths, events)
     elif problem:
-        state, message = UNKNOWN, problem
+        last_known = _last_known(events, stages)
+        state, message = UNKNOWN, f"{problem}{f'; last known: {last_known}' if last_known else ''}"
     else:
-        try:
-            seen = observe(paths, queue)
-            state, message = _state(paths, seen, stages)
-        except UnreachableError as error:
-            state, message = UNKNOWN, str(error)
+        seen = observe(paths, queue)
+        state, message = _state(paths, seen, stages)
     count = count_done(paths, config, events)
     rate, left = _rate(events, count) if state == RUNNING else (None, None)
     tasks = seen.tasks if seen else ()
-    submitted = read_submitted(paths.attempt(paths.last_attempt()))
+    running = {task.task for task in tasks if task.live and task.state in AT_WORK}
     return RunStatus(
         id=paths.id,
         kind=str(provenance["kind"]),
@@ -132,25 +178,51 @@ def run_status(paths: RunPaths, queue: Queue | None = None, *, problem: str = ""
         rate_per_s=rate,
         left_s=left,
         loss=count.loss,
+        running=len(running),
+        waiting=sum(task.live for task in tasks) - len(running),
         failures=dict(Counter(str(task.failure) for task in tasks if task.failure is not None)),
-        jobs=tuple(submitted.job_ids) if submitted else (),
-        hosts=tuple(sorted({task.host for task in tasks if task.state == "RUNNING" and task.host})),
+        jobs=tuple(_submitted_ids(paths)),
+        hosts=tuple(sorted({task.host for task in tasks if task.task in running and task.host})),
         set_aside=len(outcome.get("set_aside", ())) if outcome else 0,
+        usage=_total(stages) if stages else run_usage(paths, config, events, running),
+        last_known=last_known,
         report=str(outcome["report"]) if outcome and outcome.get("report") else None,
         folder=str(paths.root),
-        stages=stages,
+        stages=tuple((name, stage.id if stage else "", stage.state if stage else "") for name, stage in stages),
+        stage=_current(stages) if outcome is None or outcome["state"] != "finished" else None,
     )
 
 
-def _state(paths: RunPaths, seen: Observation, stages: Sequence[tuple[str, str, str]]) -> tuple[str, str]:
+def _current(stages: Stages) -> RunStatus | None:
+    """The newest stage that was started."""
+    return next((stage for _, stage in reversed(stages) if stage is not None), None)
+
+
+def _total(stages: Stages) -> Usage:
+    return sum((stage.usage for _, stage in stages if stage is not None), Usage())
+
+
+def _last_known(events: Sequence[Event], stages: Stages) -> str:
+    """The last thing the run directory tells, in words; empty where it tells nothing."""
+    stage = _current(stages)
+    if stage is not None:
+        return f"stage {stage.id}: {stage.last_known or stage.state}"
+    if not events:
+        return ""
+    last = events[-1]
+    who = "" if last["task"] == STEWARD_TASK else f" of task {last['task']} on {last['host']}"
+    return f"event `{last['event']}`{who} at {last['time'][:19].replace('T', ' ')} UTC"
+
+
+def _state(paths: RunPaths, seen: Observation, stages: Stages) -> tuple[str, str]:
     """The state of a run on Slurm that has not ended, and why.  What is not known is `unknown`, never an end."""
-    started = [stage for stage in stages if stage[1]]
+    started = [(name, stage.state) for name, stage in stages if stage is not None]
     if started:
-        return RUNNING if started[-1][2] != QUEUED else QUEUED, f"stage {started[-1][0]} is {started[-1][2]}"
+        return RUNNING if started[-1][1] != QUEUED else QUEUED, f"stage {started[-1][0]} is {started[-1][1]}"
     if not seen.attempt:
         other = read_provenance(paths).get(AFTER)
         return QUEUED, f"waits for {Path(other).name}" if other else "nothing was submitted yet"
-    if any(task.state in {"RUNNING", "COMPLETING"} for task in seen.tasks if task.live):
+    if any(task.state in AT_WORK for task in seen.tasks if task.live):
         return RUNNING, ""
     waiting = [task for task in seen.tasks if task.live]
     if waiting:
@@ -236,20 +308,16 @@ def _rate(events: Sequence[Event], count: Count) -> tuple[float | None, float | 
     return rate, left
 
 
-def _stages(
-    paths: RunPaths, config: PipelineConfig, queue: Queue | None, problem: str
-) -> tuple[tuple[str, str, str], ...]:
-    """(stage, run, state) of every stage; run and state empty where it was not started."""
+def _stages(paths: RunPaths, config: PipelineConfig, queue: Queue | None, problem: str) -> Stages:
+    """Every stage's name and status; None where it was not started."""
     from phenomhpc.jobs.pipeline import stage_runs
 
     here = {} if on_slurm(paths) else stage_runs(paths)
-    found = []
+    found: list[tuple[str, RunStatus | None]] = []
     for stage in config.stages:
         run = stage_paths(paths, config, stage)
         if stage in here:
             run = RunPaths(Path(config.runs) / here[stage])
-        if run.run_yaml.is_file():
-            found.append((stage, run.id, run_status(run, queue, problem=problem).state))
-        else:
-            found.append((stage, "", ""))
+        made = run.run_yaml.is_file()
+        found.append((stage, run_status(run, queue, problem=problem) if made else None))
     return tuple(found)

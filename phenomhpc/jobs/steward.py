@@ -36,6 +36,7 @@ from phenomhpc.runs import EventWriter, RunPaths, create_run, read_outcome, read
 from phenomhpc.slurm.decide import Action, Decision, decide
 from phenomhpc.slurm.facts import discover
 from phenomhpc.slurm.observe import Observation, observe
+from phenomhpc.slurm.queue import Queue
 from phenomhpc.slurm.record import read_submitted
 from phenomhpc.slurm.submit import cancel_jobs, snapshot_code
 
@@ -62,14 +63,18 @@ def step(paths: RunPaths, progress: Progress, *, own_job: str | None = None) -> 
     return f"{outcome['state']}: {outcome['message']}"
 
 
-def tend(paths: RunPaths, progress: Progress, *, own_job: str | None = None) -> None:
-    """The step of a run, of a pipeline's current stage, where no living steward will do it.  Raises UnreachableError."""
+def tend(paths: RunPaths, progress: Progress, *, own_job: str | None = None, queue: Queue | None = None) -> None:
+    """The step of a run, of a pipeline's current stage, where no living steward will do it.  Raises UnreachableError.
+
+    queue: asked of Slurm where not given.  A step asks again, under the lock: an older answer would miss what another
+    steward has submitted since.
+    """
     config = load_run_config(paths.run_yaml)
     for run in stage_runs_of(paths, config).values():
         if read_outcome(run) is None:
-            tend(run, progress, own_job=own_job)
+            tend(run, progress, own_job=own_job, queue=queue)
             return
-    if not observe(paths, own_job=own_job).stewards:
+    if not observe(paths, queue, own_job=own_job).stewards:
         step(paths, progress, own_job=own_job)
 
 
