@@ -73,6 +73,23 @@ def commit(path: Path, data: bytes | str, *, token: str = "") -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
+def commit_first(path: Path, data: bytes | str) -> bool:
+    """Publish `data` as `path` unless it is there already; of several that try at once one gets True.
+
+    For decisions: whoever gets False reads what was decided.
+    """
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{new_token()}")
+    commit(temporary, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+    return True
+
+
 def remove_temporaries(folder: Path, name: str = "") -> None:
     """Delete what dead writers of `name` (of anything in `folder`, by default) left; only its present owner may call."""
     for leftover in folder.glob(f"{name}*{TEMPORARY}*" if not name else f"{name}{TEMPORARY}*"):

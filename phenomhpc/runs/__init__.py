@@ -4,12 +4,12 @@ paths.py owns every name, records.py says what is done, manifest.py what is to b
 fence.py who may still write, run.py makes, finds and ends runs.
 """
 
-from phenomhpc.commit import TEMPORARY, commit, committing, make_folder, new_token, remove_temporaries
+from phenomhpc.commit import TEMPORARY, commit, commit_first, committing, make_folder, new_token, remove_temporaries
 from phenomhpc.runs.context import TaskContext
 from phenomhpc.runs.events import Event, EventWriter, read_events
 from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt
 from phenomhpc.runs.manifest import Unit, read_manifest, write_manifest
-from phenomhpc.runs.paths import AttemptPaths, RunPaths
+from phenomhpc.runs.paths import AttemptPaths, GatePaths, RunPaths
 from phenomhpc.runs.provenance import collect_provenance
 from phenomhpc.runs.records import CompletionRecord, canonical_json, digest_of, now, read_record, write_record
 from phenomhpc.runs.run import create_run, find_run, list_runs, read_outcome, read_provenance, write_outcome
@@ -20,6 +20,7 @@ __all__ = [
     "CompletionRecord",
     "Event",
     "EventWriter",
+    "GatePaths",
     "RunPaths",
     "TaskContext",
     "Unit",
@@ -29,6 +30,7 @@ __all__ = [
     "claim_start",
     "collect_provenance",
     "commit",
+    "commit_first",
     "committing",
     "create_run",
     "digest_of",

@@ -3,7 +3,7 @@
 RUNS/ID/
   run.yaml provenance.json outcome.json report.html
       evaluation.json recall.parquet map.npz reconstructions.npz
-  code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK}
+  code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
   checkpoints/step-XXXXXXXX/  embeddings/
 """
@@ -15,6 +15,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+@dataclass(frozen=True)
+class GatePaths:
+    """Names inside attempts/NNN/gate-START/: what the nodes of a gang tell each other before they start."""
+
+    root: Path
+
+    def probe_name(self, task: int) -> str:
+        """A file that a node writes, reads back and removes."""
+        return f"probe-{task}"
+
+    def node(self, task: int) -> Path:
+        """A node's facts and what is wrong with it."""
+        return self.root / f"node-{task}.json"
+
+    @property
+    def nodes_decision(self) -> Path:
+        """Who is fit: written by the first who knows, followed by all."""
+        return self.root / "nodes.json"
+
+    @property
+    def meeting(self) -> Path:
+        """Where the all-reduce meets: the first node's host and port."""
+        return self.root / "meeting.json"
+
+    def measured(self, task: int) -> Path:
+        """What a node saw of an all-reduce that failed."""
+        return self.root / f"measured-{task}.json"
+
+    @property
+    def network_decision(self) -> Path:
+        return self.root / "network.json"
 
 
 @dataclass(frozen=True)
@@ -52,6 +85,10 @@ class AttemptPaths:
     def start_fence(self, task: int) -> Path:
         """Number of the newest start of a task: a requeued task claims it, an older start then finds itself fenced."""
         return self.root / f"fence-{task}"
+
+    def gate(self, start: int) -> GatePaths:
+        """The gate of one start of a gang (Slurm's restart count)."""
+        return GatePaths(self.root / f"gate-{start}")
 
     def stop_file(self, task: int) -> Path:
         """Its presence asks a task to commit and leave at the next boundary."""
