@@ -30,6 +30,10 @@ class WorkError(PhenomError):
     """The work itself failed (exit code 1)."""
 
 
+class KilledError(WorkError):
+    """A process of the work was killed by a signal that nobody here sent: the node's doing, or memory's."""
+
+
 class UsageError(PhenomError):
     """Wrong use, configuration or input; nothing was started (exit code 2)."""
 

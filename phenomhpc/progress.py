@@ -223,4 +223,41 @@ def console() -> Progress:
     return _Bars() if sys.stderr.isatty() else lines()
 
 
-__all__ = ["Message", "Progress", "Stage", "console", "forwarding", "lines", "silent"]
+class _BeatingStage:
+    def __init__(self, stage: Stage, beat: Callable[[], None]) -> None:
+        self._stage, self._beat = stage, beat
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self._beat()
+        self._stage.advance(n, **figures)
+
+    def note(self, text: str) -> None:
+        self._stage.note(text)
+
+    def __enter__(self) -> Stage:
+        self._stage.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stage.__exit__(kind, error, trace)
+
+
+class _Beating:
+    def __init__(self, inner: Progress, beat: Callable[[], None]) -> None:
+        self._inner, self._beat = inner, beat
+
+    def stage(self, name: str, total: int | None, unit: str) -> Stage:
+        return _BeatingStage(self._inner.stage(name, total, unit), self._beat)
+
+    def say(self, text: str) -> None:
+        self._inner.say(text)
+
+
+def beating(inner: Progress, beat: Callable[[], None]) -> Progress:
+    """`inner`, with `beat()` called whenever a stage advances: progress is a sign of life."""
+    return _Beating(inner, beat)
+
+
+__all__ = ["Message", "Progress", "Stage", "beating", "console", "forwarding", "lines", "silent"]

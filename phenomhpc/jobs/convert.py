@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phenomhpc.config.models import ConvertConfig
-from phenomhpc.errors import UsageError, WorkError
+from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
 from phenomhpc.plates import Plate, PlateFolder, UnreadableImage, find_plates, plane_shape, read_plate
 from phenomhpc.runs import read_record
@@ -127,6 +127,8 @@ def run(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
                 for unit in ctx.units:
                     if unit.plate != key:
                         continue
+                    if ctx.stop_requested():
+                        raise StopRequested(f"run {ctx.paths.id}: stopped as asked before {unit.unit_id}")
 
                     def advance(num_bytes: int) -> None:
                         nonlocal total_bytes

@@ -1,19 +1,23 @@
-"""What submitit calls inside a Slurm job: one task, with its exit code as the step's."""
+"""What a Slurm task starts: python -m phenomhpc.jobs.slurm_task RUN ATTEMPT OFFSET.
+
+OFFSET is the first task of this array (0 for a gang); the task's number follows from its array index or rank.
+"""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from phenomhpc.jobs.task import run_task
+from phenomhpc.jobs.guard import guard
+from phenomhpc.runs import RunPaths
 from phenomhpc.slurm.inside import place
 
 
-def main(root: str, attempt: int, task: int) -> None:
-    """Do task `task` of an attempt (of a gang: the one of this node's rank).
-
-    Raises SystemExit with the task's code when it is not 0: submitit then writes no result, and the batch script sees it.
-    """
+def main(root: str, attempt: str, offset: str) -> int:
+    """Do the task under its guard; the exit code of the step."""
     here = place()
-    code = run_task(root, attempt, task + here.rank, start=here.restarts, hosts=here.hosts, job_id=here.job_id)
-    if code:
-        sys.exit(code)
+    return guard(RunPaths(Path(root)), int(attempt), int(offset) + here.index + here.rank, here)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
 from pathlib import Path
@@ -9,10 +10,17 @@ from pathlib import Path
 from phenomhpc import errors
 from phenomhpc.config import load_run_config
 from phenomhpc.jobs.base import load
-from phenomhpc.progress import Progress, lines
+from phenomhpc.progress import Progress, beating, lines
 from phenomhpc.runs import RunPaths, TaskContext, canonical_json, claim_start, commit, now, read_manifest
+from phenomhpc.runs.heartbeat import START, STEP, beat
+from phenomhpc.slurm.decide import FailureClass
+from phenomhpc.slurm.inside import stop_reason
 
 GANG_KIND = "gang"
+# Jobs whose progress is steady enough that silence means something.
+WATCHED = frozenset({"convert", "pretrain", "embed"})
+# What torch says when the host's memory, not a GPU's, is used up.
+_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 def run_task(
@@ -20,67 +28,99 @@ def run_task(
     attempt: int,
     task: int,
     *,
-    start: int = 0,
+    token: str | None = None,
     hosts: tuple[str, ...] = ("127.0.0.1",),
     job_id: str | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Do task `task` of an attempt; returns its exit code (0, 1, 2, 75, 76, 79), never raises for a failure of the work.
 
-    start: how often this task was started before (Slurm's restart count).  A gang has one task per host.
+    token: of the start that the guard has claimed and announced; here, where there is no guard, both are done first.
+    A gang has one task per host.  A task whose tally of this attempt is written has nothing left to do.
     What holds when killed here: every unit that was committed stays done; the event log ends without `finished`.
     """
     paths = RunPaths(Path(root))
     config = load_run_config(paths.run_yaml)
+    told = progress or lines()
+    if config.kind in WATCHED:
+        beat(START)
+        told = beating(told, lambda: beat(STEP))
+    if is_tallied(paths, attempt, task):
+        return errors.DONE
     try:
-        token = claim_start(paths, attempt, task, start)
+        claimed = token or claim_start(paths, attempt, task, 0)
     except errors.FencedError as error:
         print(error, flush=True)
         return error.exit_code
-    paths.attempt(attempt).stop_file(task).unlink(missing_ok=True)
     units = read_manifest(paths.attempt(attempt).manifest)
     gang = any(unit.kind == GANG_KIND for unit in units)
     ctx = TaskContext(
         paths=paths,
         attempt=attempt,
         task=task,
-        token=token,
+        token=claimed,
         units=tuple(units if gang else (unit for unit in units if unit.task == task)),
-        progress=progress or lines(),
+        progress=told,
         node_rank=task if gang else 0,
         num_nodes=len(hosts) if gang else 1,
         hosts=hosts,
         job_id=job_id,
     )
-    ctx.events.emit("started", start=start, units=len(ctx.units), pid=os.getpid())
+    if token is None:
+        paths.attempt(attempt).stop_file(task).unlink(missing_ok=True)
+        ctx.events.emit("started", start=0, units=len(ctx.units), pid=os.getpid(), cpus=len(os.sched_getaffinity(0)))
     try:
         outcome = load(config.kind).run(config, ctx)
-        ctx.check_fence()
+        ctx.events.emit("finished", units_done=outcome.units_done, set_aside=len(outcome.set_aside))
     except Exception as error:
         return _failed(ctx, error)
-    ctx.events.emit("finished", units_done=outcome.units_done, set_aside=len(outcome.set_aside))
-    tally = {"attempt": attempt, "token": token, "ended": now(), "units_done": outcome.units_done}
+    tally = {"attempt": attempt, "token": claimed, "ended": now(), "units_done": outcome.units_done}
     commit(paths.done_file(task), canonical_json({**tally, "set_aside": [list(entry) for entry in outcome.set_aside]}))
     return errors.DONE
 
 
+def is_tallied(paths: RunPaths, attempt: int, task: int) -> bool:
+    """Has a start of this task, in this attempt, done it to the end?"""
+    try:
+        return bool(json.loads(paths.done_file(task).read_bytes())["attempt"] == attempt)
+    except FileNotFoundError:
+        return False
+
+
 def _failed(ctx: TaskContext, error: Exception) -> int:
     """Record why a task ends early; a fenced one writes nothing more."""
+    code = error.exit_code if isinstance(error, errors.PhenomError) else errors.WORK_FAILED
+    try:
+        _tell(ctx, error, code)
+    except errors.FencedError as fenced:
+        print(fenced, flush=True)
+        return fenced.exit_code
+    return code
+
+
+def _tell(ctx: TaskContext, error: Exception, code: int) -> None:
     log = str(ctx.paths.log_file(ctx.task, ctx.attempt))
     if isinstance(error, errors.FencedError):
         print(error, flush=True)
     elif isinstance(error, errors.StopRequested):
-        ctx.events.emit("preempted", message=str(error), log=log)
+        ctx.events.emit("preempted", message=str(error), reason=stop_reason(), log=log)
     elif isinstance(error, errors.PhenomError):
-        kind = "bad_input" if isinstance(error, errors.UsageError) else "code_error"
         if ctx.job_id is not None:  # here, whoever started the task says it
             print(f"phenomhpc: {error}", flush=True)
-        fields = {"class": kind, "exit_code": error.exit_code, "message": str(error), "log": log}
+        fields = {"class": str(_class_of(error)), "exit_code": code, "message": str(error), "log": log}
         ctx.events.emit("failed", **fields)
     else:
         text = "".join(traceback.format_exception(error))
         print(text, flush=True)
-        last = f"{type(error).__name__}: {error}"
-        fields = {"class": "oom" if isinstance(error, MemoryError) else "code_error", "exit_code": 1, "message": last}
+        fields = {"class": str(_class_of(error)), "exit_code": code, "message": f"{type(error).__name__}: {error}"}
         ctx.events.emit("failed", **fields, traceback=text, log=log)
-    return error.exit_code if isinstance(error, errors.PhenomError) else errors.WORK_FAILED
+
+
+def _class_of(error: Exception) -> FailureClass:
+    if isinstance(error, MemoryError) or _HOST_MEMORY in str(error):
+        return FailureClass.OOM
+    if isinstance(error, errors.KilledError):
+        return FailureClass.NODE_FAIL
+    if isinstance(error, errors.UsageError):
+        return FailureClass.BAD_INPUT
+    return FailureClass.CODE_ERROR

@@ -1,12 +1,12 @@
 """The run directory: the truth about a run.
 
 paths.py owns every name, records.py says what is done, manifest.py what is to be done, events.py what happened,
-fence.py who may still write, run.py makes, finds and ends runs.
+fence.py who may still write, heartbeat.py who is alive, run.py makes, finds and ends runs.
 """
 
 from phenomhpc.commit import TEMPORARY, commit, commit_first, committing, make_folder, new_token, remove_temporaries
 from phenomhpc.runs.context import TaskContext
-from phenomhpc.runs.events import Event, EventWriter, read_events
+from phenomhpc.runs.events import Event, EventWriter, read_events, read_task_events
 from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt
 from phenomhpc.runs.manifest import Unit, read_manifest, write_manifest
 from phenomhpc.runs.paths import AttemptPaths, GatePaths, RunPaths
@@ -45,6 +45,7 @@ __all__ = [
     "read_outcome",
     "read_provenance",
     "read_record",
+    "read_task_events",
     "remove_temporaries",
     "write_manifest",
     "write_outcome",

@@ -32,7 +32,7 @@ class TaskContext:
 
     @cached_property
     def events(self) -> EventWriter:
-        return EventWriter(self.paths, self.attempt, self.task, self.token, self.job_id)
+        return EventWriter(self.paths, self.attempt, self.task, self.token, self.job_id, self.check_fence)
 
     def stop_requested(self) -> bool:
         """Has Slurm's signal, or a person, asked this task to commit and leave?"""

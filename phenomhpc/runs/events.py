@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,25 @@ Event = dict[str, Any]
 class EventWriter:
     """Appends events of one task of one attempt.  A line is one write: a kill leaves at most one torn last line."""
 
-    def __init__(self, paths: RunPaths, attempt: int, task: int, token: str, job_id: str | None = None) -> None:
+    def __init__(
+        self,
+        paths: RunPaths,
+        attempt: int,
+        task: int,
+        token: str,
+        job_id: str | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """check: called before every event; raises FencedError when the writer was replaced."""
+        self._check = check
         self._path = paths.events_file(attempt, task)
         self._fixed = {"attempt": attempt, "task": task, "token": token, "host": socket.gethostname(), "job_id": job_id}
         self._seq = 0
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Append one event; durable on return."""
+        """Append one event; durable on return.  Raises FencedError, and writes nothing, when the writer was replaced."""
+        if self._check is not None:
+            self._check()
         make_folder(self._path.parent)
         line = canonical_json({"time": now(), "seq": self._seq, "event": event, **self._fixed, **fields}) + b"\n"
         self._seq += 1
@@ -49,6 +61,12 @@ def _lines(path: Path) -> Iterator[Event]:
             continue  # torn by a kill
         if isinstance(event, dict) and "event" in event:
             yield event
+
+
+def read_task_events(paths: RunPaths, attempt: int, task: int) -> list[Event]:
+    """The events of one task of one attempt, in the order they were written."""
+    path = paths.events_file(attempt, task)
+    return list(_lines(path)) if path.is_file() else []
 
 
 def read_events(paths: RunPaths, *, attempt: int | None = None) -> list[Event]:

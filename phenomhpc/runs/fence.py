@@ -30,22 +30,32 @@ def attempt_token(paths: RunPaths, attempt: int) -> str:
     return paths.attempt(attempt).fence.read_text()
 
 
-def _newest_start(path: Path) -> int:
+def _newest_start(path: Path) -> tuple[int, str]:
+    """Number of the newest start and the job that claimed it; (-1, "") where there was none."""
     try:
-        return int(path.read_text())
+        number, _, job = path.read_text().partition(" ")
     except FileNotFoundError:
-        return -1
+        return -1, ""
+    return int(number), job
 
 
-def claim_start(paths: RunPaths, attempt: int, task: int, start: int) -> str:
-    """Claim start number `start` (Slurm's restart count) of a task; returns this start's token.
+def _token(attempt: str, start: int, job: str) -> str:
+    return f"{attempt}.{start}-{job}" if job else f"{attempt}.{start}"
 
-    Raises FencedError when a newer start or attempt has it already.
+
+def claim_start(paths: RunPaths, attempt: int, task: int, start: int, job: str = "") -> str:
+    """Claim start number `start` (Slurm's restart count) of a task for a job; returns this start's token.
+
+    Raises FencedError when a newer start or attempt has it already, or another job the same one: a task that was submitted
+    twice, by a submitter that was killed before it could write down the first, runs once.
     """
     fence = paths.attempt(attempt).start_fence(task)
-    if _newest_start(fence) < start:
-        commit(fence, str(start))
-    token = f"{attempt_token(paths, attempt)}.{start}"
+    newest, holder = _newest_start(fence)
+    if newest < start:
+        commit(fence, f"{start} {job}" if job else str(start))
+    elif newest == start and holder != job:
+        raise FencedError(f"run {paths.id}: task {task} runs as job {holder or '(here)'}; job {job or '(here)'} leaves")
+    token = _token(attempt_token(paths, attempt), start, job)
     check_fence(paths, attempt, task, token)
     return token
 
@@ -55,6 +65,6 @@ def check_fence(paths: RunPaths, attempt: int, task: int, token: str) -> None:
     newest = paths.last_attempt()
     if newest != attempt:
         raise FencedError(f"run {paths.id}: attempt {newest} has replaced attempt {attempt}; pid {os.getpid()} leaves")
-    expected = f"{attempt_token(paths, attempt)}.{_newest_start(paths.attempt(attempt).start_fence(task))}"
+    expected = _token(attempt_token(paths, attempt), *_newest_start(paths.attempt(attempt).start_fence(task)))
     if token != expected:
         raise FencedError(f"run {paths.id}: task {task} was started anew elsewhere; pid {os.getpid()} leaves")

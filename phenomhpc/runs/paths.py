@@ -74,7 +74,7 @@ class AttemptPaths:
 
     @property
     def submitit(self) -> Path:
-        """submitit's own folder: the pickled callables, which hold a run directory and a task index."""
+        """submitit's own folder: every script as it was submitted, by job id."""
         return self.root / "submitit"
 
     @property
@@ -181,6 +181,11 @@ class RunPaths:
     @property
     def attempts(self) -> Path:
         return self.root / "attempts"
+
+    def committed_step(self) -> int:
+        """The newest committed checkpoint's step, by its mark; 0 where there is none.  (What is in it: models.checkpoint.)"""
+        marks = self.checkpoints.glob("step-*/COMMITTED") if self.checkpoints.is_dir() else ()
+        return max((int(mark.parent.name.partition("-")[2]) for mark in marks), default=0)
 
     def attempt(self, number: int) -> AttemptPaths:
         return AttemptPaths(self.attempts / f"{number:03d}")

@@ -1,21 +1,27 @@
 """From what was seen to what is done next: pure functions and one table.
 
-| class | seen as | decision |
-|---|---|---|
-| node_fail | Slurm: NODE_FAIL, BOOT_FAIL, a task that vanished, a gang whose nodes lost each other | next attempt |
-| timeout, preempted | Slurm: TIMEOUT, PREEMPTED; event `preempted` | next attempt, which goes on from what was committed |
-| oom | Slurm: OUT_OF_MEMORY; MemoryError | next attempt with twice the memory, where it was given |
-| cancelled | Slurm: CANCELLED | stop, stays cancelled |
-| bad_input, code_error, hang, no_progress | event `failed` | stop, with the message and the log |
+| class | seen as | decision | counts against max_attempts |
+|---|---|---|---|
+| oom | Slurm: OUT_OF_MEMORY; the kernel's count in the cgroup; MemoryError | next attempt with twice the memory, twice at most | yes |
+| timeout | Slurm: TIMEOUT; event `preempted` near the limit | next attempt, from what was committed | no, while it gets on |
+| node_fail | Slurm: NODE_FAIL, BOOT_FAIL; killed by a signal; vanished; a gang whose nodes lost each other; refused by the gate | next attempt; a node that is down is left out for a while | yes |
+| preempted | Slurm: PREEMPTED; event `preempted` | next attempt, from what was committed | no |
+| hang | no sign of life: stacks dumped, killed by the guard | next attempt, from what was committed | yes |
+| no_progress | two ends in a row (timeout, hang, killed) at the same point | stop | - |
+| bad_input | a unit: set aside inside the task; a setting: event `failed` | unit: none; setting: stop | - |
+| code_error | event `failed`, or ended without a word | stop, with the traceback and the log | - |
+| cancelled | Slurm: CANCELLED; `phenomhpc cancel` | stays cancelled | - |
 
-Slurm requeues node failures and preempted jobs by itself; an attempt is counted only when its jobs are gone.
+Slurm requeues node failures and preempted jobs by itself, a task that was asked to stop is requeued by its script: these are
+new starts of the same attempt.  An attempt ends when its jobs are gone.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from phenomhpc.runs import Event
@@ -54,7 +60,7 @@ DECISIONS: Mapping[FailureClass, Action] = {
     FailureClass.PREEMPTED: Action.NEXT_ATTEMPT,
     FailureClass.CANCELLED: Action.STAY_CANCELLED,
     FailureClass.BAD_INPUT: Action.STOP,
-    FailureClass.HANG: Action.STOP,
+    FailureClass.HANG: Action.NEXT_ATTEMPT,
     FailureClass.NO_PROGRESS: Action.STOP,
     FailureClass.CODE_ERROR: Action.STOP,
 }
@@ -78,9 +84,17 @@ _LOST_PEER = re.compile(
 _ORDER = (Action.STAY_CANCELLED, Action.STOP, Action.MORE_MEMORY, Action.NEXT_ATTEMPT)
 
 
+# The environment's doing: they end an attempt and say nothing about it.
+FREE = frozenset({FailureClass.PREEMPTED, FailureClass.TIMEOUT})
+# Ends that a run must not repeat at the same point.
+MUST_PROGRESS = frozenset({FailureClass.TIMEOUT, FailureClass.HANG, FailureClass.NODE_FAIL})
+MEMORY_FACTOR = 2
+MAX_MORE_MEMORY = 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskView:
-    """One task of an attempt: done, live, failed with a class and message, or gone without a trace."""
+    """One task of an attempt: done, live, failed with a class and message, or still to be submitted (none of these)."""
 
     task: int
     done: bool
@@ -95,10 +109,39 @@ class TaskView:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What to do, and why, in words for a person."""
+    """What to do, and why, in words for a person.  classes: how many tasks ended early, by class."""
 
     action: Action
     reason: str = ""
+    classes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What was decided before in this run: attempts that count, raises of memory, and the point at which the last attempt ended
+    in a way that must not repeat itself ("": none did).
+    """
+
+    charged: int = 0
+    more_memory: int = 0
+    mark: str = ""
+
+
+def history_of(events: Iterable[Event]) -> History:
+    """From the steward's `decided` events, oldest first; a person's `retry` begins anew."""
+    history = History()
+    for event in events:
+        if event["event"] == "retried":
+            history = History()
+        if event["event"] != "decided" or event["action"] not in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
+            continue
+        classes = {FailureClass(name) for name in event.get("classes", ())}
+        history = History(
+            charged=history.charged + bool(classes - FREE),
+            more_memory=history.more_memory + (event["action"] == Action.MORE_MEMORY),
+            mark=str(event.get("mark", "")) if classes & MUST_PROGRESS else history.mark,
+        )
+    return history
 
 
 def classify(last: Event | None, job: JobState | None) -> tuple[FailureClass, str]:
@@ -148,15 +191,17 @@ def _last_words(events: Iterable[Event]) -> dict[int, Event]:
 
 
 def view_tasks(
-    logs: Sequence[str], done: Iterable[int], events: Sequence[Event], jobs: Mapping[int, JobState]
+    logs: Sequence[str], done: Iterable[int], events: Sequence[Event], jobs: Mapping[int, JobState], fed: int | None = None
 ) -> list[TaskView]:
     """Every task of an array's attempt, from its tallies, its events, and the states of the jobs by task.
 
-    logs: the log file of each task, in order.
+    logs: the log file of each task, in order; fed: the first so many tasks were submitted (None: all).
     """
     finished, last = set(done), _last_words(events)
     return [
         _view(task, log, task in finished, last.get(task), jobs.get(task), classify(last.get(task), jobs.get(task)))
+        if fed is None or task < fed
+        else TaskView(task=task, done=task in finished, live=False, log=log)
         for task, log in enumerate(logs)
     ]
 
@@ -164,12 +209,13 @@ def view_tasks(
 def view_gang(
     logs: Sequence[str], done: Iterable[int], events: Sequence[Event], jobs: Mapping[int, JobState]
 ) -> list[TaskView]:
-    """Every task of a gang's attempt: they end for one reason, that of the job."""
-    finished, last = set(done), _last_words(events)
+    """Every task of a gang's attempt: they end for one reason, that of the job.
+
+    One tally is enough: a task is done only when the last step is committed.
+    """
+    finished, last = bool(list(done)), _last_words(events)
     failure = classify_gang(last, jobs.get(0))
-    return [
-        _view(task, log, task in finished, last.get(task), jobs.get(task), failure) for task, log in enumerate(logs)
-    ]
+    return [_view(task, log, finished, last.get(task), jobs.get(task), failure) for task, log in enumerate(logs)]
 
 
 def _view(
@@ -190,18 +236,36 @@ def _view(
     )
 
 
-def decide(tasks: Sequence[TaskView], attempts: int, max_attempts: int) -> Decision:
-    """What comes after what was seen of the newest attempt; `attempts` were submitted so far, this one included."""
-    if any(task.live for task in tasks):
+def decide(tasks: Sequence[TaskView], history: History, max_attempts: int, mark: str = "") -> Decision:
+    """What comes after what was seen of the newest attempt.
+
+    mark: how far the run has come (any text that changes with every commit).  A task that is still to be submitted is waited for.
+    """
+    if any(task.live or not (task.done or task.failure) for task in tasks):
         return Decision(action=Action.WAIT)
     failed = [task for task in tasks if not task.done]
     if not failed:
         return Decision(action=Action.FINISH)
+    classes = Counter(str(task.failure) for task in failed)
     by_action = {DECISIONS[task.failure]: task for task in reversed(failed) if task.failure is not None}
     action = next(candidate for candidate in _ORDER if candidate in by_action)
     task = by_action[action]
     words = f"{len(failed)} of {len(tasks)} task(s) ended early; task {task.task}: {task.failure}: {task.message}"
     words += f" (log: {task.log})" if task.log else ""
-    if action in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY) and attempts >= max_attempts:
-        return Decision(action=Action.STOP, reason=f"{words}; cluster.max_attempts={max_attempts} are used up")
-    return Decision(action=action, reason=words)
+    stop = _spent(action, {task.failure for task in failed if task.failure}, history, max_attempts, mark)
+    if stop:
+        return Decision(action=Action.STOP, reason=f"{words}; {stop}", classes=classes)
+    return Decision(action=action, reason=words, classes=classes)
+
+
+def _spent(action: Action, classes: set[FailureClass], history: History, max_attempts: int, mark: str) -> str:
+    """Why an attempt that could be repeated is not; empty where it is."""
+    if action not in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
+        return ""
+    if mark and mark == history.mark and classes & MUST_PROGRESS:
+        return f"{FailureClass.NO_PROGRESS}: the attempt before ended at the same point ({mark})"
+    if action == Action.MORE_MEMORY and history.more_memory >= MAX_MORE_MEMORY:
+        return f"memory was doubled {MAX_MORE_MEMORY} times already; give cluster.mem_mb"
+    if classes - FREE and history.charged + 1 >= max_attempts:
+        return f"cluster.max_attempts={max_attempts} are used up"
+    return ""

@@ -1,75 +1,61 @@
-"""submitit as the executor: it pickles a call of a run directory and a task index, and starts it inside the job.
+"""submitit as the executor: it hands a script to sbatch, reads the job's id, and keeps the script beside the attempt.
 
-The script is ours (render.py), the environment is scrubbed, and arrays go through this class too: submitit's own
-`_internal_process_submissions` names SlurmExecutor outright and would bypass a subclass.
+What is submitted is our text (render.py), in a scrubbed environment.  Nothing is pickled: what a task needs to know is a run
+directory and a number, which its command line says; so an array of a hundred thousand elements is one script, and what runs
+can be read.
 """
 
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from subprocess import CalledProcessError
 
-from submitit.core import core, utils
-from submitit.slurm.slurm import SlurmExecutor, SlurmJob
+from submitit.core import utils
+from submitit.slurm.slurm import SlurmExecutor
 
-from phenomhpc.runs import RunPaths
-from phenomhpc.slurm.plan import Chunk, Submission
-from phenomhpc.slurm.programs import refusal, scrubbed_names
-from phenomhpc.slurm.render import render
+from phenomhpc.errors import UnreachableError
+from phenomhpc.runs import make_folder
+from phenomhpc.slurm.programs import LIMIT_S, has_slurm, refusal, scrubbed_names
+
+# sbatch waits and asks again while the controller is busy.
+SUBMIT_LIMIT_S = 4 * LIMIT_S
+_TIMED_OUT = 124
 
 
 class PhenomExecutor(SlurmExecutor):
-    """Submits one chunk of a submission."""
+    """Submits one text.  submitit's own map_array, pickles and result files are not used."""
 
-    def __init__(self, submission: Submission, chunk: Chunk) -> None:
-        folder = RunPaths(submission.run_root).attempt(submission.attempt).submitit
-        super().__init__(folder, python=submission.python)
-        self.update_parameters(nodes=submission.num_nodes, ntasks_per_node=1)
-        self._submission, self._chunk = submission, chunk
+    def __init__(self, folder: Path, text: str) -> None:
+        super().__init__(folder)
+        self._text = text
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        return render(self._submission, self._chunk, command)
+        return self._text
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         unset = [word for name in scrubbed_names(os.environ) for word in ("-u", name)]
-        return ["env", *unset, "sbatch", str(submission_file_path)]
+        return ["env", *unset, "timeout", str(SUBMIT_LIMIT_S), "sbatch", str(submission_file_path)]
 
-    def _internal_process_submissions(self, delayed_submissions: list[utils.DelayedSubmission]) -> list[core.Job[Any]]:
-        folder = utils.JobPaths.get_first_id_independent_folder(self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        pickles = []
-        for delayed in delayed_submissions:
-            path = folder / f"{uuid.uuid4().hex}.pkl"
-            delayed.set_timeout(self._submission.cluster.time_minutes or 0, self.max_num_timeout)
-            delayed.dump(path)
-            pickles.append(path)
-        first = self._submit_command(self._submitit_command_str)
-        if self._submission.gang:
-            first.paths.move_temporary_file(pickles[0], "submitted_pickle")
-            return [first]
-        ids = [f"{first.job_id}_{index}" for index in range(len(pickles))]
-        jobs: list[core.Job[Any]] = [SlurmJob(folder=self.folder, job_id=job_id, tasks=[0]) for job_id in ids]
-        for job, path in zip(jobs, pickles, strict=True):
-            job.paths.move_temporary_file(path, "submitted_pickle")
-        return jobs
+    def submit_text(self) -> str:
+        return str(self._submit_command("").job_id)
 
 
-def submit_chunk(submission: Submission, chunk: Chunk, entry: Callable[[str, int, int], None]) -> str:
-    """Submit one chunk; returns the job's id.  `entry(run directory, attempt, task)` is called in each task.
+def submit_script(run_id: str, folder: Path, text: str) -> str:
+    """Submit a script, keeping it in `folder` by its job id, which is returned.
 
-    Raises UsageError with sbatch's own words when it refuses, UnreachableError when the controller does not answer.
+    Raises UsageError with sbatch's own words when it refuses, LimitReachedError when the person has too many jobs in the queue,
+    UnreachableError when the controller does not answer.
     """
-    executor = PhenomExecutor(submission, chunk)
-    root = str(submission.run_root)
+    if not has_slurm():
+        raise UnreachableError("sbatch: not found; is Slurm's client installed on this machine?")
+    make_folder(folder)
     try:
-        with executor.batch():
-            jobs = [
-                executor.submit(entry, root, submission.attempt, chunk.offset + index) for index in range(chunk.size)
-            ]
+        with redirect_stderr(StringIO()):  # it repeats there what the error says
+            return PhenomExecutor(folder, text).submit_text()
     except (utils.FailedJobError, utils.FailedSubmissionError) as error:
-        lines = [line for line in str(error).splitlines() if "sbatch" in line] or str(error).splitlines()
-        raise refusal(submission.run_id, lines[-1]) from error
-    return str(jobs[0].job_id).partition("_")[0]
+        if isinstance(error.__cause__, CalledProcessError) and error.__cause__.returncode == _TIMED_OUT:
+            raise UnreachableError(f"sbatch: no answer within {SUBMIT_LIMIT_S:g} s; is slurmctld up?") from error
+        raise refusal(run_id, str(error)) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from phenomhpc.runs import RunPaths, read_events
 from phenomhpc.slurm.decide import TaskView, view_gang, view_tasks
 from phenomhpc.slurm.queue import JobState, Queue, query_accounting, query_queue
-from phenomhpc.slurm.record import SubmittedJobs, read_submitted
+from phenomhpc.slurm.record import SubmittedJobs, adopt, read_submitted
 
 STEWARD = "steward-"
 
@@ -18,7 +18,8 @@ class Observation:
     """An attempt at one moment; attempt 0: there is none yet; submitted None: it was never (wholly) submitted.
 
     live: ids of its jobs that run or wait; stewards: the run's living stewards; strays: living jobs of the run that its
-    newest attempt does not name (left by a submitter that was killed, or by an older attempt).
+    newest attempt does not name (left by a submitter that was killed, or by an older attempt).  queued: how many jobs the
+    owner has in the queue.
     """
 
     attempt: int
@@ -27,6 +28,7 @@ class Observation:
     live: tuple[str, ...]
     stewards: tuple[str, ...]
     strays: tuple[str, ...]
+    queued: int = 0
 
 
 def observe(paths: RunPaths, queue: Queue | None = None, *, own_job: str | None = None) -> Observation:
@@ -38,6 +40,8 @@ def observe(paths: RunPaths, queue: Queue | None = None, *, own_job: str | None 
     queue = queue or query_queue(paths.root)
     attempt = paths.last_attempt()
     submitted = read_submitted(paths.attempt(attempt)) if attempt else None
+    if submitted is not None:
+        submitted = adopt(submitted, attempt, queue.of_run(paths.root))
     known = submitted.job_ids if submitted else []
     living = [job for job in queue.of_run(paths.root) if job.is_live and job.job_id != own_job]
     stewards = {job.job_id for job in living if job.name.startswith(STEWARD)}
@@ -46,15 +50,16 @@ def observe(paths: RunPaths, queue: Queue | None = None, *, own_job: str | None 
     if submitted is not None:
         jobs = _states(paths, attempt, submitted, queue)
         live = {job.job_id for job in jobs.values() if job.is_live}
-        view = view_gang if submitted.gang else view_tasks
         logs = [str(paths.log_file(task, attempt)) for task in range(submitted.num_tasks)]
-        tasks = view(logs, done_tasks(paths, attempt), read_events(paths, attempt=attempt), jobs)
+        done, events = done_tasks(paths, attempt), read_events(paths, attempt=attempt)
+        tasks = view_gang(logs, done, events, jobs) if submitted.gang else view_tasks(logs, done, events, jobs, submitted.fed)
     return Observation(
         attempt=attempt,
         submitted=submitted,
         tasks=tuple(tasks),
         live=tuple(sorted(live)),
         stewards=tuple(sorted(stewards)),
+        queued=queue.num_queued,
         strays=tuple(sorted({job.job_id for job in living} - stewards - set(known))),
     )
 
@@ -64,7 +69,7 @@ def _states(paths: RunPaths, attempt: int, submitted: SubmittedJobs, queue: Queu
     known = set(submitted.job_ids)
     states = submitted.by_task(job for job in queue.jobs if job.job_id in known)
     done = set(done_tasks(paths, attempt))
-    lost = [task for task in range(submitted.num_tasks) if task not in states and task not in done]
+    lost = [task for task in range(submitted.fed) if task not in states and task not in done]
     if lost:
         ids = sorted({submitted.job_of(task) for task in lost})
         states = submitted.by_task(query_accounting(ids)) | states

@@ -9,6 +9,7 @@ from pathlib import Path
 from phenomhpc.config import ClusterConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.slurm.facts import ClusterFacts, Partition
+from phenomhpc.slurm.window import Chunk, Limits, Window, next_chunk, window_of
 
 # Without a cluster to ask (a dry run), Slurm's own default.
 DEFAULT_MAX_ARRAY_SIZE = 1001
@@ -22,15 +23,6 @@ STEWARD_MEM_MB = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """One sbatch: `size` array elements 0.. whose task is `offset` + index.  A gang is one chunk of one element."""
-
-    number: int
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Submission:
     """One attempt of one run, as it will be asked for.  Everything a script needs and nothing else."""
 
@@ -40,7 +32,9 @@ class Submission:
     attempt: int
     num_tasks: int
     gang: bool
-    chunks: tuple[Chunk, ...]
+    limits: Limits
+    window: Window
+    limit_minutes: int | None
     cluster: ClusterConfig
     python: str
     code: Path
@@ -55,20 +49,27 @@ class Submission:
         return self.num_tasks if self.gang else 1
 
     @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """The arrays that it is submitted as, as long as nothing of others takes room; the later ones wait for the first."""
+        if self.gang:
+            return (Chunk(number=0, offset=0, size=1),)
+        found: list[Chunk] = []
+        fed = 0
+        while (
+            chunk := next_chunk(
+                self.window, self.limits, num_tasks=self.num_tasks, fed=fed, number=len(found), living=0, queued=0
+            )
+        ) is not None:
+            found.append(chunk)
+            fed += chunk.size
+        return tuple(found)
+
+    @property
     def gpu_hours(self) -> float | None:
         """GPU hours asked for; None without a time limit."""
         if self.cluster.time_minutes is None:
             return None
         return self.num_tasks * (self.cluster.gpus_per_node or 0) * self.cluster.time_minutes / 60
-
-
-def chunks_of(num_tasks: int, max_array_size: int) -> tuple[Chunk, ...]:
-    """Arrays of indices 0..n-1; the largest index Slurm takes is MaxArraySize - 1."""
-    size = max(1, max_array_size)
-    starts = range(0, num_tasks, size)
-    return tuple(
-        Chunk(number=number, offset=start, size=min(size, num_tasks - start)) for number, start in enumerate(starts)
-    )
 
 
 def plan_submission(
@@ -88,7 +89,7 @@ def plan_submission(
         problems = problems_of(cluster, num_tasks if gang else 1, facts)
         if problems:
             raise UsageError("; ".join(problems))
-    size = facts.max_array_size if facts else DEFAULT_MAX_ARRAY_SIZE
+    limits = limits_of(facts)
     partition = facts.partition(cluster.partition) if facts else None
     return Submission(
         run_id=run_root.name,
@@ -97,7 +98,9 @@ def plan_submission(
         attempt=attempt,
         num_tasks=num_tasks,
         gang=gang,
-        chunks=(Chunk(number=0, offset=0, size=1),) if gang else chunks_of(num_tasks, size),
+        limits=limits,
+        window=window_of(1 if gang else num_tasks, limits, cluster.throttle),
+        limit_minutes=cluster.time_minutes or (partition.default_time_minutes if partition else None),
         cluster=cluster,
         python=python,
         code=code,
@@ -107,6 +110,17 @@ def plan_submission(
         if partition
         else STEWARD_MINUTES,
         steward_mem_mb=min(STEWARD_MEM_MB, partition.mem_mb_per_node) if partition else STEWARD_MEM_MB,
+    )
+
+
+def limits_of(facts: ClusterFacts | None) -> Limits:
+    """What bounds arrays; without a cluster to ask, Slurm's own default."""
+    if facts is None:
+        return Limits(max_array_size=DEFAULT_MAX_ARRAY_SIZE)
+    return Limits(
+        max_array_size=facts.max_array_size,
+        max_submit_jobs=getattr(facts, "max_submit_jobs", None),
+        max_job_count=getattr(facts, "max_job_count", None),
     )
 
 

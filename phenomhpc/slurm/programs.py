@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -65,9 +66,21 @@ def is_unreachable(words: str) -> bool:
     return any(sign in words for sign in _UNREACHABLE)
 
 
-def refusal(run_id: str, words: str) -> PhenomError:
-    """What sbatch's last words amount to: Slurm is away, or it will not take this."""
-    words = words.removeprefix("sbatch: error: ").removeprefix("Batch job submission failed: ")
-    if is_unreachable(words):
+class LimitReachedError(UsageError):
+    """The person has as many jobs in the queue as may be; with fewer, this one would be taken."""
+
+
+# Slurm's names for the limits on jobs in the queue (MaxSubmitJobs and its kin); other policies are refusals for good.
+_SUBMIT_LIMITS = re.compile(r"SubmitJob|job count limit|temporarily unable to accept job", re.IGNORECASE)
+
+
+def refusal(run_id: str, text: str) -> PhenomError:
+    """What sbatch's words amount to: Slurm is away, the queue's limits are reached, or it will not take this."""
+    lines = [line.removeprefix("sbatch: error: ") for line in text.splitlines() if line.strip()] or ["no reason given"]
+    reasons = [line.removeprefix("Batch job submission failed: ").rstrip(".") for line in lines]
+    words = "; ".join(dict.fromkeys(reasons[-3:]))
+    if is_unreachable(text):
         return UnreachableError(f"run {run_id}: {words}; is slurmctld up?")
+    if _SUBMIT_LIMITS.search(text):
+        return LimitReachedError(f"run {run_id}: too many jobs are in the queue: {words}; wait for some, or cancel some")
     return UsageError(f"run {run_id}: Slurm refuses the job: {words}")

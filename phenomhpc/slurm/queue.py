@@ -39,6 +39,7 @@ class JobState:
     nodes: str = ""
     name: str = ""
     folder: str = ""
+    comment: str = ""
 
     @property
     def is_live(self) -> bool:
@@ -52,6 +53,11 @@ class Queue:
 
     jobs: tuple[JobState, ...]
 
+    @property
+    def num_queued(self) -> int:
+        """Jobs that count against the person's limits: those that wait or run, every array element for itself."""
+        return sum(job.is_live for job in self.jobs)
+
     def of_run(self, root: Path) -> list[JobState]:
         """The jobs that were submitted for a run: they start in its folder."""
         real = os.path.realpath(root)
@@ -64,13 +70,15 @@ def _element(text: str) -> tuple[str, int | None]:
 
 
 def parse_squeue(text: str) -> list[JobState]:
-    """Lines of `squeue -h -r -o %i|%T|%r|%N|%j|%Z`."""
+    """Lines of `squeue -h -r -o %i|%T|%r|%N|%j|%k|%Z`."""
     states = []
     for line in text.splitlines():
-        element, state, reason, nodes, name, folder = (part.strip() for part in line.split("|", 5))
+        element, state, reason, nodes, name, comment, folder = (part.strip() for part in line.split("|", 6))
         job_id, index = _element(element)
         states.append(
-            JobState(job_id=job_id, index=index, state=state, reason=reason, nodes=nodes, name=name, folder=folder)
+            JobState(
+                job_id=job_id, index=index, state=state, reason=reason, nodes=nodes, name=name, folder=folder, comment=comment
+            )
         )
     return states
 
@@ -92,7 +100,7 @@ def query_queue(root: Path) -> Queue:
     What is absent has been forgotten by the controller (MinJobAge), and that means nothing by itself.
     Raises UnreachableError when the controller does not answer.
     """
-    argv = ["squeue", "-h", "-r", "-t", "all", "-u", str(root.stat().st_uid), "-o", "%i|%T|%r|%N|%j|%Z"]
+    argv = ["squeue", "-h", "-r", "-t", "all", "-u", str(root.stat().st_uid), "-o", "%i|%T|%r|%N|%j|%k|%Z"]
     try:
         return Queue(jobs=tuple(parse_squeue(run_program(argv))))
     except ProgramFailedError as error:

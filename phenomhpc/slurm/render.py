@@ -9,10 +9,13 @@ from pathlib import Path
 
 from phenomhpc.errors import TASK_REQUEUE
 from phenomhpc.runs import RunPaths
+from phenomhpc.slurm.inside import BEGAN, LIMIT
 from phenomhpc.slurm.plan import Chunk, Submission
 
 # How long the other nodes of a gang may go on after the first has ended: to leave on their own, with their last words.
 GANG_WAIT_S = 60
+# The first word of the comment of every job of ours.
+MARK = "phenomhpc"
 
 
 def _option(name: str, value: object) -> str:
@@ -28,17 +31,28 @@ def _place(submission: Submission) -> dict[str, object]:
     return {"partition": cluster.partition, "account": cluster.account, "qos": cluster.qos}
 
 
-def render(submission: Submission, chunk: Chunk, command: str) -> str:
-    """The script of one chunk.  `command` is what each task runs (submitit's)."""
+def command_of(submission: Submission, chunk: Chunk) -> str:
+    """What each task runs."""
+    root = shlex.quote(str(submission.run_root))
+    return f"{submission.python} -u -m phenomhpc.jobs.slurm_task {root} {submission.attempt} {chunk.offset}"
+
+
+def comment_of(attempt: int, chunk: Chunk) -> str:
+    """Tells which part of a run a job is, even when its submitter was killed before it could write that down."""
+    return f"{MARK} attempt={attempt} chunk={chunk.number} offset={chunk.offset} size={chunk.size}"
+
+
+def render(submission: Submission, chunk: Chunk) -> str:
+    """The script of one chunk."""
     paths, cluster = RunPaths(submission.run_root), submission.cluster
     attempt = paths.attempt(submission.attempt)
     array = f"0-{chunk.size - 1}"
-    if cluster.throttle:
-        # The throttle is for the whole run: what other chunks may take is not this one's.
-        array += f"%{max(1, cluster.throttle // len(submission.chunks))}"
+    if chunk.throttle:
+        array += f"%{chunk.throttle}"
     options = _options(
         {
             "job-name": submission.run_id,
+            "comment": comment_of(submission.attempt, chunk),
             **_place(submission),
             "nodes": submission.num_nodes,
             "ntasks-per-node": 1,
@@ -69,7 +83,8 @@ def render(submission: Submission, chunk: Chunk, command: str) -> str:
     return f"""#!/bin/bash
 {chr(10).join(options)}
 # {submission.kind}, run {submission.run_id}, attempt {submission.attempt}, {_what(submission, chunk)}
-{_environment(submission)} SUBMITIT_EXECUTOR=slurm
+{_environment(submission)}
+export {BEGAN}=$(date +%s) {LIMIT}={(submission.limit_minutes or 0) * 60} PHENOMHPC_SIGNAL_LEAD_S={submission.signal_lead_s}
 task={task}
 
 # Slurm's warning (time limit, preemption) becomes a stop file: the task commits at its next boundary
@@ -77,7 +92,7 @@ task={task}
 stop() {{ touch {stop_files}; }}
 trap stop USR2
 
-srun --unbuffered {together}{cpus}--ntasks-per-node=1 --open-mode=append --output="{log}" {command} &
+srun --unbuffered {together}{cpus}--ntasks-per-node=1 --open-mode=append --output="{log}" {command_of(submission, chunk)} &
 step=$!
 wait "$step"; code=$?
 # A trapped signal ends `wait`, not the step.
@@ -107,7 +122,7 @@ def _environment(submission: Submission) -> str:
 def render_steward(submission: Submission, after: Sequence[str], begin_s: int = 0) -> str:
     """The script of the one-CPU job that sees what became of an attempt and starts what comes next.
 
-    after: ids of the jobs it waits for; begin_s: it starts no earlier than so many seconds from now.
+    after: ids of the jobs of which any may end; begin_s: it starts no earlier than so many seconds from now.
     """
     paths = RunPaths(submission.run_root)
     options = _options(
@@ -120,7 +135,8 @@ def render_steward(submission: Submission, after: Sequence[str], begin_s: int = 
             "mem": f"{submission.steward_mem_mb}M",
             "time": submission.steward_minutes,
             "begin": f"now+{begin_s}" if begin_s else None,
-            "dependency": f"afterany:{':'.join(after)}" if after else None,
+            # Whichever ends first: there is then room for more, or something to decide.
+            "dependency": "?".join(f"afterany:{job}" for job in after) if after else None,
             "requeue": True,
             "open-mode": "append",
             "output": paths.log_file("steward", submission.attempt),

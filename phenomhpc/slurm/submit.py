@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
-from phenomhpc.errors import PhenomError, WorkError
-from phenomhpc.runs import RunPaths, commit, make_folder
-from phenomhpc.slurm.plan import Chunk, Submission
-from phenomhpc.slurm.programs import ProgramFailedError, refusal, run_program
+from phenomhpc.errors import UsageError, WorkError
+from phenomhpc.runs import RunPaths, make_folder
+from phenomhpc.slurm.plan import Submission
+from phenomhpc.slurm.programs import LimitReachedError, ProgramFailedError, run_program
 from phenomhpc.slurm.record import SubmittedJobs, write_submitted
 from phenomhpc.slurm.render import render, render_steward
+from phenomhpc.slurm.window import Chunk, next_chunk
 
 PACKAGE = Path(__file__).resolve().parent.parent
+# When a steward looks whose jobs Slurm has forgotten already.
+FORGOTTEN_S = 15
 
 
 def snapshot_code(paths: RunPaths) -> None:
@@ -32,50 +33,58 @@ def snapshot_code(paths: RunPaths) -> None:
     partial.rename(paths.code)
 
 
-def script_of(submission: Submission, chunk: Chunk) -> str:
-    """The script as --dry-run shows it and script.sbatch keeps it."""
-    attempt = RunPaths(submission.run_root).attempt(submission.attempt)
-    return render(
-        submission, chunk, f"{submission.python} -u -m submitit.core._submit {shlex.quote(str(attempt.submitit))}"
-    )
+def feed(submission: Submission, jobs: SubmittedJobs, *, living: int, queued: int) -> SubmittedJobs:
+    """Submit what of an attempt has room in the queue now; returns what is submitted then.
 
-
-def submit_attempt(submission: Submission, entry: Callable[[str, int, int], None]) -> SubmittedJobs:
-    """Submit every chunk of an attempt whose folder and manifest are written, then its steward.
-
-    When Slurm refuses one of them, those before it are cancelled and its words raised.  slurm.json is committed
-    when all of them are in the queue; what holds when killed before: jobs that no slurm.json names.  observe() calls them
-    strays, the next attempt fences and cancels them.
+    living: arrays of the attempt that have not ended; queued: the person's jobs in the queue.
+    What holds when killed: slurm.json is committed after every job, so at most one job is not in it; its comment names it,
+    and `record.adopt` finds it.  A limit that is reached after all (others submit too) is no error: the rest waits.
     """
-    from phenomhpc.slurm.executor import submit_chunk
+    from phenomhpc.slurm.executor import submit_script
 
     paths = RunPaths(submission.run_root)
     attempt = paths.attempt(submission.attempt)
     make_folder(paths.logs)
-    commit(attempt.script, "\n".join(script_of(submission, chunk) for chunk in submission.chunks))
-    jobs = SubmittedJobs(chunks=(), num_tasks=submission.num_tasks, gang=submission.gang)
-    try:
-        for chunk in submission.chunks:
-            job_id = submit_chunk(submission, chunk, entry)
-            jobs = replace(jobs, chunks=(*jobs.chunks, (job_id, chunk.offset, chunk.size)))
+    while True:
+        if submission.gang:
+            chunk = None if jobs.chunks else Chunk(number=0, offset=0, size=1)
+        else:
+            chunk = next_chunk(
+                submission.window,
+                submission.limits,
+                num_tasks=submission.num_tasks,
+                fed=jobs.fed,
+                number=len(jobs.chunks),
+                living=living,
+                queued=queued,
+            )
+        if chunk is None:
+            return jobs
+        try:
+            job_id = submit_script(submission.run_id, attempt.submitit, render(submission, chunk))
+        except LimitReachedError:
+            return jobs
+        jobs = jobs.with_chunk(job_id, chunk.offset, chunk.size)
         write_submitted(attempt, jobs)
-        if submission.cluster.steward:
-            jobs = replace(jobs, steward=submit_steward(submission, jobs.job_ids))
-            write_submitted(attempt, jobs)
-    except PhenomError:
-        cancel_jobs(jobs.job_ids)
-        raise
-    return jobs
+        living, queued = living + 1, queued + chunk.size
 
 
 def submit_steward(submission: Submission, after: Sequence[str], begin_s: int = 0) -> str:
-    """Submit the steward's job behind the jobs `after`; returns its id."""
-    make_folder(RunPaths(submission.run_root).logs)
-    script = render_steward(submission, after, begin_s)
+    """Submit the steward's job, to start when any of the jobs `after` has ended; returns its id.
+
+    Jobs that Slurm has forgotten meanwhile are no obstacle: it then starts by itself a little later.
+    """
+    from phenomhpc.slurm.executor import submit_script
+
+    paths = RunPaths(submission.run_root)
+    make_folder(paths.logs)
+    folder = paths.attempt(max(1, submission.attempt)).submitit
     try:
-        return run_program(["sbatch", "--parsable"], stdin=script).strip().partition(";")[0]
-    except ProgramFailedError as error:
-        raise refusal(submission.run_id, str(error)) from error
+        return submit_script(submission.run_id, folder, render_steward(submission, after, begin_s))
+    except UsageError as error:
+        if not after or "ependency" not in str(error):
+            raise
+        return submit_script(submission.run_id, folder, render_steward(submission, (), FORGOTTEN_S))
 
 
 def cancel_jobs(job_ids: Sequence[str]) -> None:

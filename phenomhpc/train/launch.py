@@ -26,8 +26,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from phenomhpc import progress as progress_module
 from phenomhpc.config.models import PretrainConfig
-from phenomhpc.errors import FencedError, NoCheckpointError, PhenomError, StopRequested, UsageError, WorkError
+from phenomhpc.errors import FencedError, KilledError, NoCheckpointError, PhenomError, StopRequested, UsageError, WorkError
 from phenomhpc.runs import TaskContext
+from phenomhpc.runs.heartbeat import rest
 from phenomhpc.train.loop import TrainResult, train
 from phenomhpc.train.ranks import interface_of
 
@@ -51,6 +52,7 @@ def launch(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
     config = config.model_copy(update={"threads_per_rank": threads})
     if local == 1 and ctx.num_nodes == 1:
         return train(config, ctx)
+    rest()  # from here on the ranks are watched
     _prepare_environment(ctx, threads)
     draws = type(ctx.progress) is not type(progress_module.silent())
     task = dataclasses.replace(ctx, progress=progress_module.silent())
@@ -155,8 +157,8 @@ def _leave(code: int, message: str) -> NoReturn:
 
 def _failure_of(rank: int, failure: ProcessFailure) -> PhenomError:
     """The error that a rank's exit code and message stand for."""
-    kind = _KINDS.get(failure.exitcode, WorkError)
+    kind = KilledError if failure.exitcode < 0 else _KINDS.get(failure.exitcode, WorkError)
     message = str(failure.message)
-    if kind is WorkError:
+    if kind in (WorkError, KilledError):
         message = f"rank {rank}: {message}"
     return kind(message)

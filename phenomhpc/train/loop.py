@@ -23,6 +23,7 @@ from phenomhpc.models.checkpoint import newest_committed, read_meta
 from phenomhpc.models.mae import build_mae
 from phenomhpc.progress import Stage
 from phenomhpc.runs import TaskContext
+from phenomhpc.runs.heartbeat import START, STEP, beat
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
 from phenomhpc.train.metrics import MetricsLog, StepRow
@@ -51,6 +52,7 @@ def train(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
     Raises StopRequested after a checkpoint when the context's stop file is seen at a step boundary, FencedError when a
     newer attempt has replaced this one, NoCheckpointError when committed checkpoints exist and none is readable.
     """
+    beat(START)
     require_trainable(config)
     if config.threads_per_rank is not None:
         torch.set_num_threads(config.threads_per_rank)
@@ -147,6 +149,7 @@ class _Run:
                 )
                 sums = run_step(self.state, replica, batch.micro, lr, settings, self.ranks)
                 self.log.add(batch, sums, lr)
+                beat(STEP, self.state.step)
                 self._boundary(stage)
 
     def _boundary(self, stage: Stage) -> None:
@@ -159,7 +162,9 @@ class _Run:
             self.log.settle(flush=due or done % (interval * FLUSH_INTERVALS) == 0)
         figures = self.log.figures() if done % interval == 0 or due else {}
         if due:
+            beat("checkpoint", done)
             self.newest = self.checkpoints.save(self.state)
+            beat(STEP, done)
         stage.advance(1, **figures)
         if stop and done < config.optim.steps:
             raise StopRequested(

@@ -1,0 +1,122 @@
+"""The processes below this one: who they are, what they hold in memory, and how they are ended.  Linux only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_PROC = Path("/proc")
+DUMP_LIMIT_S = 30
+KILL_LIMIT_S = 20.0
+
+
+def die_with_parent() -> None:
+    """This process is killed when its parent dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Processes whose parents below this one die become this one's children, so that none is lost sight of."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def is_alive(pid: int) -> bool:
+    """Does a process exist that is no zombie?"""
+    fields = _stat(pid)
+    return fields is not None and fields[0] != "Z"
+
+
+def _stat(pid: int) -> list[str] | None:
+    try:
+        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def descendants(root: int) -> list[int]:
+    """Living processes below `root`, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit():
+            fields = _stat(int(entry.name))
+            if fields is not None and fields[0] != "Z":
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found[1:]
+
+
+def resident_bytes(pids: Iterable[int]) -> int:
+    """Resident memory of processes, bytes; pages that they share count for each."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError, ValueError, IndexError):
+            total += int((_PROC / str(pid) / "statm").read_text().split()[1]) * _PAGE
+    return total
+
+
+def kill_below(root: int) -> None:
+    """Kill every process below `root` and wait until none is left, for KILL_LIMIT_S at most (a hung mount holds some)."""
+    deadline = time.monotonic() + KILL_LIMIT_S
+    while pids := descendants(root):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        reap()
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+
+
+def reap() -> dict[int, int]:
+    """Collect ended children: wait status by pid."""
+    ended = {}
+    with suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            ended[pid] = status
+    return ended
+
+
+def dump_stacks(pids: Iterable[int]) -> str:
+    """The Python stacks of processes, by py-spy; in its place the reason why there is none."""
+    program = Path(sys.executable).with_name("py-spy")
+    texts = []
+    for pid in pids:
+        command = [str(program), "dump", "--nonblocking", "--pid", str(pid)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=DUMP_LIMIT_S)
+            text = done.stdout if done.returncode == 0 else f"py-spy: {done.stderr.strip()}"
+        except (OSError, subprocess.TimeoutExpired) as error:
+            text = f"py-spy: {error}"
+        fields = _stat(pid) or ["gone"]
+        texts.append(f"--- stack of pid {pid}, state {fields[0]} ---\n{text.rstrip()}")
+    return "\n".join(texts)
+
+
+def oom_kills() -> int:
+    """How many processes of this one's memory cgroup the kernel has killed for want of memory; 0 where nobody counts."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in (_PROC / "self" / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "memory":
+                file = Path(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
+            elif not controllers and (Path(f"/sys/fs/cgroup{path}") / "memory.events").is_file():
+                file = Path(f"/sys/fs/cgroup{path}/memory.events")
+            else:
+                continue
+            counts = dict(entry.split() for entry in file.read_text().splitlines())
+            return int(counts.get("oom_kill", 0))
+    return 0
