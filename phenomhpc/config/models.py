@@ -50,7 +50,8 @@ class ClusterConfig(Model):
     exclude_hours: Annotated[float, Field(gt=0)] = Field(24, description="how long a sick node stays excluded, hours")
     # Hangs
     hang_min_s: PositiveInt = Field(
-        300, description="seconds without a sign of life before a task counts as hanging; 20 usual steps where that is more"
+        300,
+        description="seconds without a sign of life before a task counts as hanging; 20 usual steps where that is more",
     )
     hang_slow_s: PositiveInt = Field(
         1800, description="the same for start-up and checkpoints, whose length nothing foretells"

@@ -6,18 +6,34 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
-from phenomhpc.jobs import slurm_task
 from phenomhpc.jobs.base import ArrayPlan, Plan, load
 from phenomhpc.jobs.pack import pack
 from phenomhpc.jobs.task import GANG_KIND
-from phenomhpc.runs import EventWriter, RunPaths, Unit, open_attempt, read_provenance, write_manifest
+from phenomhpc.nodes.exclusions import active, excluded_nodes, read_ledger
+from phenomhpc.runs import (
+    EventWriter,
+    RunPaths,
+    Unit,
+    commit,
+    open_attempt,
+    read_provenance,
+    read_task_events,
+    write_manifest,
+)
 from phenomhpc.slurm.facts import ClusterFacts, discover
+from phenomhpc.slurm.nodes import query_nodes
+from phenomhpc.slurm.observe import Observation
 from phenomhpc.slurm.plan import Submission, plan_submission
-from phenomhpc.slurm.submit import submit_attempt, submit_steward
+from phenomhpc.slurm.queue import query_queue
+from phenomhpc.slurm.record import SubmittedJobs, read_submitted, write_submitted
+from phenomhpc.slurm.render import render
+from phenomhpc.slurm.submit import feed, submit_steward
 
 # Keys of provenance.json: the cluster a run was submitted to, and what ties runs together.
 CLUSTER, PIPELINE, STAGE, AFTER = "cluster", "pipeline", "stage", "after"
@@ -41,7 +57,12 @@ def is_gang(config: AnyConfig) -> bool:
 
 
 def submission_of(
-    config: AnyConfig, paths: RunPaths, attempt: int, facts: ClusterFacts | None, num_tasks: int = 1
+    config: AnyConfig,
+    paths: RunPaths,
+    attempt: int,
+    facts: ClusterFacts | None,
+    num_tasks: int = 1,
+    exclude: tuple[str, ...] = (),
 ) -> Submission:
     """What Slurm is asked for.  Raises UsageError listing everything that the cluster would refuse."""
     root = paths.root.absolute()
@@ -55,7 +76,21 @@ def submission_of(
         python=shlex.quote(sys.executable),
         code=RunPaths(root).code,
         facts=facts,
+        exclude=exclude,
     )
+
+
+def exclusions(config: AnyConfig, facts: ClusterFacts | None) -> tuple[str, ...]:
+    """Nodes that a submission leaves out: those asked for, and those of the ledger that the partition can spare."""
+    asked = config.cluster.exclude
+    if facts is None:
+        return asked
+    entries = active(read_ledger().entries, facts.name, datetime.now(UTC))
+    if not entries:
+        return asked
+    partition = facts.partition(config.cluster.partition)
+    nodes = query_nodes(partition=partition.name if partition else None)
+    return excluded_nodes(facts.name, list(nodes), config.cluster.nodes if is_gang(config) else 1, asked).excluded
 
 
 def units_of(plan: Plan, config: AnyConfig) -> list[Unit]:
@@ -65,24 +100,72 @@ def units_of(plan: Plan, config: AnyConfig) -> list[Unit]:
     return [Unit(unit_id=GANG_KIND, kind=GANG_KIND)]
 
 
-def submit_next(paths: RunPaths, config: AnyConfig, facts: ClusterFacts | None, memory_factor: int = 1) -> None:
-    """Plan what is left and submit it as the run's next attempt; with nothing left, only the steward, which ends the run."""
-    if memory_factor > 1 and config.cluster.mem_mb:
-        cluster = config.cluster.model_copy(update={"mem_mb": config.cluster.mem_mb * memory_factor})
-        config = config.model_copy(update={"cluster": cluster})
+def submit_next(paths: RunPaths, config: AnyConfig, facts: ClusterFacts | None, *, mem_mb: int | None = None) -> None:
+    """Plan what is left and submit it as the run's next attempt; with nothing left, only the steward, which ends the run.
+
+    mem_mb: in place of the configured memory.  Raises LimitReachedError when not even the steward finds room in the queue:
+    whoever calls then has to call `feed_attempt` later.
+    What holds when killed: an attempt without slurm.json was never submitted; with one, `feed_attempt` submits the rest.
+    """
     units = units_of(load(config.kind).plan(config, paths), config)
     attempt, token = open_attempt(paths)
     write_manifest(paths.attempt(attempt).manifest, units, token=token)
     num_tasks = len({unit.task for unit in units})
-    jobs = submit_attempt(submission_of(config, paths, attempt, facts, num_tasks), slurm_task.main)
-    EventWriter(paths, attempt, STEWARD_TASK, token).emit("submitted", jobs=jobs.job_ids, steward=jobs.steward)
+    submission = _submission(paths, config, attempt, facts, num_tasks, mem_mb)
+    chunks = submission.chunks
+    if chunks:
+        commit(paths.attempt(attempt).script, render(submission, chunks[0]))
+    jobs = SubmittedJobs(chunks=(), num_tasks=submission.num_tasks, gang=submission.gang)
+    write_submitted(paths.attempt(attempt), jobs)
+    gpus = (config.cluster.gpus_per_node or 0) * submission.num_nodes
+    events = EventWriter(paths, attempt, STEWARD_TASK, token)
+    events.emit(
+        "submitted", gpus=gpus, num_tasks=submission.num_tasks, num_nodes=submission.num_nodes, gang=submission.gang,
+        limit_minutes=submission.limit_minutes, mem_mb=mem_mb or config.cluster.mem_mb, cpus=submission.cpus_per_task,
+        exclude=list(submission.exclude),
+    )  # fmt: skip
+    queued = query_queue(paths.root).num_queued if submission.limits.max_submit_jobs is not None else 0
+    jobs = feed(submission, jobs, living=0, queued=queued)
+    if config.cluster.steward:
+        steward = submit_steward(submission, jobs.job_ids, any_of=jobs.fed < jobs.num_tasks)
+        write_submitted(paths.attempt(attempt), replace(jobs, steward=steward))
 
 
-def submit_watch(paths: RunPaths, after: tuple[str, ...], *, soon: bool = False) -> None:
-    """Submit only a steward: it looks when the jobs `after` have ended; where there are none, in a while, or `soon`."""
+def feed_attempt(paths: RunPaths, config: AnyConfig, seen: Observation) -> None:
+    """Submit what of the newest attempt has room in the queue by now."""
+    assert seen.submitted is not None
+    facts = discover()
+    submission = _submission(
+        paths, config, seen.attempt, facts, seen.submitted.num_tasks, memory_of(paths, seen.attempt)
+    )
+    if seen.submitted != read_submitted(paths.attempt(seen.attempt)):  # a job was adopted
+        write_submitted(paths.attempt(seen.attempt), seen.submitted)
+    feed(submission, seen.submitted, living=len(seen.live), queued=seen.queued)
+
+
+def _submission(
+    paths: RunPaths, config: AnyConfig, attempt: int, facts: ClusterFacts | None, num_tasks: int, mem_mb: int | None
+) -> Submission:
+    if mem_mb is not None:
+        cluster = config.cluster.model_copy(update={"mem_mb": mem_mb})
+        config = config.model_copy(update={"cluster": cluster})
+    return submission_of(config, paths, attempt, facts, num_tasks, exclusions(config, facts))
+
+
+def memory_of(paths: RunPaths, attempt: int) -> int | None:
+    """The memory that an attempt was submitted with, MiB; None: the cluster's default."""
+    asked = [
+        event["mem_mb"] for event in read_task_events(paths, attempt, STEWARD_TASK) if event["event"] == "submitted"
+    ]
+    return asked[-1] if asked else None
+
+
+def submit_watch(paths: RunPaths, after: tuple[str, ...], *, soon: bool = False, any_of: bool = False) -> None:
+    """Submit only a steward: it looks when the jobs `after` (or any of them) have ended; where there are none, in a while, or
+    `soon`.  Raises LimitReachedError."""
     config = load_run_config(paths.run_yaml)
     submission = submission_of(config, paths, paths.last_attempt(), discover())
-    submit_steward(submission, after, 0 if after or soon else LOOK_AGAIN_S)
+    submit_steward(submission, after, 0 if after or soon else LOOK_AGAIN_S, any_of=any_of)
 
 
 def parent_of(paths: RunPaths) -> RunPaths | None:

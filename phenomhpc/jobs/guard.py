@@ -110,7 +110,9 @@ class _Guard:
         code = self._leave_as(self._watch(self._fork()))
         written = read_task_events(self.paths, self.attempt, self.task)
         after = progress_mark(self.paths, written)
-        if code == errors.TASK_REQUEUE and stuck([*history, {"event": "ended", "code": code, "mark": after, "before": mark}]):
+        if code == errors.TASK_REQUEUE and stuck(
+            [*history, {"event": "ended", "code": code, "mark": after, "before": mark}]
+        ):
             code = self._fail(FailureClass.NO_PROGRESS, 1, f"the time limit came twice at the same point ({after})")
         self.events.emit(
             "ended", code=code, seconds=time.monotonic() - self.began, max_rss_bytes=self.peak_bytes, before=mark, mark=after
@@ -162,7 +164,9 @@ class _Guard:
         starved = oom_kills() > self.ooms
         code = os.waitstatus_to_exitcode(status)
         if code != errors.DONE and starved:
-            return self._fail(FailureClass.OOM, 1, f"killed for want of memory; at its peak {self.peak_bytes / 2**20:.0f} MiB")
+            return self._fail(
+                FailureClass.OOM, 1, f"killed for want of memory; at its peak {self.peak_bytes / 2**20:.0f} MiB"
+            )
         if code < 0:
             name = signal.Signals(-code).name
             return self._fail(FailureClass.NODE_FAIL, KILLED_BY_SIGNAL - code, f"the work was killed by {name}")

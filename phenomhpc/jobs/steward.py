@@ -14,15 +14,19 @@ import shutil
 import sys
 import time
 import traceback
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phenomhpc.config import AnyConfig, PipelineConfig, dump, load_run_config
 from phenomhpc.errors import PhenomError, UnreachableError
 from phenomhpc.jobs.attempts import (
     AFTER,
+    CLUSTER,
     PIPELINE,
     STAGE,
     STEWARD_TASK,
+    feed_attempt,
+    memory_of,
     parent_of,
     stage_paths,
     stage_runs_of,
@@ -31,36 +35,59 @@ from phenomhpc.jobs.attempts import (
     submit_watch,
 )
 from phenomhpc.jobs.base import load
+from phenomhpc.jobs.guard import progress_mark
+from phenomhpc.nodes.exclusions import record
 from phenomhpc.progress import Progress, lines
-from phenomhpc.runs import EventWriter, RunPaths, create_run, read_outcome, read_provenance, write_outcome
-from phenomhpc.slurm.decide import Action, Decision, decide
+from phenomhpc.runs import EventWriter, RunPaths, create_run, read_events, read_outcome, read_provenance, write_outcome
+from phenomhpc.slurm.decide import MEMORY_FACTOR, Action, Decision, decide, history_of
 from phenomhpc.slurm.facts import discover
+from phenomhpc.slurm.nodes import is_sick, query_nodes
 from phenomhpc.slurm.observe import Observation, observe
+from phenomhpc.slurm.programs import LimitReachedError
 from phenomhpc.slurm.queue import Queue
 from phenomhpc.slurm.record import read_submitted
 from phenomhpc.slurm.submit import cancel_jobs, snapshot_code
 
 PATIENCE_S = 30 * 60
-FIRST_PAUSE_S = 5
-LONGEST_PAUSE_S = 60
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+# While a run does not fit into the queue, its steward stays as long as tasks end at least this often; then a successor waits
+# behind the arrays without holding a CPU.
+STAY_S = 60.0
 
 
-def step(paths: RunPaths, progress: Progress, *, own_job: str | None = None) -> str:
-    """One step; returns in words what the run is at.  own_job: the steward's own job, which is not to be waited for.
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a step left behind: the run has ended, or goes on; `unfed` tasks are still to be submitted behind the `live` jobs.
+
+    done: tasks that are tallied.
+    """
+
+    ended: bool
+    words: str
+    unfed: int = 0
+    live: tuple[str, ...] = ()
+    done: int = 0
+
+
+def step(paths: RunPaths, progress: Progress, *, own_job: str | None = None, watch: bool = True) -> Standing:
+    """One step; returns what the run is at.  own_job: the steward's own job, which is not to be waited for; watch: see to it
+    that a steward looks again.
 
     Raises UnreachableError when Slurm does not answer; nothing was decided then.
     """
     config = load_run_config(paths.run_yaml)
+    standing = Standing(ended=False, words="goes on")
     with steward_lock(paths):
         if read_outcome(paths) is None:
-            _step(paths, config, progress, own_job)
+            standing = _step(paths, config, progress, own_job, watch)
         outcome = read_outcome(paths)
     if outcome is None:
-        return "goes on"
+        return standing
     pipeline = parent_of(paths)
     if pipeline is not None and read_outcome(pipeline) is None:
         step(pipeline, progress, own_job=own_job)
-    return f"{outcome['state']}: {outcome['message']}"
+    return Standing(ended=True, words=f"{outcome['state']}: {outcome['message']}")
 
 
 def tend(paths: RunPaths, progress: Progress, *, own_job: str | None = None, queue: Queue | None = None) -> None:
@@ -78,36 +105,86 @@ def tend(paths: RunPaths, progress: Progress, *, own_job: str | None = None, que
         step(paths, progress, own_job=own_job)
 
 
-def _step(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: str | None) -> None:
+def _step(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: str | None, watch: bool) -> Standing:
+    standing = Standing(ended=False, words="goes on")
     if not _may_start(paths, config, progress, own_job):
-        return
+        return standing
     if isinstance(config, PipelineConfig):
         advance(paths, config, progress)
-        return
+        return standing
     seen = observe(paths, own_job=own_job)
     if seen.submitted is None:  # never submitted, or its submitter was killed
         cancel_jobs(seen.strays)
         _try_next(paths, config)
-        return
-    decision = decide(seen.tasks, _num_submitted(paths), config.cluster.max_attempts)
+        return standing
+    if seen.unfed:
+        feed_attempt(paths, config, seen)
+        seen = observe(paths, own_job=own_job)
+    decision = _decision(paths, config, seen)
     if decision.action != Action.WAIT:
-        emit(paths, seen.attempt, "decided", action=str(decision.action), reason=decision.reason)
-    _act(decision, seen, paths, config, progress)
+        _act(decision, seen, paths, config, progress)
+        return standing
+    if watch and config.cluster.steward and not seen.stewards:
+        submit_watch(paths, seen.live, any_of=seen.unfed > 0)
+    return replace(standing, unfed=seen.unfed, live=seen.live, done=sum(task.done for task in seen.tasks))
+
+
+def _decision(paths: RunPaths, config: AnyConfig, seen: Observation) -> Decision:
+    history = history_of(event for event in read_events(paths) if event["task"] == STEWARD_TASK)
+    return decide(seen.tasks, history, config.cluster.max_attempts, run_mark(paths))
+
+
+def run_mark(paths: RunPaths) -> str:
+    """How far a run has come, in words that change with every commit."""
+    units = {event["unit_id"] for event in read_events(paths) if event["event"] == "unit"}
+    return progress_mark(paths, [{"event": "unit", "unit_id": unit} for unit in units])
 
 
 def _act(decision: Decision, seen: Observation, paths: RunPaths, config: AnyConfig, progress: Progress) -> None:
-    if decision.action == Action.WAIT:
-        if config.cluster.steward and not seen.stewards:
-            submit_watch(paths, seen.live)
-    elif decision.action == Action.FINISH:
+    mem_mb = None
+    if decision.action in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
+        mem_mb = memory_of(paths, seen.attempt)
+        if decision.action == Action.MORE_MEMORY:
+            mem_mb = MEMORY_FACTOR * (mem_mb or config.cluster.mem_mb or given_memory(paths, seen.attempt)) or None
+    emit(
+        paths, seen.attempt, "decided", action=str(decision.action), reason=decision.reason, classes=dict(decision.classes),
+        failure=decision.failure, mark=run_mark(paths), mem_mb=mem_mb,
+    )  # fmt: skip
+    if decision.action == Action.FINISH:
+        cancel_jobs(seen.live)  # of a gang that was requeued after its last step
         _finish(paths, config, progress)
     elif decision.action in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
         cancel_jobs(seen.strays)
-        _try_next(paths, config, 2**seen.attempt if decision.action == Action.MORE_MEMORY else 1)
-    elif decision.action == Action.STAY_CANCELLED:
-        write_outcome(paths, state="cancelled", exit_code=1, message=decision.reason)
+        exclude_sick(paths, config, seen, decision)
+        _try_next(paths, config, mem_mb)
     else:
-        write_outcome(paths, state="failed", exit_code=1, message=decision.reason)
+        state = "cancelled" if decision.action == Action.STAY_CANCELLED else "failed"
+        write_outcome(paths, state=state, exit_code=1, message=decision.reason, failure=decision.failure)
+
+
+def given_memory(paths: RunPaths, attempt: int) -> int:
+    """The memory that Slurm gave the tasks of an attempt where none was asked for, MiB; 0 where it does not say."""
+    started = [event for event in read_events(paths, attempt=attempt) if event["event"] == "started"]
+    return max((int(event.get("mem_mb", 0)) for event in started), default=0)
+
+
+def exclude_sick(paths: RunPaths, config: AnyConfig, seen: Observation, decision: Decision) -> None:
+    """Put the nodes that failed, and that Slurm too calls sick, into the ledger.  A ledger that cannot be written is said."""
+    if not decision.hosts:
+        return
+    sick = {name: state for name, state in query_nodes(names=decision.hosts).items() if is_sick(state)}
+    for node, state in sick.items():
+        jobs = seen.submitted.job_ids if seen.submitted else []
+        evidence = {"run": paths.id, "attempt": seen.attempt, "jobs": jobs, "words": decision.reason}
+        try:
+            record(
+                cluster=str(read_provenance(paths).get(CLUSTER)), node=node, reason=f"failed a task; Slurm calls it {state}",
+                evidence=evidence, hours=config.cluster.exclude_hours,
+            )  # fmt: skip
+        except PhenomError as error:
+            print(f"steward of {paths.id}: {error}", flush=True)
+        else:
+            emit(paths, seen.attempt, "excluded", node=node, reason=f"Slurm calls it {state}")
 
 
 def _num_submitted(paths: RunPaths) -> int:
@@ -120,10 +197,10 @@ def emit(paths: RunPaths, attempt: int, event: str, **fields: object) -> None:
     EventWriter(paths, attempt, STEWARD_TASK, "").emit(event, **fields)
 
 
-def _try_next(paths: RunPaths, config: AnyConfig, memory_factor: int = 1) -> None:
+def _try_next(paths: RunPaths, config: AnyConfig, mem_mb: int | None = None) -> None:
     try:
-        submit_next(paths, config, discover(), memory_factor)
-    except UnreachableError:
+        submit_next(paths, config, discover(), mem_mb=mem_mb)
+    except (UnreachableError, LimitReachedError):
         raise
     except PhenomError as error:
         write_outcome(paths, state="failed", exit_code=error.exit_code, message=str(error))
@@ -231,14 +308,25 @@ def main(root: str) -> int:
     """The steward's job.  While Slurm does not answer, it asks again for half an hour; any other fault ends the run."""
     paths = RunPaths(Path(root))
     own_job = os.environ.get("SLURM_JOB_ID")
-    began, pause = time.monotonic(), FIRST_PAUSE_S
+    answered = changed = time.monotonic()
+    pause, before = FIRST_PAUSE_S, (-1, -1)
     while True:
+        now = time.monotonic()
         try:
-            print(step(paths, lines(), own_job=own_job), flush=True)
-            return 0
+            standing = step(paths, lines(), own_job=own_job, watch=False)
+            answered = now
+            if (standing.done, standing.unfed) != before:
+                before, changed, pause = (standing.done, standing.unfed), now, FIRST_PAUSE_S
+            if not standing.ended and (not standing.unfed or now - changed > STAY_S):
+                standing = step(paths, lines(), own_job=own_job)  # leaves a successor
+            if standing.ended or not standing.unfed or now - changed > STAY_S:
+                print(standing.words, flush=True)
+                return 0
+        except LimitReachedError as error:
+            print(f"steward of {paths.id}: {error}; asking again", flush=True)
         except UnreachableError as error:
             print(f"steward of {paths.id}: {error}", flush=True)
-            if time.monotonic() - began > PATIENCE_S:
+            if now - answered > PATIENCE_S:
                 return error.exit_code
         except Exception as error:
             traceback.print_exc()
@@ -248,7 +336,7 @@ def main(root: str) -> int:
                     write_outcome(paths, state="failed", exit_code=1, message=words)
             return 1
         time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_S)
+        pause = min(1.5 * pause, LONGEST_PAUSE_S)
 
 
 if __name__ == "__main__":

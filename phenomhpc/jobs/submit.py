@@ -25,8 +25,8 @@ from phenomhpc.jobs.base import ArrayPlan, GangPlan, Plan, load
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, collect_provenance, create_run, find_run, read_outcome, write_outcome
 from phenomhpc.slurm.facts import ClusterFacts, discover
-from phenomhpc.slurm.render import render_steward
-from phenomhpc.slurm.submit import script_of, snapshot_code
+from phenomhpc.slurm.render import render, render_steward
+from phenomhpc.slurm.submit import snapshot_code
 
 WAIT_POLL_S = 1.0
 # Flags of `submit JOB` that `JOB` here does not have: alone, and with a value behind them.
@@ -160,7 +160,7 @@ def preview(config: AnyConfig, facts: ClusterFacts | None, where: str, name: str
         "; no time limit asked for" if hours is None else f"; {hours:g} GPU hours asked for at most" if hours else ""
     )
     lines = [f"# {config.kind}: {what}{gpus}{asked}", f"# {where}, partition {_partition_words(config, facts)}"]
-    lines += [script_of(submission, chunk) for chunk in submission.chunks]
+    lines += [render(submission, chunk) for chunk in submission.chunks]
     if config.cluster.steward:
         after = [f"JOB{chunk.number + 1}" for chunk in submission.chunks]
         lines += ["# The steward, behind the job(s) above:", render_steward(submission, after)]

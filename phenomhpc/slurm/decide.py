@@ -1,17 +1,18 @@
 """From what was seen to what is done next: pure functions and one table.
 
-| class | seen as | decision | counts against max_attempts |
+| class | seen as | decision | counts |
 |---|---|---|---|
-| oom | Slurm: OUT_OF_MEMORY; the kernel's count in the cgroup; MemoryError | next attempt with twice the memory, twice at most | yes |
-| timeout | Slurm: TIMEOUT; event `preempted` near the limit | next attempt, from what was committed | no, while it gets on |
-| node_fail | Slurm: NODE_FAIL, BOOT_FAIL; killed by a signal; vanished; a gang whose nodes lost each other; refused by the gate | next attempt; a node that is down is left out for a while | yes |
-| preempted | Slurm: PREEMPTED; event `preempted` | next attempt, from what was committed | no |
+| oom | Slurm: OUT_OF_MEMORY; the kernel's count; MemoryError | next attempt with twice the memory, twice at most | yes |
+| timeout | Slurm: TIMEOUT; stopped near the limit | next attempt, from what was committed | no |
+| node_fail | Slurm: NODE_FAIL; killed by a signal; vanished; lost peers; the gate | next attempt; a sick node is excluded | yes |
+| preempted | Slurm: PREEMPTED; stopped far from the limit | next attempt, from what was committed | no |
 | hang | no sign of life: stacks dumped, killed by the guard | next attempt, from what was committed | yes |
-| no_progress | two ends in a row (timeout, hang, killed) at the same point | stop | - |
+| no_progress | two ends in a row (timeout, hang, node_fail) at the same point | stop | - |
 | bad_input | a unit: set aside inside the task; a setting: event `failed` | unit: none; setting: stop | - |
 | code_error | event `failed`, or ended without a word | stop, with the traceback and the log | - |
 | cancelled | Slurm: CANCELLED; `phenomhpc cancel` | stays cancelled | - |
 
+counts: against cluster.max_attempts.
 Slurm requeues node failures and preempted jobs by itself, a task that was asked to stop is requeued by its script: these are
 new starts of the same attempt.  An attempt ends when its jobs are gone.
 """
@@ -21,7 +22,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from phenomhpc.runs import Event
@@ -109,10 +110,15 @@ class TaskView:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What to do, and why, in words for a person.  classes: how many tasks ended early, by class."""
+    """What to do, and why, in words for a person.
+
+    failure: the class that decided; classes: how many tasks ended early, by class; hosts: where those with node_fail ran.
+    """
 
     action: Action
     reason: str = ""
+    failure: FailureClass | None = None
+    hosts: tuple[str, ...] = ()
     classes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -191,7 +197,11 @@ def _last_words(events: Iterable[Event]) -> dict[int, Event]:
 
 
 def view_tasks(
-    logs: Sequence[str], done: Iterable[int], events: Sequence[Event], jobs: Mapping[int, JobState], fed: int | None = None
+    logs: Sequence[str],
+    done: Iterable[int],
+    events: Sequence[Event],
+    jobs: Mapping[int, JobState],
+    fed: int | None = None,
 ) -> list[TaskView]:
     """Every task of an array's attempt, from its tallies, its events, and the states of the jobs by task.
 
@@ -211,11 +221,13 @@ def view_gang(
 ) -> list[TaskView]:
     """Every task of a gang's attempt: they end for one reason, that of the job.
 
-    One tally is enough: a task is done only when the last step is committed.
+    One tally stands for all, once the job does not run: a task is done only when the last step is committed.
     """
-    finished, last = bool(list(done)), _last_words(events)
-    failure = classify_gang(last, jobs.get(0))
-    return [_view(task, log, finished, last.get(task), jobs.get(task), failure) for task, log in enumerate(logs)]
+    finished, last, job = set(done), _last_words(events), jobs.get(0)
+    if finished and (job is None or not job.is_running):
+        finished = set(range(len(logs)))
+    failure = classify_gang(last, job)
+    return [_view(task, log, task in finished, last.get(task), job, failure) for task, log in enumerate(logs)]
 
 
 def _view(
@@ -252,20 +264,25 @@ def decide(tasks: Sequence[TaskView], history: History, max_attempts: int, mark:
     task = by_action[action]
     words = f"{len(failed)} of {len(tasks)} task(s) ended early; task {task.task}: {task.failure}: {task.message}"
     words += f" (log: {task.log})" if task.log else ""
-    stop = _spent(action, {task.failure for task in failed if task.failure}, history, max_attempts, mark)
-    if stop:
-        return Decision(action=Action.STOP, reason=f"{words}; {stop}", classes=classes)
-    return Decision(action=action, reason=words, classes=classes)
+    hosts = tuple(sorted({task.host for task in failed if task.failure == FailureClass.NODE_FAIL and task.host}))
+    decision = Decision(action=action, reason=words, failure=task.failure, classes=classes, hosts=hosts)
+    spent = _spent(action, {task.failure for task in failed if task.failure}, history, max_attempts, mark)
+    if spent is None:
+        return decision
+    failure, why = spent
+    return replace(decision, action=Action.STOP, reason=f"{words}; {why}", failure=failure or decision.failure)
 
 
-def _spent(action: Action, classes: set[FailureClass], history: History, max_attempts: int, mark: str) -> str:
-    """Why an attempt that could be repeated is not; empty where it is."""
+def _spent(
+    action: Action, classes: set[FailureClass], history: History, max_attempts: int, mark: str
+) -> tuple[FailureClass | None, str] | None:
+    """Why an attempt that could be repeated is not, and the class that stands for it (None: its own); None where it is."""
     if action not in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
-        return ""
+        return None
     if mark and mark == history.mark and classes & MUST_PROGRESS:
-        return f"{FailureClass.NO_PROGRESS}: the attempt before ended at the same point ({mark})"
+        return FailureClass.NO_PROGRESS, f"no progress: the attempt before ended at the same point ({mark})"
     if action == Action.MORE_MEMORY and history.more_memory >= MAX_MORE_MEMORY:
-        return f"memory was doubled {MAX_MORE_MEMORY} times already; give cluster.mem_mb"
+        return None, f"memory was doubled {MAX_MORE_MEMORY} times already; give cluster.mem_mb"
     if classes - FREE and history.charged + 1 >= max_attempts:
-        return f"cluster.max_attempts={max_attempts} are used up"
-    return ""
+        return None, f"cluster.max_attempts={max_attempts} are used up"
+    return None

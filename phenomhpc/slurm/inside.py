@@ -19,7 +19,8 @@ _SLACK_S = 90
 class Place:
     """A task's job, how often Slurm has restarted it, its array index (0 in a gang) and rank among the job's tasks.
 
-    hosts: of all tasks, in the order of ranks.  gpus, cpus and mem_mb: what Slurm gave this task on its node; 0 where it does not say.
+    hosts: of all tasks, in the order of ranks.  gpus, cpus and mem_mb: what Slurm gave this task on its node; 0 where it does
+    not say.
     """
 
     job_id: str
@@ -47,7 +48,9 @@ def place() -> Place:
         restarts=_number(environment, "SLURM_RESTART_COUNT"),
         rank=_number(environment, "SLURM_PROCID"),
         # Most jobs have one node, whose name needs no expansion.
-        hosts=tuple(run_program(["scontrol", "show", "hostnames", nodes]).split()) if "[" in nodes or "," in nodes else (nodes,),
+        hosts=tuple(run_program(["scontrol", "show", "hostnames", nodes]).split())
+        if "[" in nodes or "," in nodes
+        else (nodes,),
         index=int(index or 0),
         gpus=_number(environment, "SLURM_GPUS_ON_NODE"),
         cpus=cpus,

@@ -30,6 +30,11 @@ class Observation:
     strays: tuple[str, ...]
     queued: int = 0
 
+    @property
+    def unfed(self) -> int:
+        """Tasks of the attempt that are still to be submitted."""
+        return self.submitted.num_tasks - self.submitted.fed if self.submitted else 0
+
 
 def observe(paths: RunPaths, queue: Queue | None = None, *, own_job: str | None = None) -> Observation:
     """Look at the newest attempt.  queue: asked of Slurm where not given; own_job: the steward that asks.
@@ -52,7 +57,11 @@ def observe(paths: RunPaths, queue: Queue | None = None, *, own_job: str | None 
         live = {job.job_id for job in jobs.values() if job.is_live}
         logs = [str(paths.log_file(task, attempt)) for task in range(submitted.num_tasks)]
         done, events = done_tasks(paths, attempt), read_events(paths, attempt=attempt)
-        tasks = view_gang(logs, done, events, jobs) if submitted.gang else view_tasks(logs, done, events, jobs, submitted.fed)
+        tasks = (
+            view_gang(logs, done, events, jobs)
+            if submitted.gang
+            else view_tasks(logs, done, events, jobs, submitted.fed)
+        )
     return Observation(
         attempt=attempt,
         submitted=submitted,

@@ -42,6 +42,7 @@ class Submission:
     signal_lead_s: int
     steward_minutes: int
     steward_mem_mb: int
+    exclude: tuple[str, ...] = ()
 
     @property
     def num_nodes(self) -> int:
@@ -83,6 +84,7 @@ def plan_submission(
     python: str,
     code: Path,
     facts: ClusterFacts | None,
+    exclude: tuple[str, ...] = (),
 ) -> Submission:
     """The attempt as Slurm will see it.  Raises UsageError listing everything that the cluster would refuse."""
     if facts is not None:
@@ -109,6 +111,7 @@ def plan_submission(
         steward_minutes=min(STEWARD_MINUTES, partition.max_time_minutes or STEWARD_MINUTES)
         if partition
         else STEWARD_MINUTES,
+        exclude=exclude,
         steward_mem_mb=min(STEWARD_MEM_MB, partition.mem_mb_per_node) if partition else STEWARD_MEM_MB,
     )
 

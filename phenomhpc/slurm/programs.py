@@ -82,5 +82,7 @@ def refusal(run_id: str, text: str) -> PhenomError:
     if is_unreachable(text):
         return UnreachableError(f"run {run_id}: {words}; is slurmctld up?")
     if _SUBMIT_LIMITS.search(text):
-        return LimitReachedError(f"run {run_id}: too many jobs are in the queue: {words}; wait for some, or cancel some")
+        return LimitReachedError(
+            f"run {run_id}: too many jobs are in the queue: {words}; wait for some, or cancel some"
+        )
     return UsageError(f"run {run_id}: Slurm refuses the job: {words}")

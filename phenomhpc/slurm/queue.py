@@ -42,6 +42,11 @@ class JobState:
     comment: str = ""
 
     @property
+    def is_running(self) -> bool:
+        """Its tasks may be at work."""
+        return self.is_live and self.state not in {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"}
+
+    @property
     def is_live(self) -> bool:
         """It runs, or will."""
         return self.state in LIVE
@@ -77,7 +82,14 @@ def parse_squeue(text: str) -> list[JobState]:
         job_id, index = _element(element)
         states.append(
             JobState(
-                job_id=job_id, index=index, state=state, reason=reason, nodes=nodes, name=name, folder=folder, comment=comment
+                job_id=job_id,
+                index=index,
+                state=state,
+                reason=reason,
+                nodes=nodes,
+                name=name,
+                folder=folder,
+                comment=comment,
             )
         )
     return states

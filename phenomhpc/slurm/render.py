@@ -10,7 +10,8 @@ from pathlib import Path
 from phenomhpc.errors import TASK_REQUEUE
 from phenomhpc.runs import RunPaths
 from phenomhpc.slurm.inside import BEGAN, LIMIT
-from phenomhpc.slurm.plan import Chunk, Submission
+from phenomhpc.slurm.plan import Submission
+from phenomhpc.slurm.window import Chunk
 
 # How long the other nodes of a gang may go on after the first has ended: to leave on their own, with their last words.
 GANG_WAIT_S = 60
@@ -55,6 +56,7 @@ def render(submission: Submission, chunk: Chunk) -> str:
             "comment": comment_of(submission.attempt, chunk),
             **_place(submission),
             "nodes": submission.num_nodes,
+            "exclude": ",".join(submission.exclude) or None,
             "ntasks-per-node": 1,
             "cpus-per-task": submission.cpus_per_task,
             "gpus-per-node": cluster.gpus_per_node or None,
@@ -119,10 +121,11 @@ def _environment(submission: Submission) -> str:
     return f"export PYTHONPATH={shlex.quote(str(submission.code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONUNBUFFERED=1"
 
 
-def render_steward(submission: Submission, after: Sequence[str], begin_s: int = 0) -> str:
+def render_steward(submission: Submission, after: Sequence[str], begin_s: int = 0, *, any_of: bool = False) -> str:
     """The script of the one-CPU job that sees what became of an attempt and starts what comes next.
 
-    after: ids of the jobs of which any may end; begin_s: it starts no earlier than so many seconds from now.
+    after: ids of the jobs it waits for, until all have ended, or any (any_of: there is then room for more);
+    begin_s: it starts no earlier than so many seconds from now.
     """
     paths = RunPaths(submission.run_root)
     options = _options(
@@ -135,8 +138,7 @@ def render_steward(submission: Submission, after: Sequence[str], begin_s: int = 
             "mem": f"{submission.steward_mem_mb}M",
             "time": submission.steward_minutes,
             "begin": f"now+{begin_s}" if begin_s else None,
-            # Whichever ends first: there is then room for more, or something to decide.
-            "dependency": "?".join(f"afterany:{job}" for job in after) if after else None,
+            "dependency": ("?" if any_of else ",").join(f"afterany:{job}" for job in after) or None,
             "requeue": True,
             "open-mode": "append",
             "output": paths.log_file("steward", submission.attempt),

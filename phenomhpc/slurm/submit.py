@@ -69,8 +69,8 @@ def feed(submission: Submission, jobs: SubmittedJobs, *, living: int, queued: in
         living, queued = living + 1, queued + chunk.size
 
 
-def submit_steward(submission: Submission, after: Sequence[str], begin_s: int = 0) -> str:
-    """Submit the steward's job, to start when any of the jobs `after` has ended; returns its id.
+def submit_steward(submission: Submission, after: Sequence[str], begin_s: int = 0, *, any_of: bool = False) -> str:
+    """Submit the steward's job, to start when all of the jobs `after` (or any of them) have ended; returns its id.
 
     Jobs that Slurm has forgotten meanwhile are no obstacle: it then starts by itself a little later.
     """
@@ -80,7 +80,7 @@ def submit_steward(submission: Submission, after: Sequence[str], begin_s: int = 
     make_folder(paths.logs)
     folder = paths.attempt(max(1, submission.attempt)).submitit
     try:
-        return submit_script(submission.run_id, folder, render_steward(submission, after, begin_s))
+        return submit_script(submission.run_id, folder, render_steward(submission, after, begin_s, any_of=any_of))
     except UsageError as error:
         if not after or "ependency" not in str(error):
             raise

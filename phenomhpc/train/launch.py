@@ -26,7 +26,15 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from phenomhpc import progress as progress_module
 from phenomhpc.config.models import PretrainConfig
-from phenomhpc.errors import FencedError, KilledError, NoCheckpointError, PhenomError, StopRequested, UsageError, WorkError
+from phenomhpc.errors import (
+    FencedError,
+    KilledError,
+    NoCheckpointError,
+    PhenomError,
+    StopRequested,
+    UsageError,
+    WorkError,
+)
 from phenomhpc.runs import TaskContext
 from phenomhpc.runs.heartbeat import rest
 from phenomhpc.train.loop import TrainResult, train

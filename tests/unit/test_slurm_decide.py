@@ -9,9 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phenomhpc.slurm.decide import DECISIONS, Action, FailureClass, TaskView, decide, view_gang, view_tasks
+from phenomhpc.slurm.decide import (
+    DECISIONS,
+    Action,
+    FailureClass,
+    History,
+    TaskView,
+    decide,
+    history_of,
+    view_gang,
+    view_tasks,
+)
 from phenomhpc.slurm.queue import JobState, parse_sacct, parse_squeue
-from phenomhpc.slurm.record import SubmittedJobs
+from phenomhpc.slurm.record import SubmittedJobs, adopt
 
 
 def event(name: str, task: int = 0, time: int = 0, **fields: Any) -> dict[str, Any]:
@@ -70,13 +80,13 @@ def test_a_task_ends_for_the_reason_it_gave_or_slurm_gives(
 def test_a_living_job_is_waited_for_whatever_its_task_said(state: str) -> None:
     view = array([event("started"), failed(0, "KeyError: 'x'")], state)
     assert view.live and view.failure is None
-    assert decide([view], 1, 3).action == Action.WAIT
+    assert decide([view], History(), 3).action == Action.WAIT
 
 
 def test_a_tally_makes_a_task_done_whatever_slurm_says() -> None:
     view = array([event("started")], "NODE_FAIL", done=[0])
     assert view.done and view.failure is None
-    assert decide([view], 1, 3).action == Action.FINISH
+    assert decide([view], History(), 3).action == Action.FINISH
 
 
 @pytest.mark.parametrize(
@@ -116,23 +126,72 @@ def test_a_gang_ends_for_one_reason(events: list[dict[str, Any]], state: str | N
     assert [view.failure for view in gang(events, state)] == [failure, failure]
 
 
-def test_a_gang_goes_on_when_one_node_finished_before_a_requeue() -> None:
-    views = gang([event("finished", 1), event("started", 0)], "PENDING", done=[1])
-    assert decide(views, 1, 3).action == Action.WAIT
+@pytest.mark.parametrize(
+    ("state", "action"),
+    [("RUNNING", "wait"), ("COMPLETING", "wait"), ("PENDING", "finish"), ("FAILED", "finish"), (None, "finish")],
+)
+def test_one_tally_of_a_gang_is_enough_once_the_job_does_not_run(state: str | None, action: str) -> None:
+    views = gang([event("finished", 1), event("started", 0)], state, done=[1])
+    assert decide(views, History(), 3).action == action
+
+
+def view(task: int, failure: str | None) -> TaskView:
+    kind = None if failure is None else FailureClass(failure)
+    return TaskView(task=task, done=failure is None, live=False, failure=kind, message="m", log="L", host=f"n{task}")
+
+
+def test_a_task_that_was_not_submitted_yet_is_waited_for() -> None:
+    views = view_tasks(["A", "B"], [0], [event("started")], {}, fed=1)
+    assert [(seen.done, seen.live, seen.failure) for seen in views] == [(True, False, None), (False, False, None)]
+    assert decide(views, History(), 3).action == Action.WAIT
+
+
+@pytest.mark.parametrize(
+    ("failure", "history", "action", "named"),
+    [
+        ("preempted", History(charged=9), "next_attempt", "preempted"),  # free of charge
+        ("timeout", History(charged=9, mark="step 4"), "next_attempt", "timeout"),  # it gets on
+        ("timeout", History(mark="step 8"), "stop", "no_progress"),
+        ("hang", History(mark="step 8"), "stop", "no_progress"),
+        ("node_fail", History(mark="step 8"), "stop", "no_progress"),
+        ("preempted", History(mark="step 8"), "next_attempt", "preempted"),
+        ("hang", History(charged=1), "next_attempt", "hang"),
+        ("hang", History(charged=2), "stop", "hang"),
+        ("oom", History(), "more_memory", "oom"),
+        ("oom", History(charged=1, more_memory=1), "more_memory", "oom"),
+        ("oom", History(charged=1, more_memory=2), "stop", "oom"),
+        ("bad_input", History(), "stop", "bad_input"),
+        ("no_progress", History(), "stop", "no_progress"),
+        ("cancelled", History(), "stay_cancelled", "cancelled"),
+    ],
+)
+def test_what_happened_before_counts(failure: str, history: History, action: str, named: str) -> None:
+    decision = decide([view(0, failure)], history, 3, "step 8")
+    assert (decision.action, decision.failure) == (action, named)
+    assert decision.classes == {failure: 1}
+    assert decision.hosts == (("n0",) if failure == "node_fail" else ())
+
+
+def test_history_is_what_was_decided_since_a_person_last_stepped_in() -> None:
+    def decided(action: str, mark: str, *classes: str) -> dict[str, Any]:
+        return event("decided", action=action, mark=mark, classes=dict.fromkeys(classes, 1))
+
+    events = [decided("next_attempt", "a", "hang"), event("retried"), decided("next_attempt", "b", "preempted")]
+    assert history_of(events) == History()
+    events += [decided("more_memory", "c", "oom", "preempted"), decided("next_attempt", "d", "node_fail")]
+    assert history_of(events) == History(charged=2, more_memory=1, mark="d")
+    assert history_of([*events, decided("next_attempt", "e", "preempted")]).mark == "d"
 
 
 def test_the_worst_task_decides() -> None:
-    def view(task: int, failure: FailureClass | None) -> TaskView:
-        return TaskView(task=task, done=failure is None, live=False, failure=failure, message="m", log="L")
-
     lost, bug, cancelled = FailureClass.NODE_FAIL, FailureClass.CODE_ERROR, FailureClass.CANCELLED
-    assert decide([view(0, None), view(1, lost)], 1, 3).action == Action.NEXT_ATTEMPT
-    assert decide([view(0, bug), view(1, lost)], 1, 3).action == Action.STOP
-    assert decide([view(0, bug), view(1, cancelled)], 1, 3).action == Action.STAY_CANCELLED
-    decision = decide([view(0, None), view(1, lost)], 3, 3)
+    assert decide([view(0, None), view(1, lost)], History(), 3).action == Action.NEXT_ATTEMPT
+    assert decide([view(0, bug), view(1, lost)], History(), 3).action == Action.STOP
+    assert decide([view(0, bug), view(1, cancelled)], History(), 3).action == Action.STAY_CANCELLED
+    decision = decide([view(0, None), view(1, lost)], History(charged=2), 3)
     assert decision.action == Action.STOP
     assert "task 1: node_fail: m (log: L); cluster.max_attempts=3 are used up" in decision.reason
-    assert decide([], 1, 3).action == Action.FINISH
+    assert decide([], History(), 3).action == Action.FINISH
 
 
 @given(
@@ -153,17 +212,18 @@ def test_nothing_unknown_becomes_an_end_without_a_reason(seen: list[tuple[str | 
     jobs = {task: job(state) for task, (_, state, _) in enumerate(seen) if state}
     done = [task for task, (_, _, tally) in enumerate(seen) if tally]
     views = view_tasks(["L"] * len(seen), done, events, jobs)
-    decision = decide(views, 1, 3)
+    decision = decide(views, History(), 3)
     assert (decision.action == Action.FINISH) == (len(done) == len(seen))
     assert decision.reason or decision.action in {Action.WAIT, Action.FINISH}
     assert all(view.done or view.live or view.failure for view in views)
 
 
 def test_squeue_and_sacct_are_read() -> None:
-    text = "12_3|PENDING|Resources||run-a|/r/run-a\n14|RUNNING|None|n[1-2]|run|b|/r/we|ird\n"
+    text = "12_3|PENDING|Resources||run-a|phenomhpc attempt=1|/r/run-a\n14|RUNNING|None|n[1-2]|run|(null)|/r/we|ird\n"
     first, second = parse_squeue(text)
     assert (first.job_id, first.index, first.state, first.reason) == ("12", 3, "PENDING", "Resources")
-    assert (second.job_id, second.index, second.nodes) == ("14", None, "n[1-2]")
+    assert (first.comment, first.folder) == ("phenomhpc attempt=1", "/r/run-a")
+    assert (second.job_id, second.index, second.nodes, second.folder) == ("14", None, "n[1-2]", "/r/we|ird")
     states = parse_sacct("12_3|CANCELLED by 0|n1\n12_[4-9]|PENDING|None assigned\n15|NODE_FAIL|n2\n")
     assert [(state.job_id, state.index, state.state) for state in states] == [
         ("12", 3, "CANCELLED"),
@@ -178,3 +238,17 @@ def test_elements_are_tasks_by_their_chunks_offset() -> None:
     assert (jobs.job_of(99), jobs.job_of(100)) == ("5", "6")
     pair = SubmittedJobs(chunks=(("5", 0, 1),), num_tasks=2, gang=True)
     assert sorted(pair.by_task([JobState(job_id="5", index=None, state="RUNNING")])) == [0, 1]
+
+
+def test_a_chunk_whose_submitter_was_killed_is_adopted_once_and_only_where_it_fits() -> None:
+    jobs = SubmittedJobs(chunks=(("5", 0, 100),), num_tasks=150, gang=False)
+
+    def stray(comment: str) -> JobState:
+        return JobState(job_id="6", index=3, state="RUNNING", comment=comment)
+
+    fits = stray("phenomhpc attempt=2 chunk=1 offset=100 size=50")
+    adopted = adopt(jobs, 2, [stray(""), fits, fits])
+    assert adopted.chunks == (("5", 0, 100), ("6", 100, 50))
+    assert adopt(adopted, 2, [fits]) == adopted
+    assert adopt(jobs, 3, [fits]) == jobs
+    assert adopt(jobs, 2, [stray("phenomhpc attempt=2 chunk=2 offset=150 size=50")]) == jobs

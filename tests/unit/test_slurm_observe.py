@@ -26,7 +26,7 @@ from phenomhpc.runs import (
     write_manifest,
     write_outcome,
 )
-from phenomhpc.slurm.decide import Action, decide
+from phenomhpc.slurm.decide import Action, History, decide
 from phenomhpc.slurm.observe import observe
 from phenomhpc.slurm.queue import JobState, Queue
 from phenomhpc.slurm.record import SubmittedJobs, read_submitted, write_submitted
@@ -81,7 +81,7 @@ def test_what_nobody_knows_is_no_success_and_the_attempt_is_repeated(tmp_path: P
     tally(paths, 1, 0)
     seen = observe(paths, NOBODY)
     assert [str(task.failure) for task in seen.tasks if not task.done] == ["node_fail"]
-    assert decide(seen.tasks, 1, 3).action == Action.NEXT_ATTEMPT
+    assert decide(seen.tasks, History(), 3).action == Action.NEXT_ATTEMPT
 
 
 def test_a_job_that_no_attempt_names_is_a_stray_and_the_steward_is_not(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from phenomhpc.config import ClusterConfig
 from phenomhpc.errors import UnreachableError, UsageError
@@ -20,8 +18,8 @@ from phenomhpc.slurm.facts import (
     parse_partitions,
     parse_time_limit,
 )
-from phenomhpc.slurm.plan import Submission, chunks_of, plan_submission
-from phenomhpc.slurm.programs import refusal, run_program, scrubbed_names
+from phenomhpc.slurm.plan import Submission, plan_submission
+from phenomhpc.slurm.programs import LimitReachedError, refusal, run_program, scrubbed_names
 from phenomhpc.slurm.render import render, render_steward
 
 MAIN = Partition(
@@ -98,13 +96,6 @@ def test_the_configuration_is_read_as_names_and_values() -> None:
     assert values == {"MaxArraySize": "101", "AuthInfo": "a=b,c=d"}
 
 
-@given(num_tasks=st.integers(0, 5000), max_array_size=st.integers(1, 1200))
-def test_chunks_hold_every_task_once_and_no_index_reaches_max_array_size(num_tasks: int, max_array_size: int) -> None:
-    chunks = chunks_of(num_tasks, max_array_size)
-    assert [chunk.offset + index for chunk in chunks for index in range(chunk.size)] == list(range(num_tasks))
-    assert all(1 <= chunk.size <= max_array_size for chunk in chunks)
-
-
 @pytest.mark.parametrize(
     ("cluster", "said"),
     [
@@ -141,15 +132,19 @@ def test_an_array_script_names_its_tasks_and_requeues_exactly_one() -> None:
     cluster = ClusterConfig(time_minutes=90, throttle=10, cpus_per_task=2, mem_mb=4000, partition="main", account="lab")
     plan = submission(cluster, num_tasks=2500)
     assert [(chunk.offset, chunk.size) for chunk in plan.chunks] == [(0, 1001), (1001, 1001), (2002, 498)]
-    script = render(plan, plan.chunks[1], "COMMAND")
+    script = render(plan, plan.chunks[1])
     lines = script.splitlines()
     assert lines[0] == "#!/bin/bash"
     for option in (
-        "job-name=id", "array=0-1000%3", "time=90", "cpus-per-task=2", "mem=4000M", "partition=main", "account=lab",
+        "job-name=id", "array=0-1000%3", "time=90",
+        "comment='phenomhpc attempt=1 chunk=1 offset=1001 size=1001'",
+        "cpus-per-task=2", "mem=4000M", "partition=main", "account=lab",
         "signal=B:USR2@120", "requeue", "open-mode=append", "nodes=1", "chdir=/r/id",
     ):  # fmt: skip
         assert f"#SBATCH --{option}" in lines
     assert "task=$((1001 + SLURM_ARRAY_TASK_ID))" in lines
+    assert "phenomhpc.jobs.slurm_task /r/id 1 1001 &" in script
+    assert "PHENOMHPC_LIMIT_S=5400" in script
     assert "--cpus-per-task=2" in next(line for line in lines if line.startswith("srun"))
     assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"' in script
     assert "PYTHONPATH=/r/id/code" in script
@@ -158,7 +153,7 @@ def test_an_array_script_names_its_tasks_and_requeues_exactly_one() -> None:
 
 def test_a_gang_is_one_job_whose_nodes_leave_on_their_own() -> None:
     plan = submission(ClusterConfig(nodes=4, gpus_per_node=2), gang=True, num_tasks=4)
-    script = render(plan, plan.chunks[0], "COMMAND")
+    script = render(plan, plan.chunks[0])
     for option in ("nodes=4", "ntasks-per-node=1", "gpus-per-node=2", "cpus-per-task=16"):
         assert f"#SBATCH --{option}\n" in script
     assert "--array" not in script
@@ -180,8 +175,17 @@ def test_the_steward_asks_for_no_more_than_its_partition_gives() -> None:
     small = Partition(**{**MAIN.__dict__, "max_time_minutes": 30, "mem_mb_per_node": 2000})
     facts = ClusterFacts(name="x", version="", partitions=(small,), max_array_size=1001)
     script = render_steward(submission(ClusterConfig(), facts=facts), ("7", "8"))
-    for option in ("time=30", "mem=2000M", "dependency=afterany:7:8", "requeue", "cpus-per-task=1", "chdir=/r/id"):
+    for option in (
+        "time=30",
+        "mem=2000M",
+        "dependency=afterany:7,afterany:8",
+        "requeue",
+        "cpus-per-task=1",
+        "chdir=/r/id",
+    ):
         assert f"#SBATCH --{option}\n" in script
+    some = render_steward(submission(ClusterConfig()), ("7", "8"), any_of=True)
+    assert "#SBATCH --dependency='afterany:7?afterany:8'\n" in some
     assert "dependency" not in render_steward(submission(ClusterConfig()), ())
     assert "#SBATCH --begin=now+60\n" in render_steward(submission(ClusterConfig()), (), 60)
 
@@ -225,7 +229,7 @@ def _run_script(root: Path, gang: bool, body: str) -> tuple[subprocess.Completed
         "SLURM_ARRAY_JOB_ID": "77",
         "SLURM_ARRAY_TASK_ID": "2",
     }
-    script = render(plan, plan.chunks[0], "COMMAND")
+    script = render(plan, plan.chunks[0])
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=20)
     return done, asked.read_text() if asked.exists() else ""
 
@@ -249,3 +253,6 @@ def test_a_refusal_is_wrong_use_and_silence_is_not() -> None:
     assert str(error) == "run id: Slurm refuses the job: Invalid account or account/partition combination specified"
     away = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
     assert isinstance(refusal("id", away), UnreachableError)
+    full = "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy"
+    assert isinstance(refusal("id", full), LimitReachedError)
+    assert "AssocMaxSubmitJobLimit; Job violates accounting/QOS policy; wait for some" in str(refusal("id", full))
