@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from phenomhpc.cli.runs import runs_folder
-
-if TYPE_CHECKING:
-    from phenomhpc.runs import RunPaths
 
 POLL_S = 0.5
 
@@ -23,9 +20,10 @@ def logs(
         str | None, typer.Option("--runs", help="Folder of the run directories.", show_default=False)
     ] = None,
     task: Annotated[int | None, typer.Option(help="One task (of a gang: one node) only.", show_default=False)] = None,
+    attempt: Annotated[int | None, typer.Option(help="An earlier attempt.", show_default=False)] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
 ) -> None:
-    """Print the logs of the newest attempt, a pipeline's with those of its stages."""
+    """Print the logs of the newest attempt (or of another), a pipeline's with those of its stages."""
     from phenomhpc.errors import UsageError
     from phenomhpc.jobs.pipeline import stage_runs
     from phenomhpc.runs import RunPaths, find_run, read_outcome
@@ -35,9 +33,9 @@ def logs(
     while True:
         ended = read_outcome(paths) is not None
         every = [paths, *(RunPaths(paths.root.parent / stage) for stage in stage_runs(paths).values())]
-        several = len([log for each in every for log in _files(each, task)]) > 1
+        several = len([log for each in every for log in each.log_files(attempt, task)]) > 1
         for each in every:
-            for log in _files(each, task):
+            for log in each.log_files(attempt, task):
                 _print_new(log, shown, named=several)
         if not follow or ended:
             break
@@ -47,17 +45,6 @@ def logs(
         raise UsageError(
             f"run {paths.id}: {what} has written no log in {paths.logs} (a run here prints on the terminal)"
         )
-
-
-def _files(paths: RunPaths, task: int | None) -> list[Path]:
-    """Logs of the newest attempt: tasks by number, then the batch scripts' and the steward's."""
-    if not paths.logs.is_dir():
-        return []
-    if task is not None:
-        log = paths.log_file(task, paths.last_attempt())
-        return [log] if log.is_file() else []
-    found = list(paths.logs.glob(f"*.{paths.last_attempt():03d}.out"))
-    return sorted(found, key=lambda log: (not log.name.split(".")[0].isdigit(), len(log.name), log.name))
 
 
 def _print_new(log: Path, shown: dict[Path, int], *, named: bool) -> None:

@@ -206,5 +206,17 @@ class RunPaths:
         """Log of a task; `task` may be a Slurm pattern such as %a or %t."""
         return self.logs / f"{task}.{attempt:03d}.out"
 
+    def log_files(self, attempt: int | None = None, task: int | None = None) -> list[Path]:
+        """Logs of an attempt (default: the newest) that were written: tasks by number, then the batch scripts' and the steward's.
+
+        task: only that one's.
+        """
+        attempt = self.last_attempt() if attempt is None else attempt
+        if task is not None:
+            log = self.log_file(task, attempt)
+            return [log] if log.is_file() else []
+        found = self.logs.glob(f"*.{attempt:03d}.out") if self.logs.is_dir() else ()
+        return sorted(found, key=lambda log: (not log.name.split(".")[0].isdigit(), len(log.name), log.name))
+
     def done_file(self, task: int) -> Path:
         return self.done / f"{task}.json"

@@ -106,6 +106,80 @@ def parse_sacct(text: str) -> list[JobState]:
     return states
 
 
+STEP_FIELDS = "JobID,State,ExitCode,MaxRSS,NodeList,Elapsed,Reason"
+_MEMORY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepState:
+    """A job (step "") or one of its steps ("batch", "extern", "0", ...), as accounting tells it; None: not told.
+
+    signal: the one that ended it, 0 for none; max_rss_bytes: of its largest task; elapsed as Slurm writes it.
+    """
+
+    job_id: str
+    index: int | None
+    step: str
+    state: str
+    exit_code: int | None = None
+    signal: int = 0
+    max_rss_bytes: int | None = None
+    nodes: str = ""
+    elapsed: str = ""
+    reason: str = ""
+
+    @property
+    def as_job(self) -> JobState:
+        """The same as a state of the queue."""
+        return JobState(job_id=self.job_id, index=self.index, state=self.state, reason=self.reason, nodes=self.nodes)
+
+
+def parse_memory(text: str) -> int | None:
+    """sacct's `123456K`, `1.50G`, `0` in bytes; None for nothing."""
+    text = text.strip().rstrip("nc")  # older versions tell whether it is per node or per core
+    if not text:
+        return None
+    unit = _MEMORY.get(text[-1].upper())
+    return int(float(text[:-1]) * unit) if unit else int(float(text))
+
+
+def parse_steps(text: str) -> list[StepState]:
+    """Lines of `sacct -n -P -o STEP_FIELDS`: jobs and their steps; array elements that never started are left out."""
+    found = []
+    for line in text.splitlines():
+        name, state, code, memory, nodes, elapsed, reason = (part.strip() for part in line.split("|", 6))
+        element, _, step = name.partition(".")
+        if "[" in element or not state:
+            continue
+        job_id, index = _element(element)
+        ended, _, signal = code.partition(":")
+        found.append(
+            StepState(
+                job_id=job_id,
+                index=index,
+                step=step,
+                state=state.split()[0],
+                exit_code=int(ended) if ended.isdigit() else None,
+                signal=int(signal) if signal.isdigit() else 0,
+                max_rss_bytes=parse_memory(memory),
+                nodes="" if nodes == "None assigned" else nodes,
+                elapsed=elapsed,
+                reason="" if reason == "None" else reason,
+            )
+        )
+    return found
+
+
+def query_steps(job_ids: Sequence[str]) -> list[StepState]:
+    """What accounting knows of jobs and their steps, in one question; nothing where there is none, or it does not answer."""
+    if not job_ids:
+        return []
+    try:
+        return parse_steps(run_program(["sacct", "-n", "-P", "-j", ",".join(job_ids), "-o", STEP_FIELDS]))
+    except (ProgramFailedError, UnreachableError):
+        return []
+
+
 def query_queue(root: Path) -> Queue:
     """The jobs of the owner of `root` (a run directory, or the folder of all runs).
 
