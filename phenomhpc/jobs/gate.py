@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -36,7 +37,16 @@ from phenomhpc.nodes.gate import (
     judge_network,
     verdict,
 )
-from phenomhpc.runs import GatePaths, RunPaths, canonical_json, commit, commit_first, make_folder, read_provenance
+from phenomhpc.runs import (
+    GatePaths,
+    RunPaths,
+    canonical_json,
+    commit,
+    commit_first,
+    make_folder,
+    new_token,
+    read_provenance,
+)
 
 if TYPE_CHECKING:
     from phenomhpc.config import AnyConfig
@@ -105,10 +115,16 @@ def wanted_of(config: AnyConfig, node: str, hosts: tuple[str, ...]) -> Wanted:
     )
 
 
-def look(wanted: Wanted, run_folder: Path, probe: str, read: list[Path]) -> NodeFacts:
-    """This machine's facts.  run_folder is written to, `read` are read from."""
-    folders = [use_folder(run_folder, probe=probe), *(use_folder(folder) for folder in read)]
-    return collect(folders, want_gpus=bool(wanted.gpus) and wanted.device != "cpu")
+def check_here(run_folder: Path, read: list[Path], gpus: int | None) -> tuple[NodeFacts, tuple[str, ...]]:
+    """This machine's facts and what is wrong with it, by the gate's rules; gpus None: those that nvidia-smi shows."""
+    name = socket.gethostname()
+    folders = [use_folder(run_folder, probe=f".probe-{new_token()}"), *(use_folder(folder) for folder in read)]
+    facts = collect(folders, want_gpus=True)
+    wanted = Wanted(node=name, hosts=(name,), gpus=len(facts.gpus or ()) if gpus is None else gpus)
+    problems = verdict(facts, wanted)
+    if gpus is None and facts.gpu_words is not None:
+        problems = (*problems, f"nvidia-smi: {facts.gpu_words}")
+    return facts, problems
 
 
 def _figures(seen: Mapping[str, Any]) -> str:
