@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
 from phenomhpc.jobs.base import ArrayPlan, Plan, load
 from phenomhpc.jobs.pack import pack
 from phenomhpc.jobs.task import GANG_KIND
-from phenomhpc.nodes.exclusions import active, excluded_nodes, read_ledger
+from phenomhpc.nodes.exclusions import active, excluded_nodes, read_ledger, record
 from phenomhpc.runs import (
     EventWriter,
     RunPaths,
@@ -27,7 +27,7 @@ from phenomhpc.runs import (
     write_manifest,
 )
 from phenomhpc.slurm.facts import ClusterFacts, discover
-from phenomhpc.slurm.nodes import query_nodes
+from phenomhpc.slurm.nodes import is_sick, query_nodes
 from phenomhpc.slurm.observe import Observation
 from phenomhpc.slurm.plan import Submission, plan_submission
 from phenomhpc.slurm.queue import query_queue
@@ -91,6 +91,25 @@ def exclusions(config: AnyConfig, facts: ClusterFacts | None) -> tuple[str, ...]
     partition = facts.partition(config.cluster.partition)
     nodes = query_nodes(partition=partition.name if partition else None)
     return excluded_nodes(facts.name, list(nodes), config.cluster.nodes if is_gang(config) else 1, asked).excluded
+
+
+def exclude_sick(
+    paths: RunPaths, config: AnyConfig, hosts: Sequence[str], emit: Callable[..., None], evidence: Mapping[str, object]
+) -> None:
+    """Put those of the nodes that Slurm too calls sick into the person's ledger, for cluster.exclude_hours; one event each.
+
+    Raises UnreachableError when the controller does not answer, WorkError when the ledger cannot be written.
+    """
+    for node, state in query_nodes(names=hosts).items() if hosts else ():
+        if is_sick(state):
+            record(
+                cluster=str(read_provenance(paths).get(CLUSTER)),
+                node=node,
+                reason=f"failed a task; Slurm calls it {state}",
+                evidence=evidence,
+                hours=config.cluster.exclude_hours,
+            )
+            emit(node=node, reason=f"Slurm calls it {state}")
 
 
 def units_of(plan: Plan, config: AnyConfig) -> list[Unit]:

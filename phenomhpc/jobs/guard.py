@@ -20,12 +20,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from phenomhpc import errors
 from phenomhpc.config import AnyConfig, load_run_config
+from phenomhpc.jobs.attempts import exclude_sick, is_gang
+from phenomhpc.jobs.gate import run_gate
 from phenomhpc.jobs.processes import (
     adopt_orphans,
     descendants,
@@ -107,7 +110,15 @@ class _Guard:
         )  # fmt: skip
         adopt_orphans()
         signal.signal(signal.SIGTERM, self._on_term)
-        code = self._leave_as(self._watch(self._fork()))
+        self._exclude_lost_node(history)
+        try:
+            if is_gang(self.config) and self.config.cluster.gate:
+                run_gate(
+                    self.config, self.paths, self.place, attempt=self.attempt, task=self.task, emit=self.events.emit
+                )
+            code = self._leave_as(self._watch(self._fork()))
+        except errors.GateRefused as error:
+            code = error.exit_code
         written = read_task_events(self.paths, self.attempt, self.task)
         after = progress_mark(self.paths, written)
         if code == errors.TASK_REQUEUE and stuck(
@@ -118,6 +129,19 @@ class _Guard:
             "ended", code=code, seconds=time.monotonic() - self.began, max_rss_bytes=self.peak_bytes, before=mark, mark=after
         )  # fmt: skip
         return code
+
+    def _exclude_lost_node(self, history: list[Event]) -> None:
+        """Slurm has requeued this task: when the node of the start before fell silent, and Slurm too calls it sick, it is left
+        out for a while."""
+        last = next((event for event in reversed(history) if event["event"] in {"started", "ended"}), None)
+        if last is None or last["event"] == "ended" or last["host"] in self.place.hosts:
+            return
+        with suppress(errors.PhenomError):  # neither the queue nor the ledger may keep the work from starting
+            exclude_sick(
+                self.paths, self.config, [last["host"]],
+                lambda **fields: self.events.emit("excluded", **fields),
+                {"run": self.paths.id, "attempt": self.attempt, "job": self.place.job_id, "words": "fell silent in mid-work"},
+            )  # fmt: skip
 
     def _fork(self) -> int:
         """The child does the work; it shares what is imported here."""
@@ -169,7 +193,9 @@ class _Guard:
             )
         if code < 0:
             name = signal.Signals(-code).name
-            return self._fail(FailureClass.NODE_FAIL, KILLED_BY_SIGNAL - code, f"the work was killed by {name}")
+            return self._fail(
+                FailureClass.NODE_FAIL, KILLED_BY_SIGNAL - code, f"the work was killed by {name}", crashed=True
+            )
         if code == errors.TASK_REQUEUE and self.terminated:
             # SIGTERM is scancel's, or a preemption that Slurm requeues by itself: the script must not.
             return KILLED_BY_SIGNAL + signal.SIGTERM
@@ -181,10 +207,11 @@ class _Guard:
         kill_below(os.getpid())
         self._fail(FailureClass.HANG, errors.TASK_WATCHDOG, "; ".join(words))
 
-    def _fail(self, failure: FailureClass, code: int, message: str) -> int:
+    def _fail(self, failure: FailureClass, code: int, message: str, **fields: Any) -> int:
         log = str(self.paths.log_file(self.task, self.attempt))
-        fields: dict[str, Any] = {"class": str(failure), "exit_code": code, "message": message, "log": log}
-        self.events.emit("failed", **fields)
+        self.events.emit(
+            "failed", **{"class": str(failure), "exit_code": code, "message": message, "log": log}, **fields
+        )
         print(f"phenomhpc: {message}", flush=True)
         return code
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phenomhpc.config import AnyConfig, PipelineConfig, dump, load_run_config
-from phenomhpc.errors import PhenomError, UnreachableError
+from phenomhpc.errors import PhenomError, UnreachableError, WorkError
 from phenomhpc.jobs.attempts import (
     AFTER,
-    CLUSTER,
     PIPELINE,
     STAGE,
     STEWARD_TASK,
+    exclude_sick,
     feed_attempt,
     memory_of,
     parent_of,
@@ -36,12 +36,10 @@ from phenomhpc.jobs.attempts import (
 )
 from phenomhpc.jobs.base import load
 from phenomhpc.jobs.guard import progress_mark
-from phenomhpc.nodes.exclusions import record
 from phenomhpc.progress import Progress, lines
 from phenomhpc.runs import EventWriter, RunPaths, create_run, read_events, read_outcome, read_provenance, write_outcome
 from phenomhpc.slurm.decide import MEMORY_FACTOR, Action, Decision, decide, history_of
 from phenomhpc.slurm.facts import discover
-from phenomhpc.slurm.nodes import is_sick, query_nodes
 from phenomhpc.slurm.observe import Observation, observe
 from phenomhpc.slurm.programs import LimitReachedError
 from phenomhpc.slurm.queue import Queue
@@ -148,14 +146,14 @@ def _act(decision: Decision, seen: Observation, paths: RunPaths, config: AnyConf
             mem_mb = MEMORY_FACTOR * (mem_mb or config.cluster.mem_mb or given_memory(paths, seen.attempt)) or None
     emit(
         paths, seen.attempt, "decided", action=str(decision.action), reason=decision.reason, classes=dict(decision.classes),
-        failure=decision.failure, mark=run_mark(paths), mem_mb=mem_mb,
+        failure=decision.failure, mark=run_mark(paths), repeatable=decision.repeatable, mem_mb=mem_mb,
     )  # fmt: skip
     if decision.action == Action.FINISH:
         cancel_jobs(seen.live)  # of a gang that was requeued after its last step
         _finish(paths, config, progress)
     elif decision.action in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
         cancel_jobs(seen.strays)
-        exclude_sick(paths, config, seen, decision)
+        _exclude(paths, config, seen, decision)
         _try_next(paths, config, mem_mb)
     else:
         state = "cancelled" if decision.action == Action.STAY_CANCELLED else "failed"
@@ -168,23 +166,16 @@ def given_memory(paths: RunPaths, attempt: int) -> int:
     return max((int(event.get("mem_mb", 0)) for event in started), default=0)
 
 
-def exclude_sick(paths: RunPaths, config: AnyConfig, seen: Observation, decision: Decision) -> None:
-    """Put the nodes that failed, and that Slurm too calls sick, into the ledger.  A ledger that cannot be written is said."""
-    if not decision.hosts:
-        return
-    sick = {name: state for name, state in query_nodes(names=decision.hosts).items() if is_sick(state)}
-    for node, state in sick.items():
-        jobs = seen.submitted.job_ids if seen.submitted else []
-        evidence = {"run": paths.id, "attempt": seen.attempt, "jobs": jobs, "words": decision.reason}
-        try:
-            record(
-                cluster=str(read_provenance(paths).get(CLUSTER)), node=node, reason=f"failed a task; Slurm calls it {state}",
-                evidence=evidence, hours=config.cluster.exclude_hours,
-            )  # fmt: skip
-        except PhenomError as error:
-            print(f"steward of {paths.id}: {error}", flush=True)
-        else:
-            emit(paths, seen.attempt, "excluded", node=node, reason=f"Slurm calls it {state}")
+def _exclude(paths: RunPaths, config: AnyConfig, seen: Observation, decision: Decision) -> None:
+    """Leave out the nodes that failed, for a while.  A ledger that cannot be written is said, and is no reason to stop."""
+    jobs = seen.submitted.job_ids if seen.submitted else []
+    evidence = {"run": paths.id, "attempt": seen.attempt, "jobs": jobs, "words": decision.reason}
+    try:
+        exclude_sick(
+            paths, config, decision.hosts, lambda **fields: emit(paths, seen.attempt, "excluded", **fields), evidence
+        )
+    except WorkError as error:
+        print(f"steward of {paths.id}: {error}", flush=True)
 
 
 def _num_submitted(paths: RunPaths) -> int:

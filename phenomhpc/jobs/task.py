@@ -108,7 +108,7 @@ def _tell(ctx: TaskContext, error: Exception, code: int) -> None:
         if ctx.job_id is not None:  # here, whoever started the task says it
             print(f"phenomhpc: {error}", flush=True)
         fields = {"class": str(_class_of(error)), "exit_code": code, "message": str(error), "log": log}
-        ctx.events.emit("failed", **fields)
+        ctx.events.emit("failed", **fields, crashed=isinstance(error, errors.KilledError))
     else:
         text = "".join(traceback.format_exception(error))
         print(text, flush=True)

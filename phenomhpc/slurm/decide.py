@@ -7,7 +7,7 @@
 | node_fail | Slurm: NODE_FAIL; killed by a signal; vanished; lost peers; the gate | next attempt; a sick node is excluded | yes |
 | preempted | Slurm: PREEMPTED; stopped far from the limit | next attempt, from what was committed | no |
 | hang | no sign of life: stacks dumped, killed by the guard | next attempt, from what was committed | yes |
-| no_progress | two ends in a row (timeout, hang, node_fail) at the same point | stop | - |
+| no_progress | two ends in a row (timeout, hang, a signal) at the same point | stop | - |
 | bad_input | a unit: set aside inside the task; a setting: event `failed` | unit: none; setting: stop | - |
 | code_error | event `failed`, or ended without a word | stop, with the traceback and the log | - |
 | cancelled | Slurm: CANCELLED; `phenomhpc cancel` | stays cancelled | - |
@@ -87,15 +87,18 @@ _ORDER = (Action.STAY_CANCELLED, Action.STOP, Action.MORE_MEMORY, Action.NEXT_AT
 
 # The environment's doing: they end an attempt and say nothing about it.
 FREE = frozenset({FailureClass.PREEMPTED, FailureClass.TIMEOUT})
-# Ends that a run must not repeat at the same point.
-MUST_PROGRESS = frozenset({FailureClass.TIMEOUT, FailureClass.HANG, FailureClass.NODE_FAIL})
+# Ends that a run must not repeat at the same point; so is a crash, a task killed by a signal.
+MUST_PROGRESS = frozenset({FailureClass.TIMEOUT, FailureClass.HANG})
 MEMORY_FACTOR = 2
 MAX_MORE_MEMORY = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskView:
-    """One task of an attempt: done, live, failed with a class and message, or still to be submitted (none of these)."""
+    """One task of an attempt: done, live, failed with a class and message, or still to be submitted (none of these).
+
+    crashed: it was killed by a signal, which may be the node's doing or its own.
+    """
 
     task: int
     done: bool
@@ -106,19 +109,22 @@ class TaskView:
     message: str = ""
     log: str = ""
     host: str = ""
+    crashed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     """What to do, and why, in words for a person.
 
-    failure: the class that decided; classes: how many tasks ended early, by class; hosts: where those with node_fail ran.
+    failure: the class that decided; classes: how many tasks ended early, by class; hosts: where those with node_fail ran;
+    repeatable: may the next attempt end in the same way at the same point?
     """
 
     action: Action
     reason: str = ""
     failure: FailureClass | None = None
     hosts: tuple[str, ...] = ()
+    repeatable: bool = True
     classes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -145,7 +151,7 @@ def history_of(events: Iterable[Event]) -> History:
         history = History(
             charged=history.charged + bool(classes - FREE),
             more_memory=history.more_memory + (event["action"] == Action.MORE_MEMORY),
-            mark=str(event.get("mark", "")) if classes & MUST_PROGRESS else history.mark,
+            mark=history.mark if event.get("repeatable", True) else str(event["mark"]),
         )
     return history
 
@@ -245,6 +251,7 @@ def _view(
         message=failure[1] if ended else "",
         log=log,
         host=str(last.get("host", "")) if last else "",
+        crashed=bool(ended and last and last["event"] == "failed" and last.get("crashed")),
     )
 
 
@@ -265,8 +272,15 @@ def decide(tasks: Sequence[TaskView], history: History, max_attempts: int, mark:
     words = f"{len(failed)} of {len(tasks)} task(s) ended early; task {task.task}: {task.failure}: {task.message}"
     words += f" (log: {task.log})" if task.log else ""
     hosts = tuple(sorted({task.host for task in failed if task.failure == FailureClass.NODE_FAIL and task.host}))
-    decision = Decision(action=action, reason=words, failure=task.failure, classes=classes, hosts=hosts)
-    spent = _spent(action, {task.failure for task in failed if task.failure}, history, max_attempts, mark)
+    decision = Decision(
+        action=action,
+        reason=words,
+        failure=task.failure,
+        classes=classes,
+        hosts=hosts,
+        repeatable=not any(task.crashed or task.failure in MUST_PROGRESS for task in failed),
+    )
+    spent = _spent(decision, history, max_attempts, mark)
     if spent is None:
         return decision
     failure, why = spent
@@ -274,15 +288,15 @@ def decide(tasks: Sequence[TaskView], history: History, max_attempts: int, mark:
 
 
 def _spent(
-    action: Action, classes: set[FailureClass], history: History, max_attempts: int, mark: str
+    decision: Decision, history: History, max_attempts: int, mark: str
 ) -> tuple[FailureClass | None, str] | None:
     """Why an attempt that could be repeated is not, and the class that stands for it (None: its own); None where it is."""
-    if action not in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
+    if decision.action not in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
         return None
-    if mark and mark == history.mark and classes & MUST_PROGRESS:
+    if not decision.repeatable and mark and mark == history.mark:
         return FailureClass.NO_PROGRESS, f"no progress: the attempt before ended at the same point ({mark})"
-    if action == Action.MORE_MEMORY and history.more_memory >= MAX_MORE_MEMORY:
+    if decision.action == Action.MORE_MEMORY and history.more_memory >= MAX_MORE_MEMORY:
         return None, f"memory was doubled {MAX_MORE_MEMORY} times already; give cluster.mem_mb"
-    if classes - FREE and history.charged + 1 >= max_attempts:
+    if {FailureClass(name) for name in decision.classes} - FREE and history.charged + 1 >= max_attempts:
         return None, f"cluster.max_attempts={max_attempts} are used up"
     return None

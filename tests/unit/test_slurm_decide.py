@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,7 +154,9 @@ def test_a_task_that_was_not_submitted_yet_is_waited_for() -> None:
         ("timeout", History(charged=9, mark="step 4"), "next_attempt", "timeout"),  # it gets on
         ("timeout", History(mark="step 8"), "stop", "no_progress"),
         ("hang", History(mark="step 8"), "stop", "no_progress"),
-        ("node_fail", History(mark="step 8"), "stop", "no_progress"),
+        ("crash", History(mark="step 8"), "stop", "no_progress"),
+        ("crash", History(mark="step 4"), "next_attempt", "node_fail"),
+        ("node_fail", History(mark="step 8"), "next_attempt", "node_fail"),  # the node's doing
         ("preempted", History(mark="step 8"), "next_attempt", "preempted"),
         ("hang", History(charged=1), "next_attempt", "hang"),
         ("hang", History(charged=2), "stop", "hang"),
@@ -166,19 +169,22 @@ def test_a_task_that_was_not_submitted_yet_is_waited_for() -> None:
     ],
 )
 def test_what_happened_before_counts(failure: str, history: History, action: str, named: str) -> None:
-    decision = decide([view(0, failure)], history, 3, "step 8")
+    seen = view(0, "node_fail" if failure == "crash" else failure)
+    decision = decide([replace(seen, crashed=failure == "crash")], history, 3, "step 8")
     assert (decision.action, decision.failure) == (action, named)
-    assert decision.classes == {failure: 1}
-    assert decision.hosts == (("n0",) if failure == "node_fail" else ())
+    assert decision.classes == {str(seen.failure): 1}
+    assert decision.hosts == (("n0",) if seen.failure == FailureClass.NODE_FAIL else ())
+    assert decision.repeatable == (failure not in {"timeout", "hang", "crash"})
 
 
 def test_history_is_what_was_decided_since_a_person_last_stepped_in() -> None:
     def decided(action: str, mark: str, *classes: str) -> dict[str, Any]:
-        return event("decided", action=action, mark=mark, classes=dict.fromkeys(classes, 1))
+        repeatable = "hang" not in classes
+        return event("decided", action=action, mark=mark, classes=dict.fromkeys(classes, 1), repeatable=repeatable)
 
     events = [decided("next_attempt", "a", "hang"), event("retried"), decided("next_attempt", "b", "preempted")]
     assert history_of(events) == History()
-    events += [decided("more_memory", "c", "oom", "preempted"), decided("next_attempt", "d", "node_fail")]
+    events += [decided("more_memory", "c", "oom", "preempted"), decided("next_attempt", "d", "hang")]
     assert history_of(events) == History(charged=2, more_memory=1, mark="d")
     assert history_of([*events, decided("next_attempt", "e", "preempted")]).mark == "d"
 
