@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ from phenomhpc.jobs.task import run_task
 from phenomhpc.runs import Event, EventWriter, RunPaths, check_fence, claim_start, read_task_events
 from phenomhpc.runs.heartbeat import ENVIRONMENT, Watch, read_beats
 from phenomhpc.slurm.decide import FailureClass
-from phenomhpc.slurm.inside import Place, stop_reason
+from phenomhpc.slurm.inside import Place
 
 POLL_S = 0.2
 LOOK_S = 1.0
@@ -234,10 +234,15 @@ def progress_mark(paths: RunPaths, events: list[Event]) -> str:
     return f"step {step}, {len({event['unit_id'] for event in events if event['event'] == 'unit'})} units"
 
 
-def stuck(history: list[Event] | list[Mapping[str, Any]]) -> bool:
-    """Did the last two starts end at the time limit without having come any further?  (Preemptions do not count.)"""
-    ends = [event for event in history if event["event"] == "ended"]
-    reasons = [event.get("reason") for event in history if event["event"] == "preempted"]
-    if len(ends) < 2 or (reasons and reasons[-1] != "timeout") or stop_reason() != "timeout":
-        return False
-    return all(end["code"] == errors.TASK_REQUEUE and end["mark"] == end["before"] for end in ends[-2:])
+def stuck(events: Sequence[Mapping[str, Any]]) -> bool:
+    """Did the last two starts end at the time limit without having come any further?  (Preemptions are not their doing.)"""
+    ends: list[bool] = []
+    reason = None
+    for event in events:
+        if event["event"] == "preempted":
+            reason = event.get("reason")
+        if event["event"] == "ended":
+            at_limit = event["code"] == errors.TASK_REQUEUE and reason == "timeout"
+            ends.append(at_limit and event["mark"] == event["before"])
+            reason = None
+    return len(ends) > 1 and all(ends[-2:])
