@@ -15,7 +15,7 @@ from phenomhpc.cli.job_flags import LIST_OPTIONS
 from phenomhpc.errors import WORK_FAILED, PhenomError
 
 # Single verbs: the module's function of the same name.  Groups: the module's `app`.
-VERBS = ("init", "demo", "runs", "status", "why", "logs", "cancel")
+VERBS = ("init", "demo", "runs", "status", "why", "logs", "cancel", "retry")
 GROUPS = ("submit", "store", "node", "config")
 
 # What a full, read-only or forbidden file system says; a person needs the line, not the traceback.

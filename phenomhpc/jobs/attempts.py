@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 
-from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
+from phenomhpc.config import AnyConfig, PipelineConfig
 from phenomhpc.jobs.base import ArrayPlan, Plan, load
 from phenomhpc.jobs.pack import pack
+from phenomhpc.jobs.retried import code_of, in_scope, run_config
 from phenomhpc.jobs.task import GANG_KIND
 from phenomhpc.nodes.exclusions import active, excluded_nodes, read_ledger, record
 from phenomhpc.runs import (
@@ -74,7 +75,7 @@ def submission_of(
         gang=is_gang(config),
         cluster=config.cluster,
         python=shlex.quote(sys.executable),
-        code=RunPaths(root).code,
+        code=code_of(RunPaths(root), attempt),
         facts=facts,
         exclude=exclude,
     )
@@ -119,6 +120,12 @@ def units_of(plan: Plan, config: AnyConfig) -> list[Unit]:
     return [Unit(unit_id=GANG_KIND, kind=GANG_KIND)]
 
 
+def what_is_left(config: AnyConfig, paths: RunPaths) -> Plan:
+    """What is missing, and was asked for: a retry may have chosen among it."""
+    plan = load(config.kind).plan(config, paths)
+    return replace(plan, units=tuple(in_scope(paths, plan.units))) if isinstance(plan, ArrayPlan) else plan
+
+
 def submit_next(paths: RunPaths, config: AnyConfig, facts: ClusterFacts | None, *, mem_mb: int | None = None) -> None:
     """Plan what is left and submit it as the run's next attempt; with nothing left, only the steward, which ends the run.
 
@@ -126,7 +133,7 @@ def submit_next(paths: RunPaths, config: AnyConfig, facts: ClusterFacts | None, 
     whoever calls then has to call `feed_attempt` later.
     What holds when killed: an attempt without slurm.json was never submitted; with one, `feed_attempt` submits the rest.
     """
-    units = units_of(load(config.kind).plan(config, paths), config)
+    units = units_of(what_is_left(config, paths), config)
     attempt, token = open_attempt(paths)
     write_manifest(paths.attempt(attempt).manifest, units, token=token)
     num_tasks = len({unit.task for unit in units})
@@ -182,7 +189,7 @@ def memory_of(paths: RunPaths, attempt: int) -> int | None:
 def submit_watch(paths: RunPaths, after: tuple[str, ...], *, soon: bool = False, any_of: bool = False) -> None:
     """Submit only a steward: it looks when the jobs `after` (or any of them) have ended; where there are none, in a while, or
     `soon`.  Raises LimitReachedError."""
-    config = load_run_config(paths.run_yaml)
+    config = run_config(paths)
     submission = submission_of(config, paths, paths.last_attempt(), discover())
     submit_steward(submission, after, 0 if after or soon else LOOK_AGAIN_S, any_of=any_of)
 

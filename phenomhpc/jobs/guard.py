@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from phenomhpc import errors
-from phenomhpc.config import AnyConfig, load_run_config
+from phenomhpc.config import AnyConfig
 from phenomhpc.jobs.attempts import exclude_sick, is_gang
 from phenomhpc.jobs.gate import run_gate
 from phenomhpc.jobs.processes import (
@@ -40,6 +40,7 @@ from phenomhpc.jobs.processes import (
     reap,
     resident_bytes,
 )
+from phenomhpc.jobs.retried import run_config
 from phenomhpc.jobs.task import run_task
 from phenomhpc.runs import Event, EventWriter, RunPaths, check_fence, claim_start, read_task_events
 from phenomhpc.runs.heartbeat import ENVIRONMENT, Watch, read_beats
@@ -54,7 +55,7 @@ KILLED_BY_SIGNAL = 128
 
 def guard(paths: RunPaths, attempt: int, task: int, place: Place) -> int:
     """Do a task under guard; returns the exit code of the step (0, 1, 2, 75 to 79, 128 + signal)."""
-    config = load_run_config(paths.run_yaml)
+    config = run_config(paths)
     try:
         token = claim_start(paths, attempt, task, place.restarts, place.job_id)
     except errors.FencedError as error:

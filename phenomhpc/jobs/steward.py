@@ -17,7 +17,7 @@ import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from phenomhpc.config import AnyConfig, PipelineConfig, dump, load_run_config
+from phenomhpc.config import AnyConfig, PipelineConfig, dump
 from phenomhpc.errors import PhenomError, UnreachableError, WorkError
 from phenomhpc.jobs.attempts import (
     AFTER,
@@ -34,8 +34,9 @@ from phenomhpc.jobs.attempts import (
     submit_next,
     submit_watch,
 )
-from phenomhpc.jobs.base import load
+from phenomhpc.jobs.base import ArrayPlan, load
 from phenomhpc.jobs.guard import progress_mark
+from phenomhpc.jobs.retried import is_retried, read_retries, run_config
 from phenomhpc.progress import Progress, lines
 from phenomhpc.runs import EventWriter, RunPaths, create_run, read_events, read_outcome, read_provenance, write_outcome
 from phenomhpc.slurm.decide import MEMORY_FACTOR, Action, Decision, decide, history_of
@@ -74,7 +75,7 @@ def step(paths: RunPaths, progress: Progress, *, own_job: str | None = None, wat
 
     Raises UnreachableError when Slurm does not answer; nothing was decided then.
     """
-    config = load_run_config(paths.run_yaml)
+    config = run_config(paths)
     standing = Standing(ended=False, words="goes on")
     with steward_lock(paths):
         if read_outcome(paths) is None:
@@ -94,7 +95,7 @@ def tend(paths: RunPaths, progress: Progress, *, own_job: str | None = None, que
     queue: asked of Slurm where not given.  A step asks again, under the lock: an older answer would miss what another
     steward has submitted since.
     """
-    config = load_run_config(paths.run_yaml)
+    config = run_config(paths)
     for run in stage_runs_of(paths, config).values():
         if read_outcome(run) is None:
             tend(run, progress, own_job=own_job, queue=queue)
@@ -111,9 +112,9 @@ def _step(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: str |
         advance(paths, config, progress)
         return standing
     seen = observe(paths, own_job=own_job)
-    if seen.submitted is None:  # never submitted, or its submitter was killed
-        cancel_jobs(seen.strays)
-        _try_next(paths, config)
+    if seen.submitted is None or is_retried(paths):  # never submitted, or its submitter was killed
+        cancel_jobs([*seen.strays, *(seen.live if is_retried(paths) else ())])
+        _try_next(paths, config, _memory_of_retry(paths))
         return standing
     if seen.unfed:
         feed_attempt(paths, config, seen)
@@ -160,6 +161,14 @@ def _act(decision: Decision, seen: Observation, paths: RunPaths, config: AnyConf
         write_outcome(paths, state=state, exit_code=1, message=decision.reason, failure=decision.failure)
 
 
+def _memory_of_retry(paths: RunPaths) -> int | None:
+    """A retry goes on with the memory that the attempts before it had come to, unless it says how much."""
+    attempt = paths.last_attempt()
+    if not is_retried(paths) or "mem_mb" in read_retries(paths)[-1].cluster:
+        return None
+    return memory_of(paths, attempt)
+
+
 def given_memory(paths: RunPaths, attempt: int) -> int:
     """The memory that Slurm gave the tasks of an attempt where none was asked for, MiB; 0 where it does not say."""
     started = [event for event in read_events(paths, attempt=attempt) if event["event"] == "started"]
@@ -198,8 +207,11 @@ def _try_next(paths: RunPaths, config: AnyConfig, mem_mb: int | None = None) -> 
 
 
 def _finish(paths: RunPaths, config: AnyConfig, progress: Progress) -> None:
-    """All tasks are done: seal, report, and the outcome."""
+    """All tasks are done: seal, report, and the outcome; of a retry of some units, first see whether others are missing."""
     try:
+        missing = _missing(paths, config)
+        if missing:
+            raise WorkError(f"{missing} unit(s) that were not retried are still missing; phenomhpc retry {paths.id}")
         summary = load(config.kind).finish(config, paths, progress)
     except PhenomError as error:
         write_outcome(paths, state="failed", exit_code=error.exit_code, message=str(error))
@@ -209,6 +221,15 @@ def _finish(paths: RunPaths, config: AnyConfig, progress: Progress) -> None:
     else:
         fields = {"set_aside": [list(entry) for entry in summary.set_aside], "report": summary.report}
         write_outcome(paths, state="finished", exit_code=summary.exit_code, message=summary.text, **fields)
+
+
+def _missing(paths: RunPaths, config: AnyConfig) -> int:
+    """Units that are missing although all tasks are done: only a retry of some of them leaves any."""
+    retries = read_retries(paths)
+    if not retries or retries[-1].only is None:
+        return 0
+    plan = load(config.kind).plan(config, paths)
+    return len(plan.units) if isinstance(plan, ArrayPlan) else 0
 
 
 # -- waiting for another run ------------------------------------------------------------------------------------------
@@ -236,7 +257,7 @@ def _may_start(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: 
 
 def jobs_ahead(paths: RunPaths) -> tuple[str, ...]:
     """Living jobs and stewards of a run (of a pipeline: of its current stage), whose end is worth a look."""
-    config = load_run_config(paths.run_yaml)
+    config = run_config(paths)
     seen = observe(paths)
     ids = {*seen.live, *seen.stewards}
     for run in stage_runs_of(paths, config).values():

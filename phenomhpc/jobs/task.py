@@ -8,8 +8,8 @@ import traceback
 from pathlib import Path
 
 from phenomhpc import errors
-from phenomhpc.config import load_run_config
 from phenomhpc.jobs.base import load
+from phenomhpc.jobs.retried import run_config
 from phenomhpc.progress import Progress, beating, lines
 from phenomhpc.runs import RunPaths, TaskContext, canonical_json, claim_start, commit, now, read_manifest
 from phenomhpc.runs.heartbeat import START, STEP, beat
@@ -40,7 +40,7 @@ def run_task(
     What holds when killed here: every unit that was committed stays done; the event log ends without `finished`.
     """
     paths = RunPaths(Path(root))
-    config = load_run_config(paths.run_yaml)
+    config = run_config(paths)
     told = progress or lines()
     if config.kind in WATCHED:
         beat(START)

@@ -248,19 +248,18 @@ def run_usage(
         useful = useful_of_steps(starts, rows, breaks, None if live else saved)
     else:
         useful = useful_of_units(starts)
-    return hours(_asked(config, events), starts, useful)
+    return hours(_asked(events), starts, useful)
 
 
-def _asked(config: AnyConfig, events: Iterable[Event]) -> list[Asked]:
+def _asked(events: Sequence[Event]) -> list[Asked]:
     """One entry per submitted attempt."""
-    cluster = config.cluster
     cores = max((int(event.get("cpus") or 1) for event in events if event["event"] == "started"), default=1)
     return [
         Asked(
-            num_tasks=int(event.get("num_tasks") or (cluster.nodes if is_gang(config) else 1)),
-            gpus=cluster.gpus_per_node or 0,
-            cores=cluster.cpus_per_task or cores,
-            minutes=event.get("time_minutes", cluster.time_minutes),
+            num_tasks=int(event["num_tasks"]),
+            gpus=int(event["gpus"]) // int(event.get("num_nodes") or 1),
+            cores=int(event["cpus"] or cores),
+            minutes=event["limit_minutes"],
         )
         for event in events
         if event["event"] == "submitted"

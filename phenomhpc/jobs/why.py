@@ -14,8 +14,8 @@ from pathlib import Path
 from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
 from phenomhpc.errors import UnreachableError, UsageError
 from phenomhpc.jobs.attempts import STEWARD_TASK, stage_runs_of
-from phenomhpc.jobs.status import UNKNOWN, RunStatus, on_slurm, run_status
-from phenomhpc.runs import Event, RunPaths, read_events, read_outcome
+from phenomhpc.jobs.status import AT_WORK, UNKNOWN, RunStatus, on_slurm, run_status
+from phenomhpc.runs import Event, RunPaths, read_events, read_manifest, read_outcome
 from phenomhpc.slurm.decide import FailureClass, TaskView, view_gang, view_tasks
 from phenomhpc.slurm.queue import JobState, Queue, StepState, query_queue, query_steps
 from phenomhpc.slurm.record import SubmittedJobs, read_submitted
@@ -38,6 +38,8 @@ _STACK = "--- stack of pid "
 _TAIL_BYTES = 1 << 17
 # How decide.py calls a task of which nobody knows anything.
 VANISHED = "vanished"
+# What a task that was cancelled may look like.
+_SILENT = frozenset({FailureClass.NODE_FAIL, FailureClass.PREEMPTED})
 # More hosts than this are counted, not named.
 MAX_HOSTS = 3
 
@@ -193,6 +195,28 @@ def _explain(paths: RunPaths, status: RunStatus, task: int | None, queue: Queue 
     )
 
 
+def unit_classes(paths: RunPaths) -> dict[str, str]:
+    """Why the task failed that had a unit last, by unit; of a run that has ended.  Units of tasks that were done are left out."""
+    outcome = read_outcome(paths)
+    cancelled = outcome is not None and outcome["state"] == "cancelled"
+    numbers = range(1, paths.last_attempt() + 1)
+    submitted = {number: read_submitted(paths.attempt(number)) for number in numbers}
+    told = accounting_of(query_steps([job for jobs in submitted.values() if jobs for job in jobs.job_ids]))
+    events = read_events(paths)
+    found: dict[str, str] = {}
+    for number in numbers:
+        manifest = paths.attempt(number).manifest
+        views = {view.task: view for view in _views(paths, number, submitted[number], events, told.states())}
+        for unit in read_manifest(manifest) if manifest.is_file() else ():
+            view = views.get(unit.task)
+            if view is None or view.failure is None:
+                found.pop(unit.unit_id, None)
+                continue
+            silent = cancelled and number == numbers[-1] and view.failure in _SILENT
+            found[unit.unit_id] = str(FailureClass.CANCELLED if silent else view.failure)
+    return found
+
+
 def _end_failure(paths: RunPaths) -> tuple[str, str]:
     """The class of a run all of whose tasks are done, and which failed at its end; and where its end was logged."""
     bad = any(json.loads(path.read_bytes()).get("set_aside") for path in paths.done.glob("*.json"))
@@ -216,16 +240,17 @@ def _views(
         views = view_tasks([""] * (max(spoke, default=-1) + 1), done, own, {})
         return [view for view in views if view.task in spoke]
     states = submitted.by_task(jobs)
-    if submitted.gang and done:
-        done = set(range(submitted.num_tasks))
     logs = [str(paths.log_file(number, attempt)) for number in range(submitted.num_tasks)]
-    views = (view_gang if submitted.gang else view_tasks)(logs, done, own, states)
+    if submitted.gang:
+        views = view_gang(logs, done, own, states)
+    else:
+        views = view_tasks(logs, done, own, states, submitted.fed)
     return [_by_decision(view, states, events, attempt) for view in views]
 
 
 def _as_ended(view: TaskView, status: RunStatus) -> TaskView:
     """What silence means: of a cancelled run that it was cancelled, while Slurm does not answer nothing."""
-    if view.failure not in {FailureClass.NODE_FAIL, FailureClass.PREEMPTED}:
+    if view.failure not in _SILENT:
         return view
     if status.state == "cancelled":
         return replace(view, failure=FailureClass.CANCELLED, message=status.message)
@@ -368,7 +393,11 @@ def _summary(views: Sequence[TaskView]) -> str:
         where = hosts[name]
         named = f" on {', '.join(sorted(where))}" if 0 < len(where) <= MAX_HOSTS else ""
         parts.append(f"{count} {name}{named}")
-    living = Counter("running" if view.state == "RUNNING" else "waiting" for view in views if view.live)
+    living = Counter(
+        "running" if view.live and view.state in AT_WORK else "waiting"
+        for view in views
+        if not view.done and view.failure is None
+    )
     parts += [f"{count} {name}" for name, count in sorted(living.items())]
     return ", ".join(parts)
 

@@ -12,7 +12,15 @@ from phenomhpc.runs.manifest import Unit, read_manifest, write_manifest
 from phenomhpc.runs.paths import AttemptPaths, GatePaths, RunPaths
 from phenomhpc.runs.provenance import collect_provenance
 from phenomhpc.runs.records import CompletionRecord, canonical_json, digest_of, now, read_record, write_record
-from phenomhpc.runs.run import create_run, find_run, list_runs, read_outcome, read_provenance, write_outcome
+from phenomhpc.runs.run import (
+    create_run,
+    find_run,
+    list_runs,
+    read_outcome,
+    read_provenance,
+    set_outcome_aside,
+    write_outcome,
+)
 
 __all__ = [
     "TEMPORARY",
@@ -47,6 +55,7 @@ __all__ = [
     "read_record",
     "read_task_events",
     "remove_temporaries",
+    "set_outcome_aside",
     "write_manifest",
     "write_outcome",
     "write_record",

@@ -3,7 +3,8 @@
 RUNS/ID/
   run.yaml provenance.json outcome.json report.html
       evaluation.json recall.parquet map.npz reconstructions.npz
-  code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/}
+  code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/
+                        outcome.json retry.json code/}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
   checkpoints/step-XXXXXXXX/  embeddings/
 """
@@ -76,6 +77,21 @@ class AttemptPaths:
     def submitit(self) -> Path:
         """submitit's own folder: every script as it was submitted, by job id."""
         return self.root / "submitit"
+
+    @property
+    def outcome(self) -> Path:
+        """How the run had ended with this attempt, before it was retried."""
+        return self.root / "outcome.json"
+
+    @property
+    def retry(self) -> Path:
+        """What was asked for when the run was retried after this attempt."""
+        return self.root / "retry.json"
+
+    @property
+    def code(self) -> Path:
+        """The code that the attempts after this one import, where a retry brought its own."""
+        return self.root / "code"
 
     @property
     def fence(self) -> Path:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from phenomhpc.commit import commit, make_folder
+from phenomhpc.commit import commit, fsync_folder, make_folder
 from phenomhpc.errors import UsageError
 from phenomhpc.runs.paths import RUN_ID, RunPaths
 from phenomhpc.runs.records import canonical_json, now
@@ -94,3 +94,10 @@ def read_outcome(paths: RunPaths) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return value
+
+
+def set_outcome_aside(paths: RunPaths) -> None:
+    """Let an ended run go on: its outcome is kept beside the attempt that it ended with, then removed; durable on return."""
+    commit(paths.attempt(paths.last_attempt()).outcome, paths.outcome.read_bytes())
+    paths.outcome.unlink()
+    fsync_folder(paths.root)

@@ -21,16 +21,22 @@ FORGOTTEN_S = 15
 
 def snapshot_code(paths: RunPaths) -> None:
     """Copy the package into RUN/code, once: every attempt imports what was submitted."""
-    if paths.code.is_dir():
-        return
-    partial = paths.code.with_name("code.partial")
+    if not paths.code.is_dir():
+        copy_code(paths.code)
+
+
+def copy_code(folder: Path) -> None:
+    """Copy the package that runs now, with its recipes, to `folder`, in place of what is there."""
+    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=ignore)
     recipes = PACKAGE.parent / "jobs"
     if not (PACKAGE / "recipes").is_dir() and recipes.is_dir():
         shutil.copytree(recipes, partial / "jobs", ignore=ignore)
-    partial.rename(paths.code)
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder.parent)
+    partial.rename(folder)
 
 
 def feed(submission: Submission, jobs: SubmittedJobs, *, living: int, queued: int) -> SubmittedJobs:

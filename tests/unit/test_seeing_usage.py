@@ -16,6 +16,9 @@ from phenomhpc.jobs.attempts import STEWARD_TASK
 from phenomhpc.jobs.usage import Usage, account, run_usage, totals
 from phenomhpc.runs import EventWriter, RunPaths, committing, create_run, read_events
 
+# What the submitter writes: GPUs of one job, CPUs of one task.
+ASKED_ARRAY = {"num_tasks": 2, "gpus": 0, "num_nodes": 1, "cpus": 4, "limit_minutes": 60}
+ASKED_GANG = {"num_tasks": 2, "gpus": 8, "num_nodes": 2, "cpus": None, "limit_minutes": 30}
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -69,7 +72,7 @@ def steps(paths: RunPaths, attempt: int, first: int, ends: list[float]) -> None:
 def test_an_array_counts_each_unit_once_and_a_start_that_was_cut_to_its_last_sign(tmp_path: Path, clock: Clock) -> None:
     paths, config = array_run(tmp_path)
     steward = EventWriter(paths, 1, STEWARD_TASK, "a")
-    at(clock, 0, steward, "submitted", jobs=["5"], num_tasks=2)
+    at(clock, 0, steward, "submitted", **ASKED_ARRAY)
     cut, again = EventWriter(paths, 1, 0, "a.0"), EventWriter(paths, 1, 0, "a.1")
     at(clock, 100, cut, "started", start=0, cpus=4, gpus=0)
     at(clock, 400, cut, "unit", unit_id="p/0", seconds=200.0)
@@ -113,7 +116,7 @@ def test_a_task_that_runs_counts_to_the_present_moment_and_one_that_finished_doe
 
 def test_repeated_and_uncommitted_steps_of_a_gang_are_lost(tmp_path: Path, clock: Clock) -> None:
     paths, config = gang_run(tmp_path)
-    at(clock, 0, EventWriter(paths, 1, STEWARD_TASK, "a"), "submitted", jobs=["5"], num_tasks=2)
+    at(clock, 0, EventWriter(paths, 1, STEWARD_TASK, "a"), "submitted", **ASKED_GANG)
     nodes = [EventWriter(paths, 1, rank, "a.0") for rank in (0, 1)]
     for node in nodes:
         at(clock, 10, node, "started", gpus=4, cpus=8)
@@ -124,7 +127,7 @@ def test_repeated_and_uncommitted_steps_of_a_gang_are_lost(tmp_path: Path, clock
         node.emit("ended", code=1, seconds=130.0)
     # both nodes again, from step 6 on
     later = [EventWriter(paths, 2, rank, "b.0") for rank in (0, 1)]
-    at(clock, 199, EventWriter(paths, 2, STEWARD_TASK, "b"), "submitted", jobs=["6"], num_tasks=2)
+    at(clock, 199, EventWriter(paths, 2, STEWARD_TASK, "b"), "submitted", **ASKED_GANG)
     for node in later:
         at(clock, 200, node, "started", gpus=4, cpus=8)
     at(clock, 205, later[0], "resumed", step=6)
@@ -166,5 +169,5 @@ def test_accounts_are_per_run_and_user_and_leave_out_what_is_older(tmp_path: Pat
 def test_without_a_limit_nothing_can_be_said_of_what_was_asked_for(tmp_path: Path, clock: Clock) -> None:
     config = ConvertConfig(runs=str(tmp_path), plates=("p",), store="s")
     paths = create_run(tmp_path, "convert", dump(config), {}, name="r")
-    EventWriter(paths, 1, STEWARD_TASK, "a").emit("submitted", jobs=["5"], num_tasks=2)
+    EventWriter(paths, 1, STEWARD_TASK, "a").emit("submitted", **{**ASKED_ARRAY, "limit_minutes": None})
     assert run_usage(paths, config).core.asked is None
