@@ -46,6 +46,9 @@ class ClusterConfig(Model):
     gate_min_gbps: Annotated[float, Field(gt=0)] | None = Field(
         None, description="least bus bandwidth of the gate's all-reduce, Gbit/s; slower nodes are refused"
     )
+    gate_wait_s: Annotated[float, Field(gt=0)] = Field(
+        40, description="how long the nodes of a gang wait for each other's first word in the gate, seconds"
+    )
     exclude: tuple[str, ...] = Field((), description="nodes that this run must not use, beside the excluded ones")
     exclude_hours: Annotated[float, Field(gt=0)] = Field(24, description="how long a sick node stays excluded, hours")
     # Hangs

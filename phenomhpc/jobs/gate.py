@@ -54,8 +54,6 @@ if TYPE_CHECKING:
 
 Emit = Callable[..., None]
 
-# The nodes of a job start within seconds of each other; loading Python from a busy file system takes its time.
-PEERS_S = 60.0
 # Meeting includes loading torch, on all nodes at once from one file system; then the measurement itself.
 JOIN_S = 90.0
 BUDGET_S = 4.0
@@ -72,7 +70,7 @@ def run_gate(config: AnyConfig, paths: RunPaths, place: Place, *, attempt: int, 
 
     Raises GateRefused naming the nodes (its `node` is the first of them, None when none is to blame), after the event
     `failed` where the run folder can be written; the refused nodes are in the ledger for cluster.exclude_hours then.
-    Never waits for ever: for peers at most PEERS_S, for the all-reduce JOIN_S, BUDGET_S and GRACE_S.
+    Never waits for ever: for peers at most cluster.gate_wait_s, for the all-reduce JOIN_S, BUDGET_S and GRACE_S.
     """
     gate = _Gate(config=config, paths=paths, place=place, attempt=attempt, task=task)
     began = time.monotonic()
@@ -185,12 +183,12 @@ class _Gate:
 
     def decide_about_nodes(self, own: NodeFacts) -> None:
         """Wait for the others' word; raise GateRefused when any of them is not fit."""
-        present = self._wait_for(
-            [self.files.node(rank) for rank in range(len(self.hosts))], self.files.nodes_decision, PEERS_S
-        )
-        told = {self.hosts[rank]: json.loads(self.files.node(rank).read_bytes()) for rank in present}
+        limit_s = self.config.cluster.gate_wait_s
+        everyone = [self.files.node(rank) for rank in range(len(self.hosts))]
+        present = self._wait_for(everyone, self.files.nodes_decision, limit_s)
+        told = {self.hosts[rank]: json.loads(everyone[rank].read_bytes()) for rank in present}
         missing = {
-            host: f"no word from it within {PEERS_S:g} s: its task did not start, or cannot write to {self.paths.root}"
+            host: f"no word from it within {limit_s:g} s: its task did not start, or cannot write to {self.paths.root}"
             for host in self.hosts
             if host not in told
         }

@@ -2,7 +2,8 @@
 
 It imports no torch and does none of the work, so it can still speak when that hangs, is killed or runs out of memory.
 
-    claim the start -> `started` -> fork: run_task ... -> `ended`
+    claim the start -> `started` -> the gate of a gang -> fork: run_task ... -> `ended`
+      a node is not fit (jobs/gate.py)                     `failed node_fail` naming it, leave with 77
       fenced (a newer start or attempt has the task)       kill the child, leave with 76, write nothing
       silent (heartbeat older than the work's own pace)    dump every stack, kill, `failed hang`, leave with 78
       killed by a signal                                   `failed oom` when the kernel counted one, else `failed node_fail`
@@ -112,14 +113,7 @@ class _Guard:
         adopt_orphans()
         signal.signal(signal.SIGTERM, self._on_term)
         self._exclude_lost_node(history)
-        try:
-            if is_gang(self.config) and self.config.cluster.gate:
-                run_gate(
-                    self.config, self.paths, self.place, attempt=self.attempt, task=self.task, emit=self.events.emit
-                )
-            code = self._leave_as(self._watch(self._fork()))
-        except errors.GateRefused as error:
-            code = error.exit_code
+        code = self._gate() or self._leave_as(self._watch(self._fork()))
         written = read_task_events(self.paths, self.attempt, self.task)
         after = progress_mark(self.paths, written)
         if code == errors.TASK_REQUEUE and stuck(
@@ -130,6 +124,20 @@ class _Guard:
             "ended", code=code, seconds=time.monotonic() - self.began, max_rss_bytes=self.peak_bytes, before=mark, mark=after
         )  # fmt: skip
         return code
+
+    def _gate(self) -> int:
+        """0 when this node and its peers are fit (or it was not asked); the exit code of a refusal, which is written down."""
+        if not (self.config.cluster.gate and is_gang(self.config)):
+            return errors.DONE
+        try:
+            run_gate(self.config, self.paths, self.place, attempt=self.attempt, task=self.task, emit=self.events.emit)
+        except errors.GateRefused as error:
+            return error.exit_code
+        except errors.FencedError:
+            raise
+        except (errors.PhenomError, OSError, ValueError) as error:
+            return self._fail(FailureClass.CODE_ERROR, 1, f"the gate itself failed: {type(error).__name__}: {error}")
+        return errors.DONE
 
     def _exclude_lost_node(self, history: list[Event]) -> None:
         """Slurm has requeued this task: when the node of the start before fell silent, and Slurm too calls it sick, it is left

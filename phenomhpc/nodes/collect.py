@@ -51,11 +51,12 @@ def write(path, said):
 
 def read(folder):
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_file():
-                with open(entry.path, "rb") as file:
-                    file.read(4096)
-                return
+        entry = next((entry for entry in entries if entry.is_file()), None)
+    if entry is None and not os.listdir(folder):
+        sys.exit("it is empty: is its file system mounted?")
+    if entry is not None:
+        with open(entry.path, "rb") as file:
+            file.read(4096)
 
 folder, name = sys.argv[1:]
 said = {}

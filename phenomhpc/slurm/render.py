@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from phenomhpc.slurm.plan import Submission
 from phenomhpc.slurm.window import Chunk
 
 # How long the other nodes of a gang may go on after the first has ended: to leave on their own, with their last words.
+# A node whose task cannot be started has ended too: its peers wait for it in the gate, and must live to say so.
 GANG_WAIT_S = 60
 # The first word of the comment of every job of ours.
 MARK = "phenomhpc"
@@ -79,7 +81,7 @@ def render(submission: Submission, chunk: Chunk) -> str:
     # srun does not take this over from sbatch (Slurm 22.05 and later).
     cpus = f"--cpus-per-task={submission.cpus_per_task} " if submission.cpus_per_task else ""
     # A node that is asked to stop must not kill its peers, which are about to do the same.
-    together = f"--kill-on-bad-exit=0 --wait={GANG_WAIT_S} " if submission.gang else ""
+    together = f"--kill-on-bad-exit=0 --wait={GANG_WAIT_S + math.ceil(cluster.gate_wait_s)} " if submission.gang else ""
     job = "$SLURM_JOB_ID" if submission.gang else "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     task = "0" if submission.gang else f"$(({chunk.offset} + SLURM_ARRAY_TASK_ID))"
     return f"""#!/bin/bash

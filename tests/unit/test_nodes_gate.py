@@ -253,6 +253,8 @@ def test_a_folder_that_works(tmp_path: Path) -> None:
     seen = use_folder(tmp_path, probe="probe-0")
     assert seen.words is None and seen.free_mb is not None and abs(seen.clock_skew_s or 0.0) < 5
     assert list(tmp_path.iterdir()) == []
+    assert use_folder(tmp_path).words == f"{tmp_path}: not readable (it is empty: is its file system mounted?)"
+    (tmp_path / "dataset.json").write_text("{}")
     assert use_folder(tmp_path).words is None
 
 

@@ -258,3 +258,19 @@ def test_a_chunk_whose_submitter_was_killed_is_adopted_once_and_only_where_it_fi
     assert adopt(adopted, 2, [fits]) == adopted
     assert adopt(jobs, 3, [fits]) == jobs
     assert adopt(jobs, 2, [stray("phenomhpc attempt=2 chunk=2 offset=150 size=50")]) == jobs
+
+
+def test_attempts_that_the_gate_refused_are_not_called_stuck_but_count() -> None:
+    """Two sick nodes, one after the other: the second attempt, too, ends where it began."""
+    words = {**failed(0, "n2: its fans", "node_fail"), "exit_code": 77}
+    views = gang([event("started"), words, event("started", 1)], "FAILED")
+    first = decide(views, History(), 3, "step 0")
+    assert (first.action, first.repeatable) == (Action.NEXT_ATTEMPT, True)
+    past = {
+        "event": "decided", "action": first.action, "classes": first.classes, "mark": "step 0", "repeatable": True
+    }  # fmt: skip
+    assert history_of([past]) == History(charged=1, mark="")
+    assert decide(views, history_of([past]), 3, "step 0").action == Action.NEXT_ATTEMPT
+    assert decide(views, history_of([past, past]), 3, "step 0").action == Action.STOP
+    hung = gang([event("started"), failed(0, "silent", "hang")], "FAILED")
+    assert decide(hung, history_of([past]), 3, "step 0").action == Action.NEXT_ATTEMPT
