@@ -24,8 +24,8 @@ _WIDTH = 80
 # A step may take so many times its usual length.
 PATIENCE_STEPS = 20
 _REMEMBERED = 32
-# Intervals seen before "usual" means anything; the first step compiles and warms up.
-_NEEDED = 3
+# Beats before "usual" means anything: start-up, and first steps that compile and warm up.
+_NEEDED = 4
 
 
 class _Writer:
@@ -146,9 +146,10 @@ class Watch:
         return sorted(silent, key=lambda entry: -entry.silent_s)
 
     def _limit_s(self, pulse: _Pulse) -> float:
-        if pulse.beat.phase != STEP or len(pulse.intervals) < _NEEDED:
+        if pulse.beat.phase != STEP or pulse.beat.count < _NEEDED:
             return max(self.min_s, self.slow_s)
-        return max(self.min_s, PATIENCE_STEPS * statistics.median(pulse.intervals))
+        # Steps that all came between two looks leave no interval, and are short.
+        return max(self.min_s, PATIENCE_STEPS * statistics.median(pulse.intervals or [0.0]))
 
 
 def _num_between(before: Beat, after: Beat) -> int:

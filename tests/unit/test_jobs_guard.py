@@ -38,7 +38,7 @@ def planned(plates: Path, tmp_path: Path) -> RunPaths:
     """A conversion of one plate, as one task."""
     raw = tmp_path / "raw"
     shutil.copytree(plates, raw)
-    cluster = ClusterConfig(hang_min_s=2, hang_slow_s=60)
+    cluster = ClusterConfig(hang_min_s=3, hang_slow_s=60)
     config = ConvertConfig(
         plates=(str(raw),), store=str(tmp_path / "store"), runs=str(tmp_path / "runs"), shard_mb=1, cluster=cluster
     )
