@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,45 @@ MEGABYTE = 1e6
 
 def _read(found: PlateFolder, config: ConvertConfig) -> Plate:
     return read_plate(found, Path(config.metadata) if config.metadata else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadPlate:
+    """A plate that is set aside as a whole, and why."""
+
+    key: str
+    reason: str
+
+
+def _plates(config: ConvertConfig) -> Iterator[Plate | BadPlate]:
+    """The plates, one at a time: one damaged index must not keep the others back.
+
+    Raises UsageError at the end when none could be read; at once when it is not the plate's fault (--metadata).
+    """
+    sound, last = False, ""
+    for found in find_plates(config.plates, config.layout):
+        try:
+            plate = _read(found, config)
+            _size(plate)
+        except UsageError as error:
+            if _is_sound(found):
+                raise
+            last = str(error)
+            yield BadPlate(key=found.key, reason=last)
+        else:
+            sound = True
+            yield plate
+    if not sound:
+        raise UsageError(last)
+
+
+def _is_sound(found: PlateFolder) -> bool:
+    """Can the plate be read without the person's own table?"""
+    try:
+        _size(read_plate(found, None))
+    except UsageError:
+        return False
+    return True
 
 
 def _size(plate: Plate) -> tuple[int, int, str]:
@@ -92,13 +132,16 @@ def plan(config: ConvertConfig, paths: RunPaths) -> ArrayPlan:
     spec = _existing_spec(config)
     units: list[Unit] = []
     num_done = 0
-    for found in find_plates(config.plates, config.layout):
-        plate = _read(found, config)
+    bad: list[tuple[str, str]] = []
+    for plate in _plates(config):
+        if isinstance(plate, BadPlate):
+            bad.append((plate.key, plate.reason))
+            continue
         spec, geometry = _spec_and_geometry(config, plate, spec)
         pending, done = plan_units(store, plate, spec, geometry)
         units += pending
         num_done += done
-    return ArrayPlan(units=tuple(units), num_done=num_done, noun="shards")
+    return ArrayPlan(units=tuple(units), num_done=num_done, noun="shards", set_aside=tuple(bad))
 
 
 def workers(config: ConvertConfig, units: Sequence[Unit]) -> int:
@@ -112,7 +155,7 @@ def run(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
     wanted = {unit.plate for unit in ctx.units}
     spec = _existing_spec(config)
     if spec is None:
-        first = _read(next(iter(found.values())), config)
+        first = next(plate for plate in _plates(config) if isinstance(plate, Plate))
         spec = dataset_spec(config, first, _size(first))
     store = create_store(config.store, spec)
     set_aside: list[tuple[str, str]] = []
@@ -121,7 +164,12 @@ def run(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
         with ctx.progress.stage("convert", sum(unit.count for unit in ctx.units), "fields") as stage:
             began = time.monotonic()
             for key in sorted(name for name in wanted if name):
-                plate = _read(found[key], config)
+                try:
+                    plate = _read(found[key], config)
+                    _size(plate)
+                except UsageError as error:  # it was sound when the run was planned
+                    set_aside += [ctx.set_aside(unit, str(error)) for unit in ctx.units if unit.plate == key]
+                    continue
                 _, geometry = _spec_and_geometry(config, plate, store.spec)
                 write_array_metadata(store.paths, key, store.spec, geometry)
                 for unit in ctx.units:
@@ -147,14 +195,18 @@ def run(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
 
 
 def finish(config: ConvertConfig, paths: RunPaths, progress: Progress) -> Summary:
-    """Seal the store; tell what was set aside.  Raises WorkError above convert.max_set_aside."""
+    """Seal the store; tell what was set aside.  Raises WorkError above convert.max_set_aside, of the fields or of the plates."""
     from phenomhpc.store.seal import seal
 
     store = open_store(config.store)
     set_aside: list[tuple[str, str]] = []
-    num_fields = 0
-    for found in find_plates(config.plates, config.layout):
-        plate = _read(found, config)
+    bad: list[tuple[str, str]] = []
+    num_fields = num_plates = 0
+    for plate in _plates(config):
+        num_plates += 1
+        if isinstance(plate, BadPlate):
+            bad.append((plate.key, plate.reason))
+            continue
         _, geometry = _spec_and_geometry(config, plate, store.spec)
         write_facts(store.paths, plate)
         for shard in range(geometry.num_shards):
@@ -163,13 +215,15 @@ def finish(config: ConvertConfig, paths: RunPaths, progress: Progress) -> Summar
                 set_aside += record.set_aside
                 num_fields += len(record.rows)
     snapshot = seal(store, progress)
-    share = len(set_aside) / max(num_fields, 1)
+    share = max(len(set_aside) / max(num_fields, 1), len(bad) / num_plates)
     ok = num_fields - len(set_aside)
     text = f"{ok} of {num_fields} fields are in {config.store}, {len(snapshot.plates)} plate(s), snapshot {snapshot.digest[:12]}"
+    text += f"; {len(bad)} plate(s) set aside" if bad else ""
     if share > config.max_set_aside:
-        first = f"{set_aside[0][0]}: {set_aside[0][1]}"
+        thing, reason = [*bad, *set_aside][0]
+        whole = f"{len(bad)} plate(s) and {len(set_aside)}" if bad else str(len(set_aside))
         raise WorkError(
-            f"convert: {len(set_aside)} of {num_fields} fields were set aside, more than max_set_aside={config.max_set_aside:g} "
-            f"allows (first: {first}); the rest is in {config.store}"
+            f"convert: {whole} of {num_fields} fields were set aside, more than max_set_aside={config.max_set_aside:g} "
+            f"allows (first: {thing}: {reason}); the rest is in {config.store}"
         )
-    return Summary(text=text, set_aside=tuple(set_aside))
+    return Summary(text=text, set_aside=(*bad, *set_aside))

@@ -126,6 +126,8 @@ def _attempt(config: AnyConfig, paths: RunPaths, plan: Plan, progress: Progress)
     else:
         workers, units = 1, [Unit(unit_id="gang", kind=GANG_KIND)]
     write_manifest(paths.attempt(attempt).manifest, units, token=token)
+    for thing, reason in plan.set_aside if isinstance(plan, ArrayPlan) else ():
+        progress.say(f"set aside: {thing}: {reason}")
     if isinstance(plan, ArrayPlan) and plan.num_done:
         progress.say(f"{plan.num_done} {plan.noun} were complete already")
     if not units:

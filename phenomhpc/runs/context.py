@@ -38,6 +38,11 @@ class TaskContext:
         """Has Slurm's signal, or a person, asked this task to commit and leave?"""
         return self.paths.attempt(self.attempt).stop_file(self.task).exists()
 
+    def set_aside(self, unit: Unit, reason: str) -> tuple[str, str]:
+        """Write down that a whole unit's input is bad and its work is not to be done; (thing, reason) for the outcome."""
+        self.events.emit("set_aside", unit_id=unit.unit_id, reason=reason)
+        return unit.unit_id, reason
+
     def check_fence(self) -> None:
         """Raise FencedError when a newer start or attempt has replaced this one; call before every commit."""
         check_fence(self.paths, self.attempt, self.task, self.token)

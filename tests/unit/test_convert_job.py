@@ -154,6 +154,24 @@ def test_damaged_planes_are_set_aside_by_name_and_the_rest_is_converted(raw: Pat
     assert outcome is not None and outcome["state"] == "failed"
 
 
+def test_a_plate_whose_images_are_all_gone_is_set_aside_and_the_others_are_converted(raw: Path, tmp_path: Path) -> None:
+    shutil.copytree(raw, tmp_path / "raw")
+    for plane in (tmp_path / "raw" / "SYN-01" / "Plate2").glob("*.png"):
+        plane.write_bytes(b"")
+    with pytest.raises(
+        WorkError, match=r"1 plate\(s\) and 0 of 12 fields were set aside.*SYN-01__Plate2: plate .*no plane"
+    ):
+        convert(tmp_path, tmp_path / "raw")
+    _, summary = convert(tmp_path, tmp_path / "raw", max_set_aside=0.5)
+    assert summary.exit_code == SET_ASIDE
+    assert [thing for thing, _ in summary.set_aside] == ["SYN-01__Plate2"]
+    assert Snapshot.open(open_store(tmp_path / "store")).num_fields == 12
+    for plane in (tmp_path / "raw" / "SYN-01" / "Plate1").glob("*.png"):
+        plane.write_bytes(b"")
+    with pytest.raises(UsageError, match="no plane of it can be read"):
+        convert(tmp_path / "none", tmp_path / "raw")
+
+
 def test_a_store_of_other_settings_or_channels_is_refused(raw: Path, tmp_path: Path) -> None:
     convert(tmp_path, raw)
     with pytest.raises(UsageError, match=r"has chunk_px=128, plate SYN-01__Plate1 would be 64"):
