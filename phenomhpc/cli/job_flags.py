@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import typer
-
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
@@ -97,6 +95,8 @@ Action = Callable[[str, dict[str, Any], list[str], dict[str, Any]], None]
 
 
 def _parameter(flag: Flag) -> inspect.Parameter:
+    import typer  # here: Python callers read the table without a command line
+
     kind: Any = list[str] if flag.multiple else flag.type
     switch = flag.type is bool
     default = typer.Option(False if switch else None, flag.option, help=flag.help, show_default=False)
@@ -109,6 +109,8 @@ def job_command(kind: str, own: Sequence[Flag], action: Action) -> Callable[...,
 
     settings: dotted key -> value, None where not given.
     """
+    import typer
+
     flags = (*JOB_FLAGS[kind], _RECIPE, *own)
 
     def command(**values: Any) -> None:

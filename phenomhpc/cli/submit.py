@@ -7,26 +7,19 @@ from typing import Any
 
 import typer
 
-from phenomhpc.cli.arguments import parse_minutes
 from phenomhpc.cli.job_flags import JOB_FLAGS, JOB_HELP, SUBMIT_FLAGS, job_command
+from phenomhpc.cli.prepare import prepare
 
 app = typer.Typer(help="Submit a job to Slurm, with the flags it has here.", no_args_is_help=True)
 
 
 def submit(kind: str, settings: dict[str, Any], overrides: list[str], own: dict[str, Any]) -> None:
     """Resolve the settings and hand the job to Slurm; exits with the run's code under --wait."""
-    from phenomhpc.config import require, resolve
-    from phenomhpc.jobs.references import resolve_references
     from phenomhpc.jobs.submit import submit_job
     from phenomhpc.progress import console
 
-    if own["time"]:
-        settings = {**settings, "cluster.time_minutes": parse_minutes(own["time"])}
-    config = resolve(kind, settings, overrides, recipe=own["recipe"]).config
-    require(config)
-    config = resolve_references(config)
     code = submit_job(
-        config,
+        prepare(kind, settings, overrides, own),
         command=sys.argv,
         name=own["name"],
         after=own["after"],

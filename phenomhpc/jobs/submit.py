@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from phenomhpc.config import AnyConfig, PipelineConfig, dump, load_run_config
 from phenomhpc.errors import WRONG_USE, PhenomError, UnreachableError, UsageError, WorkError
@@ -51,6 +52,16 @@ def submit_job(
     if dry_run:
         print(preview(config, *_facts_if_any(), name))
         return 0
+    paths = submit_run(config, command=command, name=name, after=after, progress=progress)
+    print(f"submitted: {paths.id}")
+    progress.say(f"phenomhpc status {paths.id}   phenomhpc logs {paths.id} -f   phenomhpc cancel {paths.id}")
+    return wait_for(paths, progress) if wait else 0
+
+
+def submit_run(
+    config: AnyConfig, *, command: Sequence[str], name: str | None = None, after: str | None = None, progress: Progress
+) -> RunPaths:
+    """Submit a job; returns its run.  Raises as submit_job does."""
     facts = discover()
     if facts is None:
         raise UnreachableError(
@@ -73,9 +84,7 @@ def submit_job(
     outcome = read_outcome(paths)
     if outcome is not None and outcome["state"] == "failed":  # of a pipeline, whose first stage was refused
         raise (UsageError if outcome["exit_code"] == WRONG_USE else WorkError)(str(outcome["message"]))
-    print(f"submitted: {paths.id}")
-    progress.say(f"phenomhpc status {paths.id}   phenomhpc logs {paths.id} -f   phenomhpc cancel {paths.id}")
-    return wait_for(paths, progress) if wait else 0
+    return paths
 
 
 def _start(paths: RunPaths, config: AnyConfig, other: RunPaths | None, facts: ClusterFacts, progress: Progress) -> None:
@@ -176,7 +185,16 @@ def _partition_words(config: AnyConfig, facts: ClusterFacts | None) -> str:
 
 
 def wait_for(paths: RunPaths, progress: Progress) -> int:
-    """Wait until the run has ended, say how far it is, and return its exit code.
+    """Wait until the run has ended, say how far it is, and return its exit code."""
+    outcome = until_ended(paths, progress)
+    print(f"{outcome['state']}: {outcome['message']}")
+    return int(outcome["exit_code"])
+
+
+def until_ended(
+    paths: RunPaths, progress: Progress, *, timeout_s: float | None = None, poll_s: float = WAIT_POLL_S
+) -> dict[str, Any]:
+    """Wait until the run has ended, say how far it is, and return its outcome.  Raises TimeoutError; the run goes on.
 
     Now and then the steward's step is done, should no steward live.
     """
@@ -185,12 +203,12 @@ def wait_for(paths: RunPaths, progress: Progress) -> int:
 
     steward = load_run_config(paths.run_yaml).cluster.steward
     every_s = LOOK_AGAIN_S if steward else WAIT_POLL_S * 3
-    looked, said = time.monotonic(), ""
+    began = looked = time.monotonic()
+    said = ""
     while True:
         outcome = read_outcome(paths)
         if outcome is not None:
-            print(f"{outcome['state']}: {outcome['message']}")
-            return int(outcome["exit_code"])
+            return outcome
         words = progress_of(paths)
         if words != said:
             progress.say(words)
@@ -201,4 +219,7 @@ def wait_for(paths: RunPaths, progress: Progress) -> int:
             except UnreachableError as error:
                 progress.say(f"{error}; asking again")
             looked = time.monotonic()
-        time.sleep(WAIT_POLL_S)
+        left_s = poll_s if timeout_s is None else min(poll_s, began + timeout_s - time.monotonic())
+        if left_s <= 0:
+            raise TimeoutError(f"run {paths.id}: has not ended within {timeout_s:g} s; it goes on")
+        time.sleep(left_s)
