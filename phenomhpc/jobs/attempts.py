@@ -12,6 +12,7 @@ from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 from phenomhpc.config import AnyConfig, PipelineConfig
+from phenomhpc.errors import PhenomError
 from phenomhpc.jobs.base import ArrayPlan, Plan, load
 from phenomhpc.jobs.pack import pack
 from phenomhpc.jobs.retried import code_of, in_scope, run_config
@@ -31,10 +32,11 @@ from phenomhpc.slurm.facts import ClusterFacts, discover
 from phenomhpc.slurm.nodes import is_sick, query_nodes
 from phenomhpc.slurm.observe import Observation
 from phenomhpc.slurm.plan import Submission, plan_submission
+from phenomhpc.slurm.programs import LimitReachedError
 from phenomhpc.slurm.queue import query_queue
 from phenomhpc.slurm.record import SubmittedJobs, read_submitted, write_submitted
 from phenomhpc.slurm.render import render
-from phenomhpc.slurm.submit import feed, submit_steward
+from phenomhpc.slurm.submit import cancel_jobs, feed, submit_steward
 
 # Keys of provenance.json: the cluster a run was submitted to, and what ties runs together.
 CLUSTER, PIPELINE, STAGE, AFTER = "cluster", "pipeline", "stage", "after"
@@ -151,10 +153,24 @@ def submit_next(paths: RunPaths, config: AnyConfig, facts: ClusterFacts | None, 
         exclude=list(submission.exclude),
     )  # fmt: skip
     queued = query_queue(paths.root).num_queued if submission.limits.max_submit_jobs is not None else 0
-    jobs = feed(submission, jobs, living=0, queued=queued)
-    if config.cluster.steward:
-        steward = submit_steward(submission, jobs.job_ids, any_of=jobs.fed < jobs.num_tasks)
-        write_submitted(paths.attempt(attempt), replace(jobs, steward=steward))
+    try:
+        jobs = feed(submission, jobs, living=0, queued=queued)
+        if config.cluster.steward:
+            steward = submit_steward(submission, jobs.job_ids, any_of=jobs.fed < jobs.num_tasks)
+            write_submitted(paths.attempt(attempt), replace(jobs, steward=steward))
+    except LimitReachedError:
+        raise
+    except PhenomError:
+        withdraw(paths, attempt)
+        raise
+
+
+def withdraw(paths: RunPaths, attempt: int) -> None:
+    """Take back what of an attempt was submitted: it then counts as one that never was."""
+    submitted = read_submitted(paths.attempt(attempt))
+    if submitted is not None:
+        cancel_jobs(submitted.job_ids)
+        paths.attempt(attempt).slurm.unlink()
 
 
 def feed_attempt(paths: RunPaths, config: AnyConfig, seen: Observation) -> None:

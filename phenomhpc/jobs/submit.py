@@ -21,11 +21,13 @@ from phenomhpc.jobs.attempts import (
     submit_next,
     submit_watch,
     units_of,
+    withdraw,
 )
 from phenomhpc.jobs.base import ArrayPlan, GangPlan, Plan, load
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, collect_provenance, create_run, find_run, read_outcome, write_outcome
 from phenomhpc.slurm.facts import ClusterFacts, discover
+from phenomhpc.slurm.programs import LimitReachedError
 from phenomhpc.slurm.render import render, render_steward
 from phenomhpc.slurm.submit import snapshot_code
 
@@ -76,6 +78,8 @@ def submit_run(
         snapshot_code(paths)
         _start(paths, config, other, facts, progress)
     except PhenomError as error:
+        if isinstance(error, LimitReachedError) and paths.last_attempt():
+            withdraw(paths, paths.last_attempt())
         if not any(paths.attempts.glob("*/slurm.json")):
             shutil.rmtree(paths.root, ignore_errors=True)  # Slurm took none of it: no run is left behind
         elif read_outcome(paths) is None:
