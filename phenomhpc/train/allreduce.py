@@ -13,6 +13,9 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +42,11 @@ PAIR_REPEATS = 2
 CONFIRMATIONS = 2
 # Without a GPU, an exchange that is over in less is never called slow: that much a busy machine's scheduler takes.
 JITTER_S = 0.02
+# Trying to connect to the others: how long, and how many at once.
+TRY_S = 5.0
+MOST_TRIES = 64
+# Once all are there, no answer of a peer takes longer.
+ANSWER_S = 20
 _POLL_S = 0.05
 
 
@@ -77,7 +85,7 @@ def measure(task: Task) -> dict[str, Any]:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     store, backend = _meet(task)
     device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
-    limit = timedelta(seconds=task.join_s)
+    limit = timedelta(seconds=ANSWER_S)
     world = len(task.hosts)
     dist.init_process_group(backend, store=PrefixStore("gate", store), rank=task.rank, world_size=world, timeout=limit)
     met = time.monotonic()
@@ -95,7 +103,7 @@ def measure(task: Task) -> dict[str, Any]:
 
 
 def _meet(task: Task) -> tuple[TCPStore, str]:
-    """The store on the first node, when all are there; NCCL if all of them see a GPU."""
+    """The store on the first node, when all are there and reach each other; NCCL if all of them see a GPU."""
     deadline = time.monotonic() + task.join_s
     limit = timedelta(seconds=task.join_s)
     world = len(task.hosts)
@@ -109,17 +117,62 @@ def _meet(task: Task) -> tuple[TCPStore, str]:
         except RuntimeError as error:
             raise PeerMissing(f"{host}:{port} cannot be reached ({_first_line(error)})", [0]) from error
     on_gpu = task.device != "cpu" and torch.cuda.is_available()
-    store.set(f"here-{task.rank}", "gpu" if on_gpu else "cpu")
-    kinds = []
-    for rank in range(world):
-        while not store.check([f"here-{rank}"]):
+    with _listening() as port:
+        store.set(f"here-{task.rank}", json.dumps(["gpu" if on_gpu else "cpu", port]))
+        here = _from_all(store, task, "here", deadline)
+        # Who cannot reach whom: gloo itself would try for minutes, and not say whom.
+        unreached = _unreached(task, [int(port) for _, port in here])
+        store.set(f"reached-{task.rank}", json.dumps(unreached))
+        reports = _from_all(store, task, "reached", time.monotonic() + ANSWER_S)
+    lost = cut_off(reports)
+    if lost:
+        words = "; ".join(
+            f"{task.hosts[rank]} cannot reach {', '.join(task.hosts[each] for each in report)}"
+            for rank, report in enumerate(reports)
+            if report
+        )
+        raise PeerMissing(words, lost)
+    return store, "nccl" if all(kind == "gpu" for kind, _ in here) else "gloo"
+
+
+def cut_off(unreached: list[list[int]]) -> list[int]:
+    """The ranks that fail to reach others, or to be reached, most often; none when all reach all."""
+    counts = [len(report) + sum(rank in other for other in unreached) for rank, report in enumerate(unreached)]
+    most = max(counts)
+    return [rank for rank, count in enumerate(counts) if count == most] if most else []
+
+
+@contextmanager
+def _listening() -> Iterator[int]:
+    """A port of this node that others may try."""
+    with socket.create_server(("", 0), backlog=MOST_TRIES) as server:
+        yield server.getsockname()[1]
+
+
+def _unreached(task: Task, ports: list[int]) -> list[int]:
+    def fails(rank: int) -> bool:
+        try:
+            with socket.create_connection((task.hosts[rank], ports[rank]), timeout=TRY_S):
+                return False
+        except OSError:
+            return True
+
+    others = [rank for rank in range(len(task.hosts)) if rank != task.rank]
+    with ThreadPoolExecutor(min(MOST_TRIES, len(others))) as pool:
+        return [rank for rank, failed in zip(others, pool.map(fails, others), strict=True) if failed]
+
+
+def _from_all(store: TCPStore, task: Task, name: str, deadline: float) -> list[Any]:
+    """Every rank's value; raises PeerMissing naming those who gave none in time."""
+    keys = [f"{name}-{rank}" for rank in range(len(task.hosts))]
+    for key in keys:
+        while not store.check([key]):
             if time.monotonic() > deadline:
-                gone = [each for each in range(world) if not store.check([f"here-{each}"])]
-                names = ", ".join(task.hosts[each] for each in gone)
+                gone = [rank for rank, each in enumerate(keys) if not store.check([each])]
+                names = ", ".join(task.hosts[rank] for rank in gone)
                 raise PeerMissing(f"{names} did not come to the all-reduce within {task.join_s:g} s", gone)
             time.sleep(_POLL_S)
-        kinds.append(store.get(f"here-{rank}"))
-    return store, "nccl" if set(kinds) == {b"gpu"} else "gloo"
+    return [json.loads(store.get(key)) for key in keys]
 
 
 def _meeting(path: Path, task: Task, deadline: float) -> tuple[str, int]:

@@ -207,6 +207,16 @@ def test_whom_most_name_is_to_blame() -> None:
     assert blame(HOSTS[:2], told(r0=[1], r1=[0])).excluded == ()
 
 
+def test_whom_most_cannot_reach_is_cut_off() -> None:
+    from phenomhpc.train.allreduce import cut_off
+
+    assert cut_off([[], [], []]) == []
+    assert cut_off([[2], [2], [0, 1]]) == [2]
+    assert cut_off([[2], [2], []]) == [2]
+    # Between two nodes alone: nobody can tell which.
+    assert cut_off([[], [2], [1], []]) == [1, 2]
+
+
 def start(tmp_path: Path, rank: int, world: int, **fields: Any) -> subprocess.Popen[str]:
     task = {
         "rank": rank, "hosts": ["localhost"] * world, "meeting": str(tmp_path / "meeting.json"), "device": "cpu", "join_s": 60,
