@@ -6,6 +6,8 @@ them into an exit code and a line on stderr.
 
 from __future__ import annotations
 
+import re
+
 DONE = 0
 WORK_FAILED = 1
 WRONG_USE = 2
@@ -72,3 +74,22 @@ class NoCheckpointError(PhenomError):
     """No committed, readable checkpoint where one is needed (exit code 79)."""
 
     exit_code = TASK_NO_CHECKPOINT
+
+
+class NodesLost(PhenomError):
+    """Fewer nodes are left than the work needs, and what was committed can be gone on with: it is to be requeued (exit code 75)."""
+
+    exit_code = TASK_REQUEUE
+
+
+# What a rank says when it was another one that went away: gloo's, NCCL's and the rendezvous store's words.
+_LOST_PEER = re.compile(
+    r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|DistNetworkError|DistStoreError|DistBackendError"
+    r"|Rendezvous\w*Error|TCPStore",
+    re.IGNORECASE,
+)
+
+
+def is_lost_peer(message: str) -> bool:
+    """Do a rank's last words blame another rank?"""
+    return _LOST_PEER.search(message) is not None

@@ -76,7 +76,11 @@ HERE_FLAGS = (
 
 SUBMIT_FLAGS = (
     Flag(name="name", help="Name of the run; default KIND-DATE-TIME-XXXX."),
-    Flag(name="nodes", help="Nodes of the gang.", type=int, key="cluster.nodes"),
+    Flag(
+        name="nodes",
+        help="Nodes of the gang; 2:4 goes on with fewer, down to 2, when one is lost.",
+        key="cluster.nodes",
+    ),
     Flag(name="gpus-per-node", help="GPUs per node, one rank each.", type=int, key="cluster.gpus_per_node"),
     Flag(name="time", help="Time limit of a task: minutes, h:mm:ss, d-hh:mm:ss, 12h."),
     Flag(name="partition", help="Slurm partition.", key="cluster.partition"),

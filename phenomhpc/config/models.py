@@ -51,6 +51,13 @@ class ClusterConfig(Model):
     )
     exclude: tuple[str, ...] = Field((), description="nodes that this run must not use, beside the excluded ones")
     exclude_hours: Annotated[float, Field(gt=0)] = Field(24, description="how long a sick node stays excluded, hours")
+    # Elastic gangs
+    min_nodes: PositiveInt | None = Field(
+        None, description="least nodes of a gang; with fewer than `nodes`, training goes on without a node that is lost"
+    )
+    lost_after_s: Annotated[float, Field(gt=0)] = Field(
+        3, description="a node that is not heard of for so long is lost to the others of an elastic gang, seconds"
+    )
     # Hangs
     hang_min_s: PositiveInt = Field(
         300,
@@ -59,6 +66,29 @@ class ClusterConfig(Model):
     hang_slow_s: PositiveInt = Field(
         1800, description="the same for start-up and checkpoints, whose length nothing foretells"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _range_of_nodes(cls, value: Any) -> Any:
+        """nodes="2:4" stands for min_nodes=2 and nodes=4."""
+        nodes = value.get("nodes") if isinstance(value, dict) else None
+        if not isinstance(nodes, str) or ":" not in nodes:
+            return value
+        least, _, most = nodes.partition(":")
+        if not (least.isdigit() and most.isdigit()):
+            raise ValueError(f"nodes={nodes}: give a number, or LEAST:MOST as in 2:4")
+        return {**value, "nodes": int(most), "min_nodes": int(least)}
+
+    @model_validator(mode="after")
+    def _elastic(self) -> ClusterConfig:
+        if self.min_nodes is not None and self.min_nodes > self.nodes:
+            raise ValueError(f"min_nodes={self.min_nodes} is more than nodes={self.nodes}")
+        return self
+
+    @property
+    def elastic(self) -> bool:
+        """May a gang go on with fewer nodes than it began with?"""
+        return self.min_nodes is not None and self.min_nodes < self.nodes
 
     @field_validator("exclude", mode="before")
     @classmethod

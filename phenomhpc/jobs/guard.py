@@ -29,6 +29,7 @@ from typing import Any
 from phenomhpc import errors
 from phenomhpc.config import AnyConfig
 from phenomhpc.jobs.attempts import exclude_sick, is_gang
+from phenomhpc.jobs.elastic import end_elastic
 from phenomhpc.jobs.gate import run_gate
 from phenomhpc.jobs.processes import (
     adopt_orphans,
@@ -46,7 +47,7 @@ from phenomhpc.jobs.task import run_task
 from phenomhpc.runs import Event, EventWriter, RunPaths, check_fence, claim_start, read_task_events
 from phenomhpc.runs.heartbeat import ENVIRONMENT, Watch, read_beats
 from phenomhpc.slurm.decide import FailureClass
-from phenomhpc.slurm.inside import Place
+from phenomhpc.slurm.inside import Place, is_stop_due
 
 POLL_S = 0.2
 LOOK_S = 1.0
@@ -120,10 +121,18 @@ class _Guard:
             [*history, {"event": "ended", "code": code, "mark": after, "before": mark}]
         ):
             code = self._fail(FailureClass.NO_PROGRESS, 1, f"the time limit came twice at the same point ({after})")
+        if code == errors.TASK_FENCED:
+            return code  # no more words: others have gone on without this node
         self.events.emit(
             "ended", code=code, seconds=time.monotonic() - self.began, max_rss_bytes=self.peak_bytes, before=mark, mark=after
         )  # fmt: skip
+        if self.elastic:
+            end_elastic(self.paths, self.config, self.place, self.attempt, code, self.events.emit)
         return code
+
+    @property
+    def elastic(self) -> bool:
+        return is_gang(self.config) and self.config.cluster.elastic and len(self.place.hosts) > 1
 
     def _gate(self) -> int:
         """0 when this node and its peers are fit (or it was not asked); the exit code of a refusal, which is written down."""
@@ -166,7 +175,7 @@ class _Guard:
         try:
             code = run_task(
                 str(self.paths.root), self.attempt, self.task,
-                token=self.token, hosts=self.place.hosts, job_id=self.place.job_id,
+                token=self.token, hosts=self.place.hosts, job_id=self.place.job_id, start=self.place.restarts,
             )  # fmt: skip
         finally:
             sys.stdout.flush()
@@ -183,6 +192,8 @@ class _Guard:
             if time.monotonic() - looked > LOOK_S:
                 looked = time.monotonic()
                 self.check_fence()
+                if self.elastic and is_stop_due():
+                    self.stop_file.touch()
                 pids = descendants(os.getpid())
                 self.peak_bytes = max(self.peak_bytes, resident_bytes(pids))
                 silent = self.watch.look(read_beats(self.beats), looked)

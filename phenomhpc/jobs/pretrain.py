@@ -60,9 +60,14 @@ def run(config: PretrainConfig, ctx: TaskContext) -> TaskOutcome:
 
     What holds when killed here: see `phenomhpc.train.loop`.
     """
+    from phenomhpc.slurm.inside import is_ours
     from phenomhpc.train.launch import launch
+    from phenomhpc.train.rounds import always_standing
 
-    result = launch(config, ctx)
+    def standing() -> bool | None:
+        return is_ours(str(ctx.job_id), ctx.start, ctx.hosts[ctx.node_rank])
+
+    result = launch(config, ctx, always_standing if ctx.job_id is None else standing)
     return TaskOutcome(units_done=result.steps)
 
 

@@ -31,6 +31,7 @@ def run_task(
     token: str | None = None,
     hosts: tuple[str, ...] = ("127.0.0.1",),
     job_id: str | None = None,
+    start: int = 0,
     progress: Progress | None = None,
 ) -> int:
     """Do task `task` of an attempt; returns its exit code (0, 1, 2, 75, 76, 79), never raises for a failure of the work.
@@ -65,6 +66,7 @@ def run_task(
         num_nodes=len(hosts) if gang else 1,
         hosts=hosts,
         job_id=job_id,
+        start=start,
     )
     if token is None:
         paths.attempt(attempt).stop_file(task).unlink(missing_ok=True)
@@ -119,7 +121,7 @@ def _tell(ctx: TaskContext, error: Exception, code: int) -> None:
 def _class_of(error: Exception) -> FailureClass:
     if isinstance(error, MemoryError) or _HOST_MEMORY in str(error):
         return FailureClass.OOM
-    if isinstance(error, errors.KilledError):
+    if isinstance(error, errors.KilledError | errors.NodesLost):
         return FailureClass.NODE_FAIL
     if isinstance(error, errors.UsageError):
         return FailureClass.BAD_INPUT

@@ -9,7 +9,7 @@ from phenomhpc.runs.context import TaskContext
 from phenomhpc.runs.events import Event, EventWriter, read_events, read_task_events
 from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt
 from phenomhpc.runs.manifest import Unit, read_manifest, write_manifest
-from phenomhpc.runs.paths import AttemptPaths, GatePaths, RunPaths
+from phenomhpc.runs.paths import AttemptPaths, GatePaths, RoundsPaths, RunPaths
 from phenomhpc.runs.provenance import collect_provenance
 from phenomhpc.runs.records import CompletionRecord, canonical_json, digest_of, now, read_record, write_record
 from phenomhpc.runs.run import (
@@ -29,6 +29,7 @@ __all__ = [
     "Event",
     "EventWriter",
     "GatePaths",
+    "RoundsPaths",
     "RunPaths",
     "TaskContext",
     "Unit",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 
+from phenomhpc.errors import FencedError
 from phenomhpc.progress import Progress
 from phenomhpc.runs.events import EventWriter
 from phenomhpc.runs.fence import check_fence
@@ -29,6 +31,9 @@ class TaskContext:
     num_nodes: int = 1
     hosts: tuple[str, ...] = ("127.0.0.1",)
     job_id: str | None = None
+    # Which start of the attempt (Slurm's restart count), and of a gang which round of it; 0: the first has not begun.
+    start: int = 0
+    round: int = 0
 
     @cached_property
     def events(self) -> EventWriter:
@@ -44,5 +49,9 @@ class TaskContext:
         return unit.unit_id, reason
 
     def check_fence(self) -> None:
-        """Raise FencedError when a newer start or attempt has replaced this one; call before every commit."""
+        """Raise FencedError when a newer round, start or attempt has replaced this one; call before every commit."""
         check_fence(self.paths, self.attempt, self.task, self.token)
+        if self.round and self.paths.attempt(self.attempt).rounds(self.start).members(self.round + 1).exists():
+            raise FencedError(
+                f"run {self.paths.id}: round {self.round + 1} has begun without this one; pid {os.getpid()} leaves"
+            )

@@ -3,7 +3,7 @@
 RUNS/ID/
   run.yaml provenance.json outcome.json report.html
       evaluation.json recall.parquet map.npz reconstructions.npz
-  code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/
+  code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/ rounds-START/
                         outcome.json retry.json code/}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
   checkpoints/step-XXXXXXXX/  embeddings/
@@ -49,6 +49,34 @@ class GatePaths:
     @property
     def network_decision(self) -> Path:
         return self.root / "network.json"
+
+
+@dataclass(frozen=True)
+class RoundsPaths:
+    """Names inside attempts/NNN/rounds-START/: who trains together, round by round, in one start of a gang."""
+
+    root: Path
+
+    def round(self, number: int) -> Path:
+        return self.root / f"{number:04d}"
+
+    def wish(self, number: int, rank: int) -> Path:
+        """A node's wish to take part in a round, with its addresses and whom it calls lost."""
+        return self.round(number) / f"node-{rank}.json"
+
+    def members(self, number: int) -> Path:
+        """Who takes part: written by the first who knows, followed by all; it fences every round before."""
+        return self.round(number) / "members.json"
+
+    @property
+    def closed(self) -> Path:
+        """No further round: which node said so, and why."""
+        return self.root / "closed.json"
+
+    @property
+    def requeue(self) -> Path:
+        """Asks the batch script to requeue the job, though not every node of it was able to say so."""
+        return self.root / "requeue"
 
 
 @dataclass(frozen=True)
@@ -105,6 +133,10 @@ class AttemptPaths:
     def gate(self, start: int) -> GatePaths:
         """The gate of one start of a gang (Slurm's restart count)."""
         return GatePaths(self.root / f"gate-{start}")
+
+    def rounds(self, start: int) -> RoundsPaths:
+        """The rounds of one start of a gang (Slurm's restart count)."""
+        return RoundsPaths(self.root / f"rounds-{start}")
 
     def stop_file(self, task: int) -> Path:
         """Its presence asks a task to commit and leave at the next boundary."""

@@ -19,12 +19,12 @@ new starts of the same attempt.  An attempt ends when its jobs are gone.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from phenomhpc.errors import is_lost_peer
 from phenomhpc.runs import Event
 from phenomhpc.slurm.queue import JobState
 
@@ -75,12 +75,6 @@ _SLURM_STATES = {
     "CANCELLED": FailureClass.CANCELLED,
 }
 _ENDED = frozenset({"FAILED", "COMPLETED"})
-# What a rank says when it was another one that went away: gloo's, NCCL's and the rendezvous store's words.
-_LOST_PEER = re.compile(
-    r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|DistNetworkError|DistStoreError|DistBackendError"
-    r"|Rendezvous\w*Error|TCPStore",
-    re.IGNORECASE,
-)
 # Worst first: one task that must stop the run outweighs any that could go on.
 _ORDER = (Action.STAY_CANCELLED, Action.STOP, Action.MORE_MEMORY, Action.NEXT_ATTEMPT)
 
@@ -88,6 +82,8 @@ _ORDER = (Action.STAY_CANCELLED, Action.STOP, Action.MORE_MEMORY, Action.NEXT_AT
 # The environment's doing: they end an attempt and say nothing about it.
 FREE = frozenset({FailureClass.PREEMPTED, FailureClass.TIMEOUT})
 # Ends that a run must not repeat at the same point; so is a crash, a task killed by a signal.
+# Event: an elastic gang that lost its first node ended, or requeued, its own job; Slurm then calls it cancelled.
+HEAD_LOST = "head_lost"
 MUST_PROGRESS = frozenset({FailureClass.TIMEOUT, FailureClass.HANG})
 MEMORY_FACTOR = 2
 MAX_MORE_MEMORY = 2
@@ -185,7 +181,7 @@ def classify_gang(last: Mapping[int, Event], job: JobState | None) -> tuple[Fail
         return _slurm_class(state, job)
     failed = sorted((event for event in last.values() if event["event"] == "failed"), key=lambda event: event["time"])
     for event in failed:
-        if event["class"] != FailureClass.CODE_ERROR or not _LOST_PEER.search(str(event.get("message", ""))):
+        if event["class"] != FailureClass.CODE_ERROR or not is_lost_peer(str(event.get("message", ""))):
             return FailureClass(event["class"]), str(event.get("message", ""))
     if any(event["event"] == "preempted" for event in last.values()):
         return FailureClass.PREEMPTED, "asked to stop"
@@ -230,6 +226,8 @@ def view_gang(
     One tally stands for all, once the job does not run: a task is done only when the last step is committed.
     """
     finished, last, job = set(done), _last_words(events), jobs.get(0)
+    if job is not None and job.state == "CANCELLED" and any(event["event"] == HEAD_LOST for event in events):
+        job = None  # by the gang itself: its last words tell why
     if finished and (job is None or not job.is_running):
         finished = set(range(len(logs)))
     failure = classify_gang(last, job)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from phenomhpc.slurm.programs import run_program
+from phenomhpc.errors import UnreachableError
+from phenomhpc.slurm.programs import ProgramFailedError, run_program
 
 # Set by the batch script (render.py): when this start of the job began (seconds since 1970), and its time limit.
-BEGAN, LIMIT = "PHENOMHPC_JOB_BEGAN", "PHENOMHPC_LIMIT_S"
+BEGAN, LIMIT, LEAD = "PHENOMHPC_JOB_BEGAN", "PHENOMHPC_LIMIT_S", "PHENOMHPC_SIGNAL_LEAD_S"
 # Slurm may signal up to a minute early, and looks at limits every half minute.
 _SLACK_S = 90
+_ANSWER_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +51,44 @@ def place() -> Place:
         restarts=_number(environment, "SLURM_RESTART_COUNT"),
         rank=_number(environment, "SLURM_PROCID"),
         # Most jobs have one node, whose name needs no expansion.
-        hosts=tuple(run_program(["scontrol", "show", "hostnames", nodes]).split())
-        if "[" in nodes or "," in nodes
-        else (nodes,),
+        hosts=_names(nodes),
         index=int(index or 0),
         gpus=_number(environment, "SLURM_GPUS_ON_NODE"),
         cpus=cpus,
         mem_mb=_number(environment, "SLURM_MEM_PER_NODE") or cpus * _number(environment, "SLURM_MEM_PER_CPU"),
     )
+
+
+def _names(nodes: str) -> tuple[str, ...]:
+    """The hosts of Slurm's short form: n[1-3] is n1, n2, n3."""
+    if "[" in nodes or "," in nodes:
+        return tuple(run_program(["scontrol", "show", "hostnames", nodes]).split())
+    return (nodes,)
+
+
+def is_ours(job_id: str, restarts: int, host: str) -> bool | None:
+    """Does Slurm count this node among those of this start of the running job?  None: it gives no answer."""
+    try:
+        text = run_program(["scontrol", "show", "job", "-o", job_id], limit_s=_ANSWER_S)
+        found = parse_job(text)
+        return found[:2] == ("RUNNING", restarts) and host in _names(found[2])
+    except UnreachableError:
+        return None
+    except ProgramFailedError as error:
+        return False if "Invalid job id" in str(error) else None
+
+
+def parse_job(text: str) -> tuple[str, int, str]:
+    """State, restarts and nodes of `scontrol show job -o`'s line."""
+    fields = dict(re.findall(r"(?:^|\s)(JobState|Restarts|NodeList)=(\S*)", text))
+    return fields.get("JobState", ""), int(fields.get("Restarts") or 0), fields.get("NodeList", "")
+
+
+def is_stop_due(environment: Mapping[str, str] = os.environ, now: float | None = None) -> bool:
+    """Is it time to stop for the job's limit?  For those who cannot hear Slurm's signal: it goes to the first node alone."""
+    began, limit = _number(environment, BEGAN), _number(environment, LIMIT)
+    lead = _number(environment, LEAD)
+    return bool(began and limit) and (time.time() if now is None else now) >= began + limit - lead
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
@@ -69,6 +102,6 @@ def stop_reason(environment: Mapping[str, str] = os.environ, now: float | None =
     began, limit = _number(environment, BEGAN), _number(environment, LIMIT)
     if not began:
         return "asked"
-    lead = _number(environment, "PHENOMHPC_SIGNAL_LEAD_S")
+    lead = _number(environment, LEAD)
     near = limit and (time.time() if now is None else now) >= began + limit - lead - _SLACK_S
     return "timeout" if near else "preempted"

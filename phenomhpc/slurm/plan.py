@@ -50,6 +50,11 @@ class Submission:
         return self.num_tasks if self.gang else 1
 
     @property
+    def elastic(self) -> bool:
+        """A gang that may go on with fewer nodes."""
+        return self.gang and self.cluster.elastic
+
+    @property
     def chunks(self) -> tuple[Chunk, ...]:
         """The arrays that it is submitted as, as long as nothing of others takes room; the later ones wait for the first."""
         if self.gang:

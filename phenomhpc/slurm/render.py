@@ -10,7 +10,7 @@ from pathlib import Path
 
 from phenomhpc.errors import TASK_REQUEUE
 from phenomhpc.runs import RunPaths
-from phenomhpc.slurm.inside import BEGAN, LIMIT
+from phenomhpc.slurm.inside import BEGAN, LEAD, LIMIT
 from phenomhpc.slurm.plan import Submission
 from phenomhpc.slurm.window import Chunk
 
@@ -57,7 +57,8 @@ def render(submission: Submission, chunk: Chunk) -> str:
             "job-name": submission.run_id,
             "comment": comment_of(submission.attempt, chunk),
             **_place(submission),
-            "nodes": submission.num_nodes,
+            "nodes": _nodes(submission),
+            "no-kill": submission.elastic or None,
             "exclude": ",".join(submission.exclude) or None,
             "ntasks-per-node": 1,
             "cpus-per-task": submission.cpus_per_task,
@@ -82,13 +83,15 @@ def render(submission: Submission, chunk: Chunk) -> str:
     cpus = f"--cpus-per-task={submission.cpus_per_task} " if submission.cpus_per_task else ""
     # A node that is asked to stop must not kill its peers, which are about to do the same.
     together = f"--kill-on-bad-exit=0 --wait={GANG_WAIT_S + math.ceil(cluster.gate_wait_s)} " if submission.gang else ""
+    if submission.elastic:  # one that is lost has ended, and the others go on
+        together = "--kill-on-bad-exit=0 --no-kill --wait=0 "
     job = "$SLURM_JOB_ID" if submission.gang else "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     task = "0" if submission.gang else f"$(({chunk.offset} + SLURM_ARRAY_TASK_ID))"
     return f"""#!/bin/bash
 {chr(10).join(options)}
 # {submission.kind}, run {submission.run_id}, attempt {submission.attempt}, {_what(submission, chunk)}
 {_environment(submission)}
-export {BEGAN}=$(date +%s) {LIMIT}={(submission.limit_minutes or 0) * 60} PHENOMHPC_SIGNAL_LEAD_S={submission.signal_lead_s}
+export {BEGAN}=$(date +%s) {LIMIT}={(submission.limit_minutes or 0) * 60} {LEAD}={submission.signal_lead_s}
 task={task}
 
 # Slurm's warning (time limit, preemption) becomes a stop file: the task commits at its next boundary
@@ -102,9 +105,23 @@ wait "$step"; code=$?
 # A trapped signal ends `wait`, not the step.
 while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done
 # Exactly this element goes back into the queue; the others are not touched.
-if [ "$code" -eq {TASK_REQUEUE} ]; then scontrol requeue "{job}"; fi
+if {_wants_requeue(submission)}; then scontrol requeue "{job}"; fi
 exit "$code"
 """
+
+
+def _nodes(submission: Submission) -> str:
+    return f"{submission.cluster.min_nodes}-{submission.num_nodes}" if submission.elastic else str(submission.num_nodes)
+
+
+def _wants_requeue(submission: Submission) -> str:
+    """The shell's condition.  A step that lost a node has that node's exit code: an elastic gang says it by a file as well."""
+    by_code = f'[ "$code" -eq {TASK_REQUEUE} ]'
+    if not submission.elastic:
+        return by_code
+    attempt = RunPaths(submission.run_root).attempt(submission.attempt)
+    name = _escaped(attempt.rounds(0).requeue).replace("rounds-0", "rounds-${SLURM_RESTART_COUNT:-0}")
+    return f'{by_code} || [ -e "{name}" ]'
 
 
 def _escaped(path: Path) -> str:

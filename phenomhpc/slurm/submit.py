@@ -102,3 +102,11 @@ def cancel_jobs(job_ids: Sequence[str]) -> None:
     except ProgramFailedError as error:
         if "Invalid job id" not in str(error):
             raise WorkError(f"scancel {' '.join(job_ids)}: {error}") from error
+
+
+def requeue_job(job_id: str) -> None:
+    """Put a running job back into the queue.  Raises WorkError when Slurm refuses, UnreachableError when it does not answer."""
+    try:
+        run_program(["scontrol", "requeue", job_id])
+    except ProgramFailedError as error:
+        raise WorkError(f"scontrol requeue {job_id}: {error}") from error

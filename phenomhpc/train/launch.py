@@ -1,28 +1,28 @@
 """One node's part of a gang: its ranks under torch's elastic agent, in this process.
 
-One rank on one node runs right here, without an agent.  Several ranks on one node meet over loopback; several nodes meet
-at the first host, on a port derived from the Slurm job.  The agent never restarts ranks: what comes after a failure is
-decided outside, from the run directory, so a rank's exit code has to come through as it is.
+One rank on one node runs right here, without an agent.  Several ranks, on one node or on many, meet by the rounds of this start
+(train/rounds.py).  The agent never restarts ranks that failed of themselves: what comes after a failure is decided outside, from
+the run directory, so a rank's exit code has to come through as it is.  In an elastic gang it begins a new round without a node
+that was lost.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
+import multiprocessing.forkserver
 import os
 import signal
 import socket
 import time
 import traceback
-import zlib
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+from torch.distributed.elastic.agent.server.api import RunResult
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from phenomhpc import progress as progress_module
 from phenomhpc.config.models import PretrainConfig
@@ -37,23 +37,27 @@ from phenomhpc.errors import (
 )
 from phenomhpc.runs import TaskContext
 from phenomhpc.runs.heartbeat import rest
+from phenomhpc.train.agent import Agent
 from phenomhpc.train.loop import TrainResult, train
+from phenomhpc.train.peers import Peers
 from phenomhpc.train.ranks import interface_of
+from phenomhpc.train.rounds import Rounds, Standing, always_standing
 
 _LOOPBACK = "127.0.0.1"
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-_JOIN_TIMEOUT_S = 600
 # The agent takes these over and does not give them back.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-_PORTS = (20000, 20000)  # first, how many
 _KINDS = {kind.exit_code: kind for kind in (WorkError, UsageError, StopRequested, FencedError, NoCheckpointError)}
+# Loaded once per node, so that the ranks of this round and of the next begin in a moment.
+_PRELOADED = ["phenomhpc.train.launch", "torch.distributed.checkpoint.state_dict_saver", "torch._dynamo"]
 
 
-def launch(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
+def launch(config: PretrainConfig, ctx: TaskContext, standing: Standing = always_standing) -> TrainResult:
     """Run this node's ranks to their end; the result of its first rank.
 
+    standing: does Slurm still count this node among the job's?  Asked before a node takes part in a further round.
     Raises what the ranks raised: StopRequested, FencedError, NoCheckpointError, UsageError, or WorkError with the last
-    line of the failed rank's traceback (the whole of it is in the log).
+    line of the failed rank's traceback (the whole of it is in the log); NodesLost when too few nodes are left.
     """
     local = ranks_here(config)
     threads = config.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // local)
@@ -61,19 +65,22 @@ def launch(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
     if local == 1 and ctx.num_nodes == 1:
         return train(config, ctx)
     rest()  # from here on the ranks are watched
-    _prepare_environment(ctx, threads)
+    address = socket.gethostbyname(ctx.hosts[ctx.node_rank]) if ctx.num_nodes > 1 else _LOOPBACK
+    _prepare_environment(address, threads)
+    _preload()
     draws = type(ctx.progress) is not type(progress_module.silent())
     task = dataclasses.replace(ctx, progress=progress_module.silent())
-    # It logs a rank's exit as a failure, with its own traceback; ours is in the log already, and a stop is no failure.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    elastic = config.cluster.elastic and ctx.num_nodes > 1
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     caught: signal.Signals | None = None
     try:
-        results = elastic_launch(_launch_config(ctx, local), _rank_main)(config, task, draws)
-        return min(results.items())[1]  # type: ignore[no-any-return]
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise _failure_of(rank, failure) from error
+        key = f"{ctx.paths.id}.{ctx.attempt}.{ctx.start}"
+        with Peers(key=key, rank=ctx.node_rank, address=address, lost_after_s=config.cluster.lost_after_s) as peers:
+            rounds = Rounds(
+                files=ctx.paths.attempt(ctx.attempt).rounds(ctx.start), run_id=key, rank=ctx.node_rank, hosts=ctx.hosts,
+                least=(config.cluster.min_nodes or 1) if elastic else ctx.num_nodes, peers=peers, standing=standing,
+            )  # fmt: skip
+            return _result(Agent(_rank_main, config, task, draws, rounds=rounds, local=local, elastic=elastic).run())
     except SignalException as error:  # the agent has ended its ranks; the signal takes its usual course below
         caught = error.sigval
     finally:
@@ -92,50 +99,31 @@ def ranks_here(config: PretrainConfig) -> int:
     return 1
 
 
-def _launch_config(ctx: TaskContext, local: int) -> LaunchConfig:
-    several = ctx.num_nodes > 1
-    return LaunchConfig(
-        min_nodes=ctx.num_nodes,
-        max_nodes=ctx.num_nodes,
-        nproc_per_node=local,
-        run_id=f"{ctx.paths.id}.{ctx.attempt}.{ctx.token.rpartition('.')[2]}",
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"{ctx.hosts[0]}:{rendezvous_port(ctx)}" if several else f"{_LOOPBACK}:0",
-        rdzv_configs={
-            "join_timeout": _JOIN_TIMEOUT_S,
-            "last_call_timeout": 2,
-            "keep_alive_interval": 1,
-            "keep_alive_max_attempt": 3,
-            # Which node serves the rendezvous must not depend on how its name resolves (Debian: 127.0.1.1).
-            "is_host": str(ctx.node_rank == 0),
-        },
-        local_addr=ctx.hosts[ctx.node_rank] if several else _LOOPBACK,
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method="spawn",
-    )
-
-
-def rendezvous_port(ctx: TaskContext) -> int:
-    """The same on every node of a job, another for another job."""
-    first, count = _PORTS
-    digits = "".join(filter(str.isdigit, ctx.job_id or ""))
-    return first + (int(digits) if digits else zlib.crc32(ctx.paths.id.encode())) % count
-
-
-def _prepare_environment(ctx: TaskContext, threads: int) -> None:
+def _prepare_environment(address: str, threads: int) -> None:
     """What ranks inherit.  A person's own settings stay.
 
-    torch 2.13 would share the agents' store between rounds, with stale addresses after a restart.  gloo binds to the
-    interface on which this node is known to the others; left alone it takes what the hostname resolves to.
+    gloo binds to the interface on which this node is known to the others; left alone it takes what the hostname resolves to.
+    All nodes have as many ranks, so the agents need no store to number them.
     """
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    address = socket.gethostbyname(ctx.hosts[ctx.node_rank]) if ctx.num_nodes > 1 else _LOOPBACK
     interface = interface_of(address)
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def _preload() -> None:
+    """Start the process that ranks are forked from; it loads torch while the nodes still look for each other."""
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    multiprocessing.forkserver.ensure_running()
+
+
+def _result(result: RunResult) -> TrainResult:
+    if result.is_failed():
+        rank, failure = min(result.failures.items(), key=lambda item: item[1].timestamp)
+        raise _failure_of(rank, failure)
+    return min(result.return_values.items())[1]  # type: ignore[no-any-return]
 
 
 def _rank_main(config: PretrainConfig, ctx: TaskContext, draws: bool) -> TrainResult:

@@ -31,7 +31,7 @@ from phenomhpc.runs import (
     read_events,
     write_manifest,
 )
-from phenomhpc.train.launch import launch, rendezvous_port
+from phenomhpc.train.launch import launch
 from phenomhpc.train.loop import train
 from phenomhpc.train.metrics import SCHEMA, read_metrics
 from phenomhpc.train.ranks import interface_of
@@ -363,13 +363,6 @@ def test_the_job_leaves_pictures_and_a_page_and_the_loss_falls(store: Path, tmp_
     assert summary.report == str(paths.report)
     values = losses(paths)
     assert values[-10:].mean() < 0.9 * values[:10].mean()
-
-
-def test_the_rendezvous_port_follows_the_job(store: Path, tmp_path: Path) -> None:
-    ctx = start(new_run(settings(store, tmp_path)))
-    ports = [rendezvous_port(dataclasses.replace(ctx, job_id=job)) for job in ("17", "17", "18", None)]
-    assert ports[0] == ports[1] != ports[2]
-    assert all(20000 <= port < 40000 for port in ports)
 
 
 def test_an_interface_is_found_by_its_address() -> None:
