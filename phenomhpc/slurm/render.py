@@ -60,7 +60,8 @@ def render(submission: Submission, chunk: Chunk) -> str:
             "nodes": _nodes(submission),
             "no-kill": submission.elastic or None,
             "exclude": ",".join(submission.exclude) or None,
-            "ntasks-per-node": 1,
+            # With it Slurm would give a range of nodes its least, however many are idle.
+            "ntasks-per-node": None if submission.elastic else 1,
             "cpus-per-task": submission.cpus_per_task,
             "gpus-per-node": cluster.gpus_per_node or None,
             "mem": f"{cluster.mem_mb}M" if cluster.mem_mb else None,

@@ -34,6 +34,7 @@ from phenomhpc.errors import (
     StopRequested,
     UsageError,
     WorkError,
+    is_lost_peer,
 )
 from phenomhpc.runs import TaskContext
 from phenomhpc.runs.heartbeat import rest
@@ -60,7 +61,7 @@ def launch(config: PretrainConfig, ctx: TaskContext, standing: Standing = always
     line of the failed rank's traceback (the whole of it is in the log); NodesLost when too few nodes are left.
     """
     local = ranks_here(config)
-    threads = config.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // local)
+    threads = config.threads_per_rank or max(1, cores_here() // local)
     config = config.model_copy(update={"threads_per_rank": threads})
     if local == 1 and ctx.num_nodes == 1:
         return train(config, ctx)
@@ -97,6 +98,13 @@ def ranks_here(config: PretrainConfig) -> int:
     if config.device != "cpu" and torch.cuda.is_available():
         return torch.cuda.device_count()
     return 1
+
+
+def cores_here() -> int:
+    """Cores that are this task's: those it may run on, or fewer where Slurm gave it fewer and does not bind it."""
+    granted = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    usable = len(os.sched_getaffinity(0))
+    return min(usable, int(granted)) if granted.isdigit() and int(granted) else usable
 
 
 def _prepare_environment(address: str, threads: int) -> None:
@@ -136,8 +144,11 @@ def _rank_main(config: PretrainConfig, ctx: TaskContext, draws: bool) -> TrainRe
     except PhenomError as error:
         _leave(error.exit_code, str(error))
     except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        if config.cluster.elastic and is_lost_peer(message):
+            _leave(1, f"rank {os.environ.get('RANK')} lost another: {message.splitlines()[0]}")
         traceback.print_exc()
-        _leave(1, f"{type(error).__name__}: {error}")
+        _leave(1, message)
 
 
 def _leave(code: int, message: str) -> NoReturn:

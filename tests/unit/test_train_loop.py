@@ -31,7 +31,7 @@ from phenomhpc.runs import (
     read_events,
     write_manifest,
 )
-from phenomhpc.train.launch import launch
+from phenomhpc.train.launch import cores_here, launch
 from phenomhpc.train.loop import train
 from phenomhpc.train.metrics import SCHEMA, read_metrics
 from phenomhpc.train.ranks import interface_of
@@ -363,6 +363,16 @@ def test_the_job_leaves_pictures_and_a_page_and_the_loss_falls(store: Path, tmp_
     assert summary.report == str(paths.report)
     values = losses(paths)
     assert values[-10:].mean() < 0.9 * values[:10].mean()
+
+
+def test_a_task_that_slurm_does_not_bind_uses_no_more_cores_than_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = len(os.sched_getaffinity(0))
+    for granted, cores in ((None, usable), ("1", 1), (str(usable + 8), usable), ("odd", usable)):
+        if granted is None:
+            monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
+        else:
+            monkeypatch.setenv("SLURM_CPUS_ON_NODE", granted)
+        assert cores_here() == cores
 
 
 def test_an_interface_is_found_by_its_address() -> None:
