@@ -6,17 +6,23 @@ what they want.  Once it is gone nobody ends or requeues the job, which stays RU
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from signal import SIGTERM
 
 from phenomhpc.config import AnyConfig
 from phenomhpc.errors import DONE, TASK_REQUEUE, PhenomError
 from phenomhpc.jobs.attempts import exclude_sick
-from phenomhpc.runs import RoundsPaths, RunPaths, commit
+from phenomhpc.runs import RoundsPaths, RunPaths, commit, read_task_events
 from phenomhpc.runs.rounds import close_rounds, newest_round, read_round, read_wishes
 from phenomhpc.slurm.decide import HEAD_LOST
-from phenomhpc.slurm.inside import Place
+from phenomhpc.slurm.inside import Place, is_ours
 from phenomhpc.slurm.submit import cancel_jobs, requeue_job
+
+
+LAST_WORDS_S = 20.0
+TERMINATED = 128 + SIGTERM
 
 
 def end_elastic(
@@ -46,12 +52,26 @@ def end_elastic(
         if code == TASK_REQUEUE:
             commit(files.requeue, "")
         return
+    _wait_for_others(paths, attempt, left[1:])
     emit(HEAD_LOST, node=place.hosts[0], code=code)
     with suppress(PhenomError):
-        if code == TASK_REQUEUE:
+        # A first node that was only cut off comes back, and Slurm ends what runs there: its srun then terminates the others.
+        stopped = code in (TASK_REQUEUE, TERMINATED) and is_ours(place.job_id, place.restarts, place.host) is True
+        if stopped and not paths.outcome.exists():
             requeue_job(place.job_id)
         else:
             cancel_jobs([place.job_id])
+
+
+def _wait_for_others(paths: RunPaths, attempt: int, ranks: list[int]) -> None:
+    """Let the others say how they ended; ending the job cuts them short."""
+    deadline = time.monotonic() + LAST_WORDS_S
+    while time.monotonic() < deadline:
+        if all(
+            any(event["event"] == "ended" for event in read_task_events(paths, attempt, rank)[-1:]) for rank in ranks
+        ):
+            return
+        time.sleep(0.2)
 
 
 def _left(files: RoundsPaths) -> list[int]:

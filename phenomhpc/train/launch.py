@@ -68,7 +68,7 @@ def launch(config: PretrainConfig, ctx: TaskContext, standing: Standing = always
     rest()  # from here on the ranks are watched
     address = socket.gethostbyname(ctx.hosts[ctx.node_rank]) if ctx.num_nodes > 1 else _LOOPBACK
     _prepare_environment(address, threads)
-    _preload()
+    _preload(guarded=ctx.job_id is not None)
     draws = type(ctx.progress) is not type(progress_module.silent())
     task = dataclasses.replace(ctx, progress=progress_module.silent())
     elastic = config.cluster.elastic and ctx.num_nodes > 1
@@ -121,10 +121,20 @@ def _prepare_environment(address: str, threads: int) -> None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
 
 
-def _preload() -> None:
+def _preload(*, guarded: bool) -> None:
     """Start the process that ranks are forked from; it loads torch while the nodes still look for each other."""
-    multiprocessing.set_forkserver_preload(_PRELOADED)
-    multiprocessing.forkserver.ensure_running()
+    multiprocessing.set_forkserver_preload(["phenomhpc.train.deaf", *_PRELOADED] if guarded else _PRELOADED)
+    if guarded:  # the agent is deaf to it, too
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    before = os.environ.get("PYTHONWARNINGS")
+    # Ranks that are killed leave a semaphore behind; the tracker, which starts here, cleans up and need not say so.
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _result(result: RunResult) -> TrainResult:
