@@ -20,7 +20,6 @@ from phenomhpc.slurm.decide import HEAD_LOST
 from phenomhpc.slurm.inside import Place, is_ours
 from phenomhpc.slurm.submit import cancel_jobs, requeue_job
 
-
 LAST_WORDS_S = 20.0
 TERMINATED = 128 + SIGTERM
 
@@ -54,13 +53,15 @@ def end_elastic(
         return
     _wait_for_others(paths, attempt, left[1:])
     emit(HEAD_LOST, node=place.hosts[0], code=code)
-    with suppress(PhenomError):
+    try:
         # A first node that was only cut off comes back, and Slurm ends what runs there: its srun then terminates the others.
         stopped = code in (TASK_REQUEUE, TERMINATED) and is_ours(place.job_id, place.restarts, place.host) is True
         if stopped and not paths.outcome.exists():
             requeue_job(place.job_id)
         else:
             cancel_jobs([place.job_id])
+    except PhenomError as error:
+        print(f"job {place.job_id} has lost its first node and could not be ended: {error}", flush=True)
 
 
 def _wait_for_others(paths: RunPaths, attempt: int, ranks: list[int]) -> None:

@@ -50,10 +50,8 @@ class Shell:
         return self.cluster.run(["sacct", "-n", "-X", "-P", "-j", jobs, "-o", "State"]).stdout.split()
 
 
-@pytest.fixture(scope="module")
-def shell(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+def make_shell(cluster: Cluster, folder: Path) -> Shell:
     """Two experiments of two small plates, and defaults written by `init` on a cluster without any site.json."""
-    folder = tmp_path_factory.mktemp("lab")
     spec = SyntheticSpec(
         plate_rows=2, plate_columns=4, field_px=96, num_genes=6, genes_per_pathway=2, num_unexpressed=0, control_share=0.3,
         plates_per_experiment=2,
@@ -63,6 +61,11 @@ def shell(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Shell:
     made.type("init", "--yes")
     assert "partition: main" in (folder / "phenomhpc.yaml").read_text()
     return made
+
+
+@pytest.fixture(scope="module")
+def shell(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    return make_shell(cluster, tmp_path_factory.mktemp("lab"))
 
 
 @pytest.fixture(scope="module")

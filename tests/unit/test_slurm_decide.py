@@ -177,6 +177,15 @@ def test_what_happened_before_counts(failure: str, history: History, action: str
     assert decision.repeatable == (failure not in {"timeout", "hang", "crash"})
 
 
+def test_a_gang_that_ended_its_own_job_is_not_called_cancelled() -> None:
+    """Its first node is gone, and with it whoever would have ended the job: Slurm says CANCELLED."""
+    own = [event("head_lost", task=1, time=9)]
+    assert {task.failure for task in gang([failed(1, "ValueError: x"), *own], "CANCELLED")} == {"code_error"}
+    assert {task.failure for task in gang([event("preempted", task=1), *own], "CANCELLED")} == {"preempted"}
+    assert {task.failure for task in gang([event("preempted", task=1)], "CANCELLED")} == {"cancelled"}
+    assert decide(gang([event("finished", task=1), *own], "CANCELLED", done=[1]), History(), 3).action == "finish"
+
+
 def test_history_is_what_was_decided_since_a_person_last_stepped_in() -> None:
     def decided(action: str, mark: str, *classes: str) -> dict[str, Any]:
         repeatable = "hang" not in classes

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from phenomhpc.config import ClusterConfig
 from phenomhpc.errors import UnreachableError, UsageError
+from phenomhpc.runs import RunPaths
 from phenomhpc.slurm.facts import (
     ClusterFacts,
     Partition,
@@ -18,6 +20,7 @@ from phenomhpc.slurm.facts import (
     parse_partitions,
     parse_time_limit,
 )
+from phenomhpc.slurm.inside import is_stop_due, parse_job
 from phenomhpc.slurm.plan import Submission, plan_submission
 from phenomhpc.slurm.programs import LimitReachedError, refusal, run_program, scrubbed_names
 from phenomhpc.slurm.render import render, render_steward
@@ -163,6 +166,62 @@ def test_a_gang_is_one_job_whose_nodes_leave_on_their_own() -> None:
     assert submission(ClusterConfig(nodes=4, gpus_per_node=2, time_minutes=90), gang=True, num_tasks=4).gpu_hours == 12
 
 
+def test_an_elastic_gang_keeps_its_job_when_a_node_is_lost() -> None:
+    plan = submission(ClusterConfig.model_validate({"nodes": "2:4", "cpus_per_task": 8}), gang=True, num_tasks=4)
+    script = render(plan, plan.chunks[0])
+    for option in ("nodes=2-4", "no-kill", "requeue", "cpus-per-task=8"):
+        assert f"#SBATCH --{option}\n" in script
+    # With it, Slurm 22.05 gives a range of nodes its least, however many are idle.
+    assert "#SBATCH --ntasks-per-node" not in script
+    assert "--kill-on-bad-exit=0 --no-kill --wait=0 " in script
+    assert "--no-kill" not in render(submission(ClusterConfig(nodes=4), gang=True, num_tasks=4), plan.chunks[0])
+
+
+@pytest.mark.parametrize(("start", "asked"), [(None, True), ("1", False), ("2", True)])
+def test_an_elastic_gang_is_requeued_where_a_lost_nodes_exit_code_hides_the_wish(
+    tmp_path: Path, start: str | None, asked: bool
+) -> None:
+    attempt = RunPaths(tmp_path / "a b$c").attempt(1)
+    for number in (0, 2):
+        attempt.rounds(number).root.mkdir(parents=True)
+        attempt.rounds(number).requeue.touch()
+    elastic = ClusterConfig(nodes=3, min_nodes=1)
+    more = {} if start is None else {"SLURM_RESTART_COUNT": start}
+    done, called = _run_script(tmp_path / "a b$c", True, "exit 137", elastic, more)
+    assert done.returncode == 137
+    assert called == ("requeue 77\n" if asked else "")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"nodes": "4:2"}, "min_nodes=4 is more than nodes=2"),
+        ({"nodes": "2:x"}, "LEAST:MOST as in 2:4"),
+        ({"nodes": ":4"}, "LEAST:MOST as in 2:4"),
+    ],
+)
+def test_a_range_of_nodes_is_checked(given: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ClusterConfig.model_validate(given)
+
+
+def test_slurms_line_about_a_job_is_read() -> None:
+    line = (
+        "JobId=7 JobName=p UserId=u(1) JobState=RUNNING Reason=None Requeue=1 Restarts=2 ReqNodeList=(null) "
+        "NodeList=n[2-4] BatchHost=n1"
+    )
+    assert parse_job(line) == ("RUNNING", 2, "n[2-4]")
+    assert parse_job("JobId=7 JobState=PENDING Reason=Resources") == ("PENDING", 0, "")
+
+
+def test_a_task_knows_when_its_limit_is_near() -> None:
+    environment = {"PHENOMHPC_JOB_BEGAN": "1000", "PHENOMHPC_LIMIT_S": "600", "PHENOMHPC_SIGNAL_LEAD_S": "100"}
+    assert not is_stop_due(environment, 1499)
+    assert is_stop_due(environment, 1500)
+    assert not is_stop_due({**environment, "PHENOMHPC_LIMIT_S": "0"}, 9999)
+    assert not is_stop_due({}, 9999)
+
+
 def test_a_short_job_is_warned_shortly_before_its_end() -> None:
     assert submission(ClusterConfig(time_minutes=2)).signal_lead_s < 60
     short = Partition(**{**MAIN.__dict__, "default_time_minutes": 1})
@@ -213,17 +272,24 @@ def test_a_signal_becomes_stop_files_and_the_step_goes_on_to_its_own_end(tmp_pat
     assert {path.name for path in stop.parent.iterdir()} == expected
 
 
-def _run_script(root: Path, gang: bool, body: str) -> tuple[subprocess.CompletedProcess[str], str]:
+def _run_script(
+    root: Path,
+    gang: bool,
+    body: str,
+    cluster: ClusterConfig | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> tuple[subprocess.CompletedProcess[str], str]:
     """Run a rendered script with bash; srun runs `body`, scontrol writes down what it was asked."""
-    (root / "attempts" / "001").mkdir(parents=True)
+    (root / "attempts" / "001").mkdir(parents=True, exist_ok=True)
     programs = root / "bin"
     programs.mkdir()
     asked = root / "asked"
     for name, text in (("srun", body), ("scontrol", f"echo \"$@\" >> '{asked}'")):
         (programs / name).write_text(f"#!/bin/bash\n{text}\n")
         (programs / name).chmod(0o755)
-    plan = submission(ClusterConfig(), gang=gang, num_tasks=3, root=str(root))
+    plan = submission(cluster or ClusterConfig(), gang=gang, num_tasks=3, root=str(root))
     environment = {
+        **(variables or {}),
         "PATH": f"{programs}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "77" if gang else "80",
         "SLURM_ARRAY_JOB_ID": "77",
