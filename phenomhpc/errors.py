@@ -32,6 +32,25 @@ class WorkError(PhenomError):
     """The work itself failed (exit code 1)."""
 
 
+class ScriptFailedError(WorkError):
+    """Somebody's script has ended with an exit code of its own, where there is one with its traceback.
+
+    code: the script's; kind: the class of the failure where it is none of the code's.
+    """
+
+    def __init__(self, message: str, *, code: int, traceback: str | None = None, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.traceback, self.kind = code, traceback, kind
+        # A script's 75 to 79 do not mean what ours do.
+        self.exit_code = WORK_FAILED if TASK_REQUEUE <= code <= TASK_NO_CHECKPOINT else code
+
+
+class HungError(WorkError):
+    """The work shows no sign of life (the task leaves with 78)."""
+
+    exit_code = TASK_WATCHDOG
+
+
 class KilledError(WorkError):
     """A process of the work was killed by a signal that nobody here sent: the node's doing, or memory's."""
 

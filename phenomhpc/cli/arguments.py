@@ -23,6 +23,7 @@ def spread_lists(words: Sequence[str], options: Iterable[str]) -> list[str]:
     disk is a path.  So a shell's expansion of `--plates raw/*` arrives whole.
     """
     names = set(options)
+    words, command = split_command(words)
     spread: list[str] = []
     collecting = ""
     for position, word in enumerate(words):
@@ -40,7 +41,16 @@ def spread_lists(words: Sequence[str], options: Iterable[str]) -> list[str]:
         else:
             collecting = ""
             spread.append(word)
-    return spread
+    # One word at a time and with `=`, so that none of them is taken for an option of ours.
+    return spread + [f"--command={word}" for word in command]
+
+
+def split_command(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of `run [flags] -- COMMAND ...` before `--` and behind it, untouched; of other verbs all, and none."""
+    if "--" not in words or "run" not in (words[0], "".join(words[1:2]) if words[0] == "submit" else ""):
+        return list(words), []
+    at = list(words).index("--")
+    return list(words[:at]), list(words[at + 1 :])
 
 
 def parse_minutes(text: str) -> int:

@@ -17,6 +17,7 @@ class Flag:
     type: Any = str
     key: str | None = None
     multiple: bool = False
+    hidden: bool = False
 
     @property
     def option(self) -> str:
@@ -58,6 +59,23 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
         _path("unexpressed", "File of unexpressed genes, one per line."),
         _RUNS,
     ),
+    "run": (
+        Flag(
+            name="command",
+            help="A word of the command, as spread from behind --.",
+            key="command",
+            multiple=True,
+            hidden=True,
+        ),
+        _path("workdir", "Folder in which the command is run; default: this one."),
+        Flag(
+            name="snapshot-code",
+            help="Run a copy of the git tree that the folder lies in, however large it is.",
+            type=bool,
+            key="snapshot_code",
+        ),
+        _RUNS,
+    ),
     "pipeline": (_PLATES, _STORE, _ANNOTATIONS, _RUNS),
 }
 
@@ -66,6 +84,7 @@ JOB_HELP = {
     "pretrain": "Pretrain a masked autoencoder on crops of a store.",
     "embed": "Every well of a store through the encoder of a checkpoint.",
     "evaluate": "Score embeddings as a map against known relationships.",
+    "run": "Any script: phenomhpc run [flags] -- python train.py ... (on Slurm: phenomhpc submit run ...).",
     "pipeline": "convert, pretrain, embed and evaluate, one after the other.",
 }
 
@@ -103,7 +122,9 @@ def _parameter(flag: Flag) -> inspect.Parameter:
 
     kind: Any = list[str] if flag.multiple else flag.type
     switch = flag.type is bool
-    default = typer.Option(False if switch else None, flag.option, help=flag.help, show_default=False)
+    default = typer.Option(
+        False if switch else None, flag.option, help=flag.help, show_default=False, hidden=flag.hidden
+    )
     annotation = bool if switch else kind | None
     return inspect.Parameter(flag.parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -13,6 +13,7 @@ from phenomhpc.config.models import (
     OptimConfig,
     PipelineConfig,
     PretrainConfig,
+    RunConfig,
 )
 from phenomhpc.config.resolve import Resolved, dump, load_run_config, require, resolve, validate
 
@@ -30,6 +31,7 @@ __all__ = [
     "PipelineConfig",
     "PretrainConfig",
     "Resolved",
+    "RunConfig",
     "default_layers",
     "dump",
     "load_run_config",

@@ -33,6 +33,7 @@ LANDING: dict[str, dict[str, str]] = {
     "pretrain": {**_EVERY_JOB, **_GPUS, "store": "store"},
     "embed": {**_EVERY_JOB, **_GPUS, "store": "store"},
     "evaluate": {**_EVERY_JOB, "annotations": "annotations"},
+    "run": {**_EVERY_JOB, **_GPUS},
     "pipeline": {**_EVERY_JOB, **_GPUS, "store": "store", "raw": "plates", "annotations": "annotations"},
 }
 NAMES = sorted({name for landing in LANDING.values() for name in landing})

@@ -279,6 +279,45 @@ class EvaluateConfig(JobModel):
     bootstrap: Annotated[int, Field(ge=0)] = Field(200, description="bootstrap draws of the intervals; 0 for none")
 
 
+class RunConfig(JobModel):
+    """Anybody's script as one gang, under the same gate, requeue, logs and provenance as the other jobs."""
+
+    kind: ClassVar[str] = "run"
+    command: tuple[str, ...] = Field((), description="the program and its words, as given behind --")
+    workdir: str = Field("", description="folder in which the command is run; default: where it was given")
+    launcher: Literal["torchrun", "plain"] = Field(
+        "torchrun",
+        description="torchrun: a process per rank with RANK, WORLD_SIZE, LOCAL_RANK; plain: one per node with NODE_RANK, NNODES",
+    )
+    ranks_per_node: PositiveInt | None = Field(
+        None, description="processes per node under torchrun; default: one per GPU, else 1"
+    )
+    stop_signal: Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "none"] = Field(
+        "SIGTERM", description="sent to a script that goes on after the stop file was made"
+    )
+    stop_wait_s: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="seconds between the stop file and the signal; default: a third of Slurm's warning time"
+    )
+    grace_s: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="seconds between the signal and the kill; default: nearly all of the rest"
+    )
+    silent_limit_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="a rank that writes nothing for so long hangs; default: silence is no sign of anything"
+    )
+    snapshot_code: bool | Literal["auto"] = Field(
+        "auto", description="run a copy of the git tree that workdir lies in; auto: where it is no larger than 100 MiB"
+    )
+
+    @model_validator(mode="after")
+    def _fixed_size(self) -> RunConfig:
+        if self.cluster.elastic:
+            cluster = self.cluster
+            raise ValueError(
+                f"nodes={cluster.min_nodes}:{cluster.nodes}: a script keeps its number of nodes; give nodes={cluster.nodes}"
+            )
+        return self
+
+
 class PipelineConfig(JobModel):
     """convert -> pretrain -> embed -> evaluate, each stage a run of its own."""
 
@@ -301,6 +340,7 @@ class PipelineConfig(JobModel):
 
 
 JOBS: dict[str, type[JobModel]] = {
-    model.kind: model for model in (ConvertConfig, PretrainConfig, EmbedConfig, EvaluateConfig, PipelineConfig)
+    model.kind: model
+    for model in (ConvertConfig, PretrainConfig, EmbedConfig, EvaluateConfig, RunConfig, PipelineConfig)
 }
-AnyConfig = ConvertConfig | PretrainConfig | EmbedConfig | EvaluateConfig | PipelineConfig
+AnyConfig = ConvertConfig | PretrainConfig | EmbedConfig | EvaluateConfig | RunConfig | PipelineConfig

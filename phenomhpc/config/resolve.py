@@ -31,7 +31,7 @@ class Resolved:
 
 
 # Settings that are paths: made absolute where they are given, since a Slurm task runs in another folder.
-_PATHS = ("plates", "store", "runs", "metadata", "out", "annotations", "unexpressed")
+_PATHS = ("plates", "store", "runs", "metadata", "out", "annotations", "unexpressed", "workdir")
 # A path, or the name of a run: absolute only where there is such a path.
 _PATHS_OR_RUNS = ("checkpoint", "embeddings")
 
@@ -41,6 +41,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "pretrain": ("store",),
     "embed": ("store", "checkpoint"),
     "evaluate": ("embeddings", "annotations"),
+    "run": ("command",),
     "pipeline": ("plates", "store", "annotations"),
 }
 
@@ -162,6 +163,10 @@ def require(config: AnyConfig) -> None:
     """Raise UsageError naming the first setting the job cannot do without that is missing."""
     for key in _REQUIRED[config.kind]:
         if not getattr(config, key):
+            if key == "command":
+                raise UsageError(
+                    "run: what to run is missing; give it behind --, e.g. phenomhpc run -- python train.py"
+                )
             default = next((name for name, landing in LANDING[config.kind].items() if landing == key), None)
             hint = f", or set {default} in ./{PROJECT_FILE} (phenomhpc init writes one)" if default else ""
             raise UsageError(f"{config.kind}: {key} is missing; give --{key}{hint}")

@@ -56,7 +56,7 @@ def steward_lock(paths: RunPaths) -> Iterator[None]:
 
 def is_gang(config: AnyConfig) -> bool:
     """One job over all its nodes, or an array of independent tasks?"""
-    return config.kind == "pretrain"
+    return config.kind in ("pretrain", "run")
 
 
 def submission_of(

@@ -249,8 +249,8 @@ class _Guard:
 def progress_mark(paths: RunPaths, events: list[Event]) -> str:
     """Where a task stands: the newest committed step, or what lies in the checkpoint folder of a foreign script; its units."""
     step = paths.committed_step()
-    if not step and paths.checkpoints.is_dir():
-        step = max((entry.stat().st_mtime_ns for entry in paths.checkpoints.iterdir()), default=0)
+    if not step and (saved := paths.saved()):
+        return saved
     return f"step {step}, {len({event['unit_id'] for event in events if event['event'] == 'unit'})} units"
 
 

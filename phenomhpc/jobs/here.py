@@ -19,6 +19,7 @@ from phenomhpc.config import AnyConfig, dump
 from phenomhpc.errors import FencedError, NoCheckpointError, PhenomError, StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import ArrayPlan, Plan, Summary, load
 from phenomhpc.jobs.pack import pack
+from phenomhpc.jobs.script_code import describe_code
 from phenomhpc.jobs.task import GANG_KIND, run_task
 from phenomhpc.progress import Message, Progress, Stage, forwarding
 from phenomhpc.runs import (
@@ -75,7 +76,9 @@ def _run_directory(
             if free:
                 yield paths, True
                 return
-    paths = create_run(Path(config.runs), config.kind, dump(config), collect_provenance(command), name=name)
+    # Here the code runs where it lies: what is described is not copied.
+    provenance = {**collect_provenance(command), **describe_code(config, copied=False)}
+    paths = create_run(Path(config.runs), config.kind, dump(config), provenance, name=name)
     with _locked(paths):
         yield paths, False
 

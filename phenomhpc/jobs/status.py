@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
+from phenomhpc.config import AnyConfig, PipelineConfig, RunConfig, load_run_config
 from phenomhpc.errors import UnreachableError
 from phenomhpc.jobs.attempts import AFTER, CLUSTER, STEWARD_TASK, is_gang, stage_paths, stage_runs_of
 from phenomhpc.jobs.usage import Usage, run_usage
@@ -253,6 +253,9 @@ def count_done(paths: RunPaths, config: AnyConfig, events: Sequence[Event]) -> C
         ended = [read_outcome(run) for run in runs if run.root.is_dir()]
         done = sum(outcome is not None and outcome["state"] == "finished" for outcome in ended)
         return Count(done=done, total=len(runs), noun="stages")
+    if isinstance(config, RunConfig):
+        done = any(event["event"] == "finished" for event in events)
+        return Count(done=int(done), total=1, noun="commands")
     if is_gang(config):
         step, loss = _newest_step(paths)
         return Count(done=step, total=config.optim.steps, noun="steps", loss=loss)  # type: ignore[union-attr]

@@ -24,6 +24,7 @@ from phenomhpc.jobs.attempts import (
     withdraw,
 )
 from phenomhpc.jobs.base import ArrayPlan, GangPlan, Plan, load
+from phenomhpc.jobs.script_code import copy_code, describe_code
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, collect_provenance, create_run, find_run, read_outcome, write_outcome
 from phenomhpc.slurm.facts import ClusterFacts, discover
@@ -72,10 +73,16 @@ def submit_run(
     runs = Path(config.runs)
     other = find_run(runs, after) if after else None
     _check(config, facts, RunPaths(runs.absolute() / (name or config.kind)), planned=other is None)
-    provenance = {**collect_provenance(command), CLUSTER: facts.name, **({AFTER: str(other.root)} if other else {})}
+    provenance = {
+        **collect_provenance(command),
+        CLUSTER: facts.name,
+        **({AFTER: str(other.root)} if other else {}),
+        **describe_code(config),
+    }
     paths = create_run(runs, config.kind, dump(config), provenance, name=name)
     try:
         snapshot_code(paths)
+        copy_code(provenance, paths, progress)
         _start(paths, config, other, facts, progress)
     except PhenomError as error:
         if isinstance(error, LimitReachedError) and paths.last_attempt():
@@ -107,14 +114,18 @@ def here_command(command: Sequence[str]) -> str:
     """The same job without Slurm."""
     words: list[str] = []
     skip = False
-    for word in command[1:]:
+    ours, behind = list(command[1:]), []
+    if "--" in ours:  # a script's own words
+        at = ours.index("--")
+        ours, behind = ours[:at], ours[at:]
+    for word in ours:
         if skip:
             skip = False
         elif word in _SUBMIT_VALUES:
             skip = True
         elif word != "submit" and word.split("=")[0] not in _SUBMIT_SWITCHES | _SUBMIT_VALUES:
             words.append(word)
-    return shlex.join(["phenomhpc", *words])
+    return shlex.join(["phenomhpc", *words, *behind])
 
 
 def _check(config: AnyConfig, facts: ClusterFacts, paths: RunPaths, *, planned: bool) -> None:

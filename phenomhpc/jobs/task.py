@@ -110,6 +110,8 @@ def _tell(ctx: TaskContext, error: Exception, code: int) -> None:
         if ctx.job_id is not None:  # here, whoever started the task says it
             print(f"phenomhpc: {error}", flush=True)
         fields = {"class": str(_class_of(error)), "exit_code": code, "message": str(error), "log": log}
+        if isinstance(error, errors.ScriptFailedError):
+            fields |= {"exit_code": error.code, **({"traceback": error.traceback} if error.traceback else {})}
         ctx.events.emit("failed", **fields, crashed=isinstance(error, errors.KilledError))
     else:
         text = "".join(traceback.format_exception(error))
@@ -119,8 +121,12 @@ def _tell(ctx: TaskContext, error: Exception, code: int) -> None:
 
 
 def _class_of(error: Exception) -> FailureClass:
-    if isinstance(error, MemoryError) or _HOST_MEMORY in str(error):
+    if isinstance(error, errors.ScriptFailedError) and error.kind:
+        return FailureClass(error.kind)
+    if isinstance(error, MemoryError) or "MemoryError:" in str(error) or _HOST_MEMORY in str(error):
         return FailureClass.OOM
+    if isinstance(error, errors.HungError):
+        return FailureClass.HANG
     if isinstance(error, errors.KilledError | errors.NodesLost):
         return FailureClass.NODE_FAIL
     if isinstance(error, errors.UsageError):

@@ -10,7 +10,7 @@ from phenomhpc.runs.events import Event, EventWriter, read_events, read_task_eve
 from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt
 from phenomhpc.runs.manifest import Unit, read_manifest, write_manifest
 from phenomhpc.runs.paths import AttemptPaths, GatePaths, RoundsPaths, RunPaths
-from phenomhpc.runs.provenance import collect_provenance
+from phenomhpc.runs.provenance import collect_provenance, git
 from phenomhpc.runs.records import CompletionRecord, canonical_json, digest_of, now, read_record, write_record
 from phenomhpc.runs.run import (
     create_run,
@@ -44,6 +44,7 @@ __all__ = [
     "create_run",
     "digest_of",
     "find_run",
+    "git",
     "list_runs",
     "make_folder",
     "new_token",

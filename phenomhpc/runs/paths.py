@@ -4,15 +4,17 @@ RUNS/ID/
   run.yaml provenance.json outcome.json report.html
       evaluation.json recall.parquet map.npz reconstructions.npz
   code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/ rounds-START/
-                        outcome.json retry.json code/}
+                        parting-START/ outcome.json retry.json code/}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
-  checkpoints/step-XXXXXXXX/  embeddings/
+  checkpoints/step-XXXXXXXX/  embeddings/  output/  code-script/
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -138,6 +140,10 @@ class AttemptPaths:
         """The rounds of one start of a gang (Slurm's restart count)."""
         return RoundsPaths(self.root / f"rounds-{start}")
 
+    def parting(self, start: int) -> Path:
+        """Folder of how a foreign script has ended on each node of one start: TASK.json."""
+        return self.root / f"parting-{start}"
+
     def stop_file(self, task: int) -> Path:
         """Its presence asks a task to commit and leave at the next boundary."""
         return self.root / f"stop-{task}"
@@ -203,6 +209,16 @@ class RunPaths:
         return self.root / "code"
 
     @property
+    def script_code(self) -> Path:
+        """The tree of a foreign script as it was submitted."""
+        return self.root / "code-script"
+
+    @property
+    def output(self) -> Path:
+        """A foreign script's own folder, kept over all attempts."""
+        return self.root / "output"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
@@ -234,6 +250,11 @@ class RunPaths:
         """The newest committed checkpoint's step, by its mark; 0 where there is none.  (What is in it: models.checkpoint.)"""
         marks = self.checkpoints.glob("step-*/COMMITTED") if self.checkpoints.is_dir() else ()
         return max((int(mark.parent.name.partition("-")[2]) for mark in marks), default=0)
+
+    def saved(self) -> str:
+        """What changes with everything that a foreign script saves below checkpoints/, or where it uses that not, output/; empty
+        while there is nothing."""
+        return _files_below(self.checkpoints) or _files_below(self.output)
 
     def attempt(self, number: int) -> AttemptPaths:
         return AttemptPaths(self.attempts / f"{number:03d}")
@@ -268,3 +289,16 @@ class RunPaths:
 
     def done_file(self, task: int) -> Path:
         return self.done / f"{task}.json"
+
+
+def _files_below(folder: Path) -> str:
+    """How many files, their bytes and the newest's time, in words; empty where there is none."""
+    stats = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # replaced while it was looked at
+            stats += [path.stat()] if path.is_file() else []
+    if not stats:
+        return ""
+    newest = datetime.fromtimestamp(max(stat.st_mtime for stat in stats), UTC)
+    size = sum(stat.st_size for stat in stats)
+    return f"{len(stats)} file(s) of {size} bytes, the newest of {newest:%Y-%m-%d %H:%M:%S.%f} UTC"

@@ -18,8 +18,9 @@ GIT_LIMIT_S = 10
 _LIBRARIES = ("torch", "zarr", "numcodecs", "numpy", "submitit", "hydra-core")
 
 
-def _git(*words: str) -> str | None:
-    command = ["git", "-C", str(PACKAGE.parent), *words]
+def git(folder: Path, *words: str) -> str | None:
+    """What git says of the tree that a folder lies in; None where there is none, or no git."""
+    command = ["git", "-C", str(folder), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_LIMIT_S, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -31,8 +32,8 @@ def _code() -> dict[str, Any]:
     """Commit and diff of the checkout the package lies in; nothing where it is installed from a wheel."""
     if not (PACKAGE.parent / ".git").exists():
         return {}
-    commit = _git("rev-parse", "HEAD")
-    return {"commit": commit.strip() if commit else None, "diff": _git("diff", "HEAD")}
+    commit = git(PACKAGE.parent, "rev-parse", "HEAD")
+    return {"commit": commit.strip() if commit else None, "diff": git(PACKAGE.parent, "diff", "HEAD")}
 
 
 def _version(name: str) -> str | None:

@@ -13,6 +13,8 @@ from phenomhpc.slurm.programs import ProgramFailedError, run_program
 
 # Set by the batch script (render.py): when this start of the job began (seconds since 1970), and its time limit.
 BEGAN, LIMIT, LEAD = "PHENOMHPC_JOB_BEGAN", "PHENOMHPC_LIMIT_S", "PHENOMHPC_SIGNAL_LEAD_S"
+# The lead where there is no job.
+_LEAD_HERE_S = 30
 # Slurm may signal up to a minute early, and looks at limits every half minute.
 _SLACK_S = 90
 _ANSWER_S = 10.0
@@ -94,6 +96,11 @@ def is_stop_due(environment: Mapping[str, str] = os.environ, now: float | None =
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
     return int(text) if text.isdigit() else 0
+
+
+def signal_lead_s(environment: Mapping[str, str] = os.environ) -> int:
+    """How long before its limit Slurm warns this job, seconds; where there is no job, what a person may wait for."""
+    return _number(environment, LEAD) or _LEAD_HERE_S
 
 
 def stop_reason(environment: Mapping[str, str] = os.environ, now: float | None = None) -> str:

@@ -26,8 +26,8 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from phenomhpc.nodes.gate import bus_gbps, pair_rounds, slow_nodes
+from phenomhpc.nodes.interface import interface_of
 from phenomhpc.runs import commit
-from phenomhpc.train.ranks import interface_of
 
 SIZES = (64 * 1024, 4 * 2**20)
 GPU_SIZES = (*SIZES, 64 * 2**20, 256 * 2**20)

@@ -36,12 +36,12 @@ from phenomhpc.errors import (
     WorkError,
     is_lost_peer,
 )
+from phenomhpc.nodes.interface import interface_of
 from phenomhpc.runs import TaskContext
 from phenomhpc.runs.heartbeat import rest
 from phenomhpc.train.agent import Agent
 from phenomhpc.train.loop import TrainResult, train
 from phenomhpc.train.peers import Peers
-from phenomhpc.train.ranks import interface_of
 from phenomhpc.train.rounds import Rounds, Standing, always_standing
 
 _LOOPBACK = "127.0.0.1"

@@ -7,10 +7,7 @@ that depends on their place in the buffer, and the last bit of a loss would depe
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +23,6 @@ from phenomhpc.errors import PhenomError, UsageError, WorkError
 T = TypeVar("T")
 # A rank that waits this long for another gives up: the backstop behind the watchdog and Slurm's own detection.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-_SIOCGIFADDR = 0x8915
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,16 +124,3 @@ def joined(device: str) -> Iterator[Ranks]:
         yield ranks
     finally:
         dist.destroy_process_group()
-
-
-def interface_of(address: str) -> str | None:
-    """Name of the network interface that has an IPv4 address of this machine; None where none has."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                reply = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:
-                continue  # an interface without an IPv4 address
-            if socket.inet_ntoa(reply[20:24]) == address:
-                return name
-    return None

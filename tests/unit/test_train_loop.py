@@ -34,7 +34,7 @@ from phenomhpc.runs import (
 from phenomhpc.train.launch import cores_here, launch
 from phenomhpc.train.loop import train
 from phenomhpc.train.metrics import SCHEMA, read_metrics
-from phenomhpc.train.ranks import interface_of
+from phenomhpc.nodes.interface import interface_of
 from tests.unit.train_store import convert, settings, write_plate
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

@@ -1,0 +1,290 @@
+"""The processes of somebody's script on one node: their environment, their start, their end.
+
+What a script is told, and how it is asked to stop, is the contract of docs/how-to/foreign-scripts.md.  No torch in here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from phenomhpc.errors import TASK_REQUEUE, HungError
+from phenomhpc.jobs.processes import descendants, die_with_parent, dump_stacks
+
+# What tells a process its place among Slurm's tasks.  There is one of these per node, whatever its ranks: a program that
+# believes them counts wrong, and Lightning would requeue the job itself.
+_PLACES = re.compile(
+    r"^(SLURM_(PROCID|LOCALID|NODEID|NTASKS\w*|NPROCS|TASKS_PER_NODE|TASK_PID|GTIDS|STEP\w*|CPU_BIND\w*)|SRUN_\w+|PMIX?_\w+)$"
+)
+_RANK_PREFIX = re.compile(r"^\[rank\d+\]:\s?", re.MULTILINE)
+_TRACEBACK = "Traceback (most recent call last):"
+_POLL_S = 0.1
+_LOOK_S = 0.5
+# How long the last words of processes that ended are waited for.
+_LAST_WORDS_S = 2.0
+_REMEMBERED_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """Where and as how many the ranks of one start of a gang meet.
+
+    interface: the network interface on which this node is known to the others, None to leave the choice to the libraries;
+    threads: CPU threads of one rank.
+    """
+
+    id: str
+    num_nodes: int
+    node_rank: int
+    ranks_per_node: int
+    address: str
+    port: int
+    interface: str | None
+    threads: int
+
+
+def node_environment(base: Mapping[str, str], meeting: Meeting, contract: Mapping[str, str]) -> dict[str, str]:
+    """What the one process of a node gets under the launcher `plain`.  A person's own OMP_NUM_THREADS and interfaces stay."""
+    environment = {name: value for name, value in base.items() if not _PLACES.match(name)}
+    environment |= {"MASTER_ADDR": meeting.address, "MASTER_PORT": str(meeting.port)}
+    environment |= {"NODE_RANK": str(meeting.node_rank), "NNODES": str(meeting.num_nodes)}
+    environment.setdefault("OMP_NUM_THREADS", str(meeting.threads))
+    if meeting.interface is not None:
+        environment.setdefault("GLOO_SOCKET_IFNAME", meeting.interface)
+        environment.setdefault("NCCL_SOCKET_IFNAME", meeting.interface)
+    return {**environment, **contract}
+
+
+def rank_environment(
+    base: Mapping[str, str], meeting: Meeting, contract: Mapping[str, str], local_rank: int
+) -> dict[str, str]:
+    """What a rank gets: the variables of torchrun, whose agent is not there (it would swallow signals and exit codes)."""
+    world = meeting.num_nodes * meeting.ranks_per_node
+    rank = meeting.node_rank * meeting.ranks_per_node + local_rank
+    torchrun = {
+        "RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": meeting.ranks_per_node,
+        "GROUP_RANK": meeting.node_rank, "GROUP_WORLD_SIZE": meeting.num_nodes, "ROLE_RANK": rank, "ROLE_WORLD_SIZE": world,
+        "ROLE_NAME": "default", "TORCHELASTIC_RUN_ID": meeting.id, "TORCHELASTIC_RESTART_COUNT": 0,
+        "TORCHELASTIC_MAX_RESTARTS": 0, "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }  # fmt: skip
+    return node_environment(base, meeting, contract) | {name: str(value) for name, value in torchrun.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How a script is asked to stop: `wait_s` after the stop file it gets `signal` (0: none), `grace_s` later it is killed."""
+
+    wait_s: float
+    signal: int
+    grace_s: float
+
+
+def patience(lead_s: int, signal_name: str, wait_s: float | None, grace_s: float | None) -> Patience:
+    """lead_s: how long before the limit Slurm warns.  A third of it is for the stop file, the rest but a few seconds for the
+    signal, where nothing else is asked for."""
+    number = 0 if signal_name == "none" else signal.Signals[signal_name]
+    wait = lead_s / 3 if wait_s is None else wait_s
+    return Patience(wait_s=wait, signal=number, grace_s=max(1.0, lead_s * 0.9 - wait) if grace_s is None else grace_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How the script ended on this node: `done`, `stopped` (to be requeued) or `failed`.
+
+    code: of the first process that ended otherwise than well, negative for a signal; asked: somebody wanted it to stop, else it
+    left with 75 by itself.
+    """
+
+    state: str
+    code: int = 0
+    rank: int = 0
+    words: str = ""
+    asked: bool = False
+    tail: str = ""
+
+
+def last_traceback(text: str) -> tuple[str | None, str]:
+    """The last Python traceback in what a process said, None where there is none; and its last line, else the text's."""
+    text = _RANK_PREFIX.sub("", text)
+    at = text.rfind(_TRACEBACK)
+    if at >= 0:
+        lines = text[at:].splitlines()
+        for number, line in enumerate(lines[1:], 1):
+            if line and not line[0].isspace():
+                return "\n".join(lines[: number + 1]), line.strip()
+    spoken = [line.strip() for line in text.splitlines() if line.strip()]
+    return None, spoken[-1] if spoken else ""
+
+
+@dataclass(kw_only=True)
+class _Process:
+    """One process: what it says goes to the log; the end of stderr is remembered for the event, and when it last said anything."""
+
+    popen: subprocess.Popen[bytes]
+    tail: deque[bytes] = field(default_factory=deque)
+    kept: int = 0
+    heard: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        ways = [(self.popen.stderr, sys.stderr.buffer, True), (self.popen.stdout, sys.stdout.buffer, False)]
+        self.readers = [
+            threading.Thread(target=self._pass_on, args=(source, *way), daemon=True)
+            for source, *way in ways
+            if source is not None
+        ]
+        for reader in self.readers:
+            reader.start()
+
+    def _pass_on(self, source: IO[bytes], log: IO[bytes], remember: bool) -> None:
+        with source:
+            while chunk := os.read(source.fileno(), 65536):
+                self.heard = time.monotonic()
+                with contextlib.suppress(OSError, ValueError):
+                    log.write(chunk)
+                    log.flush()
+                if remember:
+                    self._remember(chunk)
+
+    def _remember(self, chunk: bytes) -> None:
+        self.tail.append(chunk)
+        self.kept += len(chunk)
+        while self.kept - len(self.tail[0]) > _REMEMBERED_BYTES:
+            self.kept -= len(self.tail.popleft())
+
+    def hear_out(self) -> None:
+        """Until what an ended process has said is in the log; something of its own may still hold the pipe."""
+        for reader in self.readers:
+            reader.join(_LAST_WORDS_S)
+
+    def last_words(self) -> str:
+        self.hear_out()
+        return b"".join(list(self.tail)).decode(errors="replace")
+
+    def send(self, number: int) -> None:
+        """To the process and what it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, number)
+
+
+def _start(command: Sequence[str], folder: Path, environment: Mapping[str, str], *, listen: bool) -> _Process:
+    """A process group of its own, so that all of it can be ended; it dies with this process.  listen: to stdout too."""
+    popen = subprocess.Popen(
+        command, cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE if listen else None, start_new_session=True, preexec_fn=die_with_parent,
+    )  # fmt: skip
+    return _Process(popen=popen)
+
+
+def run_script(
+    command: Sequence[str],
+    folder: Path,
+    environments: Sequence[Mapping[str, str]],
+    *,
+    stop_file: Path,
+    patience: Patience,
+    look: Callable[[], None],
+    silent_limit_s: float | None = None,
+) -> Ending:
+    """Run one process per environment to their end.
+
+    look: called about twice a second; what it raises ends the processes and is passed on.  silent_limit_s: a process that
+    writes nothing for so long ends them too (HungError, the stacks in the log).
+    Raises OSError when the command cannot be started.  What holds when this process is killed: the script's die with it.
+    """
+    processes: list[_Process] = []
+    try:
+        for environment in environments:
+            processes.append(_start(command, folder, environment, listen=silent_limit_s is not None))
+        ranks = [int(each.get("RANK", each["NODE_RANK"])) for each in environments]
+
+        def look_all() -> None:
+            look()
+            if silent_limit_s is not None:
+                _listen(processes, ranks, silent_limit_s)
+
+        return _watch(processes, ranks, stop_file, patience, look_all)
+    finally:
+        for process in processes:
+            process.send(signal.SIGKILL)
+        for process in processes:
+            process.popen.wait()
+            process.hear_out()
+
+
+def _watch(
+    processes: Sequence[_Process], ranks: Sequence[int], stop_file: Path, patience: Patience, look: Callable[[], None]
+) -> Ending:
+    asked_at: float | None = None
+    asked = False  # by somebody else
+    signalled = killed = False
+    looked = 0.0
+    while True:
+        now = time.monotonic()
+        if now - looked > _LOOK_S:
+            looked = now
+            look()
+            if asked_at is None and stop_file.exists():
+                asked_at, asked = now, True
+        codes = [process.popen.poll() for process in processes]
+        if asked_at is None and TASK_REQUEUE in codes:
+            asked, asked_at = stop_file.exists(), now
+            stop_file.touch()  # the other ranks are to do the same
+        bad = next((index for index, code in enumerate(codes) if code), None)
+        if bad is not None and asked_at is None:
+            if not stop_file.exists():
+                return _failure(processes[bad], ranks[bad], codes[bad] or 0)
+            asked_at, asked = now, True
+        if all(code is not None for code in codes):
+            if not any(codes) and not signalled:
+                return Ending(state="done")
+            return _stopped(codes, asked, patience, signalled, killed)
+        if asked_at is not None and not signalled and now - asked_at > patience.wait_s:
+            signalled = True
+            for process in processes:
+                if patience.signal and process.popen.poll() is None:
+                    process.send(patience.signal)
+        if asked_at is not None and not killed and now - asked_at > patience.wait_s + patience.grace_s:
+            killed = True
+            for process in processes:
+                process.send(signal.SIGKILL)
+        time.sleep(_POLL_S)
+
+
+def _listen(processes: Sequence[_Process], ranks: Sequence[int], limit_s: float) -> None:
+    """Raise HungError when a living process has said nothing for too long, after the stacks of all are in the log."""
+    now = time.monotonic()
+    silent = [
+        f"rank {rank} has written nothing for {now - process.heard:.0f} s (allowed: {limit_s:.0f} s)"
+        for process, rank in zip(processes, ranks, strict=True)
+        if process.popen.poll() is None and now - process.heard > limit_s
+    ]
+    if silent:
+        print(dump_stacks(descendants(os.getpid())), flush=True)
+        raise HungError("; ".join(silent))
+
+
+def _failure(process: _Process, rank: int, code: int) -> Ending:
+    tail = process.last_words()
+    return Ending(state="failed", code=code, rank=rank, words=last_traceback(tail)[1], tail=tail)
+
+
+def _stopped(codes: Sequence[int | None], asked: bool, patience: Patience, signalled: bool, killed: bool) -> Ending:
+    code = next((code for code in codes if code), 0)
+    if killed:
+        words = f"asked to stop; killed, since it went on for {patience.wait_s + patience.grace_s:.0f} s"
+    elif signalled and patience.signal:
+        words = f"asked to stop; ended after {signal.Signals(patience.signal).name}"
+    else:
+        words = "asked to stop; " * asked + f"left with {code}"
+    return Ending(state="stopped", code=code, asked=asked, words=words)
