@@ -242,7 +242,7 @@ def test_a_failure_is_an_event_with_the_traceback_and_the_scripts_exit_code(tmp_
     ("words", "message"),
     [
         ([], "run: what to run is missing; give it behind --, e.g. phenomhpc run -- python train.py"),
-        (["cluster.nodes=1:2", "--", sys.executable], "a script keeps its number of nodes; give nodes=2"),
+        (["cluster.min_nodes=1", "cluster.nodes=2", "--", sys.executable], "a script keeps its number of nodes; give nodes=2"),
         (["--", "no-such-program"], "run: no-such-program: no such program here; is its environment activated, or its path right?"),
         (["--", sys.executable, "gone.py"], "run: gone.py: no such file in "),
         (["--workdir", "gone", "--", sys.executable], "gone: no such folder; the command is run there"),

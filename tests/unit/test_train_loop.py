@@ -20,6 +20,7 @@ from phenomhpc.config import PretrainConfig, dump
 from phenomhpc.errors import FencedError, StopRequested, UsageError, WorkError
 from phenomhpc.jobs.here import run_here
 from phenomhpc.models.checkpoint import newest_committed, read_meta
+from phenomhpc.nodes.interface import interface_of
 from phenomhpc.progress import Stage, silent
 from phenomhpc.runs import (
     RunPaths,
@@ -34,7 +35,6 @@ from phenomhpc.runs import (
 from phenomhpc.train.launch import cores_here, launch
 from phenomhpc.train.loop import train
 from phenomhpc.train.metrics import SCHEMA, read_metrics
-from phenomhpc.nodes.interface import interface_of
 from tests.unit.train_store import convert, settings, write_plate
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
