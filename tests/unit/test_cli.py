@@ -48,7 +48,13 @@ def test_a_list_option_takes_the_words_behind_it(tmp_path: Path, monkeypatch: py
     assert spread_lists(words, ["--plates"]) == expected
     assert spread_lists(["--plates", "a", "shard_mb=3", "b"], ["--plates"]) == ["--plates", "a", "shard_mb=3", "b"]
     assert spread_lists(["--plates"], ["--plates"]) == ["--plates"]
-    assert spread_lists(["run", "--", "--plates", "a", "b"], ["--plates"]) == ["run", "--", "--plates", "a", "b"]
+    assert spread_lists(["convert", "--", "--plates", "a", "b"], ["--plates"]) == [
+        "convert",
+        "--",
+        "--plates",
+        "a",
+        "b",
+    ]
 
 
 @pytest.mark.parametrize(
