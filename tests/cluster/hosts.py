@@ -25,9 +25,10 @@ def system_path() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeProcess:
-    """A process on a node: its id there, and its command."""
+    """A process on a node: its id and its parent's there (0: none), and its command."""
 
     pid: int
+    parent: int
     argv: tuple[str, ...]
 
 
@@ -104,14 +105,18 @@ class Hosts:
 
     def processes_on(self, number: int) -> list[NodeProcess]:
         """What runs on a node, by the ids that are seen there."""
-        found = []
+        inner, parents, commands = {}, {}, {}
         for outer in _sharing(self._init(number), "pid"):
             with contextlib.suppress(OSError):
-                status = Path(f"/proc/{outer}/status").read_text().splitlines()
-                inner = next(line for line in status if line.startswith("NSpid:")).split()[-1]
+                lines = Path(f"/proc/{outer}/status").read_text().splitlines()
+                status = dict(line.split(":", 1) for line in lines if ":" in line)
                 argv = Path(f"/proc/{outer}/cmdline").read_bytes().split(b"\0")
-                found.append(NodeProcess(pid=int(inner), argv=tuple(word.decode() for word in argv if word)))
-        return found
+                inner[outer], parents[outer] = int(status["NSpid"].split()[-1]), int(status["PPid"])
+                commands[outer] = tuple(word.decode(errors="replace") for word in argv if word)
+        return [
+            NodeProcess(pid=pid, parent=inner.get(parents[outer], 0), argv=commands[outer])
+            for outer, pid in inner.items()
+        ]
 
     def signal(self, number: int, pid: int, name: signal.Signals) -> None:
         """Signal a process of a node by its id there; ClusterError when there is none."""
