@@ -116,8 +116,8 @@ def check_trained(lab: Lab, seen: Seen, steps: int) -> None:
 
 # -- oom --------------------------------------------------------------------------------------------------------------
 
-# More than the programs need, less than one field of 144 MB does.
-OOM_MB, OOM_PX = 160, 8480
+# More than the programs need (about 105), less than with a field of 145 MB.
+OOM_MB, OOM_PX, OOM_CHANNELS = 160, 6016, 4
 
 
 @scenario(CALM)
@@ -125,7 +125,7 @@ def provoke_oom(lab: Lab) -> Seen:
     plate = lab.folder / "raw-large" / "BIG-01" / "Plate1"
     plate.mkdir(parents=True)
     field = np.tile(np.arange(256, dtype=np.uint8), (OOM_PX, OOM_PX // 256 + 1))[:, :OOM_PX]
-    for channel in (1, 2):
+    for channel in range(1, OOM_CHANNELS + 1):
         (plate / f"A01_s1_w{channel}.png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(field), level=1))
     run = lab.convert(f"cluster.mem_mb={OOM_MB}", "cluster.exclude=[n4]", plates=plate.parents[1])
     return Seen(run=run, outcome=lab.ended(run))
