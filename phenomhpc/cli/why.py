@@ -47,6 +47,10 @@ def _print(found: Why, runs: str) -> None:
         print(f"  attempt {found.attempt:<4d} {found.summary}")
     for line in found.earlier:
         print(f"  earlier      {line}")
+    for thing, reason in found.set_aside[:MAX_SHOWN]:
+        print(f"  set aside    {thing}: {reason}")
+    if len(found.set_aside) > MAX_SHOWN:
+        print(f"  set aside    ... and {len(found.set_aside) - MAX_SHOWN} more; --json has all of them")
     if found.decided:
         print(f"  steward      {found.decided}")
     if found.log:

@@ -69,7 +69,7 @@ class Why:
     """state and message as in RunStatus.  failure: the class, where the run or its newest attempt failed.
 
     summary: of the newest attempt's tasks, `612 ok, 3 oom, 1 node_fail on n17`; failures: of that attempt, worst first;
-    decided: what the steward made of it; earlier: attempts and starts that failed before, one line each; of a pipeline all
+    set_aside: (thing, reason) of bad input; decided: what the steward made of it; earlier: attempts and starts that failed before, one line each; of a pipeline all
     of this is told of the stage it ended in.
     """
 
@@ -85,6 +85,7 @@ class Why:
     log: str = ""
     failures: tuple[TaskFailure, ...] = ()
     earlier: tuple[str, ...] = ()
+    set_aside: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +178,10 @@ def _explain(paths: RunPaths, status: RunStatus, task: int | None, queue: Queue 
     decided = [event for event in events if event["event"] == "decided"]
     outcome = read_outcome(paths)
     failure = failures[0].failure if failures else ""
+    if outcome is not None and outcome.get("failure"):
+        failure = str(
+            outcome["failure"]
+        )  # what decided: two ends at one point are no_progress, whatever each of them was
     log = ""
     if not failures and task is None and outcome is not None and outcome["state"] == "failed":
         failure, log = _end_failure(paths)
@@ -192,6 +197,7 @@ def _explain(paths: RunPaths, status: RunStatus, task: int | None, queue: Queue 
         log=log,
         failures=tuple(failures),
         earlier=tuple(_earlier(views, events, decided)),
+        set_aside=tuple((str(thing), str(reason)) for thing, reason in outcome.get("set_aside", ())) if outcome else (),
     )
 
 
@@ -416,8 +422,13 @@ def _earlier(views: Mapping[int, Sequence[TaskView]], events: Sequence[Event], d
             )
         repeated = _repeated(event for event in events if event["attempt"] == attempt)
         if repeated:
-            counts = ", ".join(f"{count} {name}" for name, count in sorted(repeated.items()))
+            counts = ", ".join(f"{count} {name} on {host}" for (name, host), count in sorted(repeated.items()))
             lines.append(f"attempt {attempt}: {sum(repeated.values())} start(s) that Slurm repeated: {counts}")
+        lines += [
+            f"attempt {attempt}: went on with {', '.join(event['nodes'])} after losing {', '.join(event['lost'])}: {event['why']}"
+            for event in events
+            if event["attempt"] == attempt and event["event"] == "round" and event["lost"]
+        ]
     lines += [
         f"retried after attempt {event['attempt']}: {event['was']}: {event['message']}"
         for event in events
@@ -430,10 +441,10 @@ def _rank(view: TaskView) -> int:
     return _ORDER.index(view.failure) if view.failure in _ORDER else len(_ORDER)
 
 
-def _repeated(events: Iterable[Event]) -> Counter[str]:
-    """Why starts ended that another start of the same task followed; one that said nothing lost its node."""
+def _repeated(events: Iterable[Event]) -> Counter[tuple[str, str]]:
+    """Why and where starts ended that another start of the same task followed; one that said nothing lost its node."""
     last: dict[int, Event] = {}
-    found: Counter[str] = Counter()
+    found: Counter[tuple[str, str]] = Counter()
     for event in events:
         task = event["task"]
         if event["event"] == "started" and task in last:
@@ -441,7 +452,7 @@ def _repeated(events: Iterable[Event]) -> Counter[str]:
             word = {"failed": before.get("class"), "preempted": before.get("reason") or "preempted"}.get(
                 before["event"]
             )
-            found[str(word or FailureClass.NODE_FAIL)] += 1
+            found[str(word or FailureClass.NODE_FAIL), str(before.get("host", "?"))] += 1
         if event["event"] in {"started", "failed", "preempted", "finished"}:
             last[task] = event
     return found
