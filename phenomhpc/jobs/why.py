@@ -69,8 +69,8 @@ class Why:
     """state and message as in RunStatus.  failure: the class, where the run or its newest attempt failed.
 
     summary: of the newest attempt's tasks, `612 ok, 3 oom, 1 node_fail on n17`; failures: of that attempt, worst first;
-    set_aside: (thing, reason) of bad input; decided: what the steward made of it; earlier: attempts and starts that failed before, one line each; of a pipeline all
-    of this is told of the stage it ended in.
+    set_aside: (thing, reason) of bad input; decided: what the steward made of it; earlier: attempts and starts that failed
+    before, one line each; of a pipeline all of this is told of the stage it ended in.
     """
 
     id: str
