@@ -147,14 +147,18 @@ class _Process:
             reader.start()
 
     def _pass_on(self, source: IO[bytes], log: IO[bytes], remember: bool) -> None:
+        """In whole lines, so that those of several ranks do not mix."""
+        kept = b""
         with source:
             while chunk := os.read(source.fileno(), 65536):
                 self.heard = time.monotonic()
-                with contextlib.suppress(OSError, ValueError):
-                    log.write(chunk)
-                    log.flush()
                 if remember:
                     self._remember(chunk)
+                kept += chunk
+                end = max(kept.rfind(b"\n"), kept.rfind(b"\r")) + 1
+                _write(log, kept[:end])
+                kept = kept[end:]
+            _write(log, kept)
 
     def _remember(self, chunk: bytes) -> None:
         self.tail.append(chunk)
@@ -175,6 +179,12 @@ class _Process:
         """To the process and what it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, number)
+
+
+def _write(log: IO[bytes], text: bytes) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        log.write(text)
+        log.flush()
 
 
 def _start(command: Sequence[str], folder: Path, environment: Mapping[str, str], *, listen: bool) -> _Process:
