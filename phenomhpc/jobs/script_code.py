@@ -100,7 +100,8 @@ def copy_code(described: dict[str, Any], paths: RunPaths, progress: Progress) ->
     shutil.rmtree(partial, ignore_errors=True)
     copy_tree(tree, partial)
     partial.rename(paths.script_code)
-    loose = [name for name in tree.others if name.endswith((".py", ".sh"))]
+    unknown = _names(git(tree.root, "ls-files", "-z", "--others", "--exclude-standard"))
+    loose = [name for name in unknown if name.endswith((".py", ".sh"))]
     if loose:
         progress.say(f"not tracked by git, so linked and not copied: {', '.join(loose[:5])}; `git add` freezes them")
 

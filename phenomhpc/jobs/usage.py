@@ -10,6 +10,7 @@ A *start* is one process of one task: an attempt has several where Slurm requeue
             gang: the seconds of every step that is in the newest checkpoint, or that a living gang has yet to commit, each
             step once (the latest attempt's) x the devices of the starts that lived at its end.  A step lasts from the end of
             the one before it; the first after a start, whose beginning nobody wrote down, counts as the median step
+            a script of somebody's: the whole of every start that ended well, left something new in the run's folders, or lives
     lost    used - useful: queues' requeues, start-up, repeated steps, work that was never committed
 """
 
@@ -25,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
+from phenomhpc.config import AnyConfig, PipelineConfig, RunConfig, load_run_config
 from phenomhpc.jobs.attempts import is_gang, stage_runs_of
 from phenomhpc.runs import Event, RunPaths, read_events, read_provenance
 
@@ -78,7 +79,7 @@ class Asked:
 class Start:
     """One start of one task: when it began and ended (seconds since 1970), its devices, the seconds its units took.
 
-    is_over: it said itself that it ends.
+    is_over: it said itself that it ends.  kept: it ended well, or further than it began.
     """
 
     attempt: int
@@ -89,6 +90,7 @@ class Start:
     gpus: int = 0
     cores: int = 1
     unit_s: dict[str, float] = field(default_factory=dict)
+    kept: bool = False
 
 
 def seconds(time: str) -> float:
@@ -131,6 +133,7 @@ def starts_of(
 def _extend(start: Start, event: Event, time: float) -> None:
     if event["event"] == "ended":
         start.ended, start.is_over = start.began + float(event["seconds"]), True
+        start.kept = event["code"] == 0 or event.get("mark") != event.get("before")
     elif event["event"] in _SIGNS:
         if event["event"] == "unit":
             start.unit_s[str(event["unit_id"])] = float(event.get("seconds") or time - start.ended)
@@ -165,6 +168,12 @@ def useful_of_units(starts: Iterable[Start]) -> tuple[float, float]:
         sum(length * start.gpus for length, start in latest.values()),
         sum(length * start.cores for length, start in latest.values()),
     )
+
+
+def useful_of_starts(starts: Iterable[Start]) -> tuple[float, float]:
+    """(GPU seconds, core seconds) of starts that led somewhere, or may still."""
+    lasted = [(start.ended - start.began, start) for start in starts if start.kept or not start.is_over]
+    return sum(s * start.gpus for s, start in lasted), sum(s * start.cores for s, start in lasted)
 
 
 def useful_of_steps(
@@ -242,7 +251,9 @@ def run_usage(
     events = read_events(paths) if events is None else events
     rows = metrics_rows(paths) if is_gang(config) else []
     starts = starts_of(events, rows, live, datetime.now(UTC).timestamp())
-    if is_gang(config):
+    if isinstance(config, RunConfig):
+        useful = useful_of_starts(starts)
+    elif is_gang(config):
         saved = max((int(event["step"]) for event in events if event["event"] == "checkpoint"), default=0)
         breaks = [seconds(event["time"]) for event in events if event["event"] in {"started", "resumed"}]
         useful = useful_of_steps(starts, rows, breaks, None if live else saved)

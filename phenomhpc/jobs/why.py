@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
-from phenomhpc.errors import UnreachableError, UsageError
+from phenomhpc.errors import UnreachableError, UsageError, is_lost_peer
 from phenomhpc.jobs.attempts import STEWARD_TASK, stage_runs_of
 from phenomhpc.jobs.status import AT_WORK, UNKNOWN, RunStatus, on_slurm, run_status
 from phenomhpc.runs import Event, RunPaths, read_events, read_manifest, read_outcome
@@ -442,13 +442,16 @@ def _rank(view: TaskView) -> int:
 
 
 def _repeated(events: Iterable[Event]) -> Counter[tuple[str, str]]:
-    """Why and where starts ended that another start of the same task followed; one that said nothing lost its node."""
+    """Why and where starts ended that another start of the same task followed; one that said nothing lost its node,
+    one that blames another rank lost that one's."""
     last: dict[int, Event] = {}
     found: Counter[tuple[str, str]] = Counter()
     for event in events:
         task = event["task"]
         if event["event"] == "started" and task in last:
             before = last[task]
+            if before.get("class") == FailureClass.CODE_ERROR and is_lost_peer(str(before.get("message", ""))):
+                before = {**before, "class": FailureClass.NODE_FAIL}
             word = {"failed": before.get("class"), "preempted": before.get("reason") or "preempted"}.get(
                 before["event"]
             )

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from phenomhpc.config import ConvertConfig, PretrainConfig, dump
+from phenomhpc.config import ConvertConfig, PretrainConfig, RunConfig, dump
 from phenomhpc.config.models import ClusterConfig, OptimConfig
 from phenomhpc.jobs.attempts import STEWARD_TASK
 from phenomhpc.jobs.usage import Usage, account, run_usage, totals
@@ -171,3 +171,18 @@ def test_without_a_limit_nothing_can_be_said_of_what_was_asked_for(tmp_path: Pat
     paths = create_run(tmp_path, "convert", dump(config), {}, name="r")
     EventWriter(paths, 1, STEWARD_TASK, "a").emit("submitted", **{**ASKED_ARRAY, "limit_minutes": None})
     assert run_usage(paths, config).core.asked is None
+
+
+def test_of_a_script_the_starts_count_that_left_something(tmp_path: Path, clock: Clock) -> None:
+    cluster = ClusterConfig(time_minutes=30, nodes=1, gpus_per_node=4)
+    config = RunConfig(runs=str(tmp_path), command=("python", "train.py"), cluster=cluster)
+    paths = create_run(tmp_path, "run", dump(config), {}, name="s")
+    steward, task = EventWriter(paths, 1, STEWARD_TASK, "t", None), EventWriter(paths, 1, 0, "t", "1")
+    at(clock, 0, steward, "submitted", **{**ASKED_GANG, "num_tasks": 1, "gpus": 4, "num_nodes": 1})
+    ends = [(75, "", "1 file"), (75, "1 file", "1 file"), (0, "1 file", "1 file")]  # code, mark before, mark after
+    for number, (code, before, after) in enumerate(ends):
+        at(clock, 100 * number, task, "started", start=number, gpus=4, cpus=2)
+        at(clock, 100 * number + 60, task, "ended", code=code, seconds=60, before=before, mark=after)
+    gpu = run_usage(paths, config, read_events(paths)).gpu
+    assert gpu.used == pytest.approx(3 * 60 * 4 / 3600)
+    assert gpu.useful == pytest.approx(2 * 60 * 4 / 3600)

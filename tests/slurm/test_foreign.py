@@ -1,0 +1,103 @@
+"""Scripts that are not ours, on the real cluster: stopped, cut off and broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from phenomhpc.runs import RunPaths, read_events
+from tests.cluster import Cluster
+from tests.cluster.cluster import wait_until
+from tests.slurm.test_jobs import LIMIT_S, Shell
+from tests.unit.train_store import convert, write_plate
+
+EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "lightning_pretrain.py"
+STEPS, EVERY = 600, 50
+
+
+@pytest.fixture(scope="module")
+def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """A person's repository: a Lightning script, a script with a fault, and beside them a store that git does not track."""
+    folder = tmp_path_factory.mktemp("foreign")
+    write_plate(folder / "raw")
+    convert(folder / "raw", folder / "store", folder / "runs")
+    shutil.copy(EXAMPLE, folder / "train.py")
+    (folder / "broken.py").write_text("def load(name):\n    return {}[name]\n\nprint('loading')\nload('treatment')\n")
+    (folder / ".gitignore").write_text("raw\nstore\nruns\n")
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "as submitted"]):
+        subprocess.run(["git", *identity, *words], cwd=folder, check=True)
+    return Shell(cluster, folder)
+
+
+def losses(run: RunPaths) -> dict[tuple[int, int], dict[int, float]]:
+    """Loss by (start, rank) and step, as the script wrote them; a power cut may leave half a line behind."""
+    found: dict[tuple[int, int], dict[int, float]] = defaultdict(dict)
+    for file in run.output.glob("losses-*.jsonl"):
+        for line in file.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            found[row["start"], int(file.stem.partition("-")[2])][row["step"]] = row["loss"]
+    return found
+
+
+def test_a_lightning_script_goes_on_after_being_asked_to_stop_and_after_a_power_cut(
+    lab: Shell, cluster: Cluster
+) -> None:
+    sizes = ["--steps", str(STEPS), "--every", str(EVERY)]
+    command = ["--", "python", "train.py", "--store", str(lab.folder / "store"), *sizes]
+    run = lab.submit("run", "--nodes", "2", "--time", "60", "stop_wait_s=1", *command, wait=False)
+    # What lies there later is none of its business.
+    (lab.folder / "train.py").write_text("raise SystemExit('this is not what was submitted')\n")
+    (job,) = lab.status(run)["jobs"]
+
+    def has_saved(start: int) -> bool:
+        return len(losses(run)[start, 0]) > EVERY * 1.5
+
+    wait_until("it has a checkpoint", lambda: has_saved(0), LIMIT_S)
+    cluster.run(["scancel", "--signal=USR2", "--batch", job])  # as Slurm does before a limit or a preemption
+    wait_until("it has gone on and saved another", lambda: has_saved(1), LIMIT_S)
+    nodes = cluster.run(["squeue", "-h", "-j", job, "-o", "%N"]).stdout.strip()
+    victim = int(cluster.run(["scontrol", "show", "hostnames", nodes]).stdout.split()[-1].removeprefix("n"))
+    cluster.power_cut(victim)
+    try:
+        wait_until("it has ended by itself", lambda: run.outcome.is_file(), LIMIT_S)
+    finally:
+        cluster.power_on(victim)
+    status = lab.status(run)
+    assert (status["state"], status["attempt"], status["done"]) == ("finished", 1, 1), status
+
+    seen = losses(run)
+    assert sorted(seen) == [(start, rank) for start in (0, 1, 2) for rank in (0, 1)]
+    for rank in (0, 1):
+        parts = [seen[start, rank] for start in (0, 1, 2)]
+        assert sorted({step for part in parts for step in part}) == list(range(STEPS))
+        assert [min(part) % EVERY for part in parts] == [0, 0, 0] and 0 == min(parts[0]) < min(parts[1]) < min(parts[2])
+        for before, after in zip(parts, parts[1:], strict=False):  # what is done again is what it was
+            again = before.keys() & after.keys()
+            assert {step: before[step] for step in again} == {step: after[step] for step in again}
+    assert (run.output / "weights.pt").is_file()
+
+    said = lab.type("why", run.id).stdout
+    assert "1 node_fail" in said and "2 preempted" in said and "code_error" not in said
+    events = read_events(run)
+    assert {event["reason"] for event in events if event["event"] == "preempted"} == {"preempted"}
+    assert [event["node"] for event in events if event["event"] == "excluded"] == [f"n{victim}"]
+    assert 0 < status["usage"]["core"]["useful"] <= status["usage"]["core"]["used"]
+    cluster.wait_idle(90)
+
+
+def test_a_script_that_fails_is_explained_by_its_own_traceback(lab: Shell) -> None:
+    done = lab.type("submit", "run", "cluster.gate=false", "--wait", "--", "python", "broken.py", check=False)
+    assert done.returncode == 1 and "KeyError: 'treatment'" in done.stdout
+    said = lab.type("why", "last").stdout
+    assert "code_error" in said and "exit code" in said
+    assert "broken.py" in said and "return {}[name]" in said and "KeyError: 'treatment'" in said
+    assert "loading" in lab.type("logs", "last").stdout
