@@ -87,7 +87,7 @@ def test_a_lightning_script_goes_on_after_being_asked_to_stop_and_after_a_power_
     assert (run.output / "weights.pt").is_file()
 
     said = lab.type("why", run.id).stdout
-    assert "2 node_fail" in said and "2 preempted" in said and "code_error" not in said
+    assert "node_fail on n" in said and "preempted on n" in said and "code_error" not in said
     events = read_events(run)
     assert {event["reason"] for event in events if event["event"] == "preempted"} == {"preempted"}
     assert [event["node"] for event in events if event["event"] == "excluded"] == [f"n{victim}"]
