@@ -19,6 +19,7 @@ from phenomhpc.errors import SET_ASIDE, WRONG_USE, UnreachableError, UsageError,
 from phenomhpc.jobs.attempts import AFTER, is_gang, parent_of, stage_paths, steward_lock, submission_of
 from phenomhpc.jobs.base import ArrayPlan, load
 from phenomhpc.jobs.retried import Retry, run_config, units_by_id, with_cluster, write_retry
+from phenomhpc.jobs.script_code import copy_script, describe_code
 from phenomhpc.jobs.status import on_slurm
 from phenomhpc.jobs.steward import emit, step
 from phenomhpc.jobs.why import unit_classes
@@ -82,11 +83,12 @@ def retry_run(
         after=target.last_attempt(),
         cluster=settings,
         own_code=code == CURRENT,
-        provenance=collect_provenance(command) if code == CURRENT else {},
+        provenance={**collect_provenance(command), **describe_code(config)} if code == CURRENT else {},
         **chosen,
     )
     if retry.own_code:
         copy_code(target.attempt(retry.after).code)
+        copy_script(retry.provenance, target.attempt(retry.after).script_code, progress)
     parent = parent_of(target)
     if parent is not None and read_outcome(parent) is not None:
         _reopen(parent, None)

@@ -39,9 +39,9 @@ from phenomhpc.jobs.script import (
     rank_environment,
     run_script,
 )
-from phenomhpc.jobs.script_code import KEY
+from phenomhpc.jobs.script_code import script_folder
 from phenomhpc.nodes.interface import interface_of
-from phenomhpc.runs import canonical_json, commit, make_folder, read_provenance
+from phenomhpc.runs import canonical_json, commit, make_folder
 from phenomhpc.slurm.inside import signal_lead_s
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _PEERS_POLL_S = 0.2
 
 def plan(config: RunConfig, paths: RunPaths) -> GangPlan:
     """One task per node.  Raises UsageError for a folder, a program or a script that is not there."""
-    folder = script_folder(config, paths)
+    folder = script_folder(config, paths, paths.last_attempt() + 1)
     if not folder.is_dir():
         raise UsageError(f"run: workdir={folder}: no such folder; the command is run there")
     program = config.command[0]
@@ -75,13 +75,6 @@ def workers(config: RunConfig, units: Sequence[Unit]) -> int:
     return 1
 
 
-def script_folder(config: RunConfig, paths: RunPaths) -> Path:
-    """Where the command runs: the same folder in the copy of the tree that was submitted, where there is one."""
-    if paths.script_code.is_dir():
-        return paths.script_code / str(read_provenance(paths)[KEY]["folder"])
-    return Path(config.workdir)
-
-
 def run(config: RunConfig, ctx: TaskContext) -> TaskOutcome:
     """This node's ranks, to their end and that of the others.
 
@@ -97,7 +90,7 @@ def run(config: RunConfig, ctx: TaskContext) -> TaskOutcome:
     before = ctx.paths.saved()
     stop_file = ctx.paths.attempt(ctx.attempt).stop_file(ctx.task)
     environments = _environments(config, ctx)
-    folder = script_folder(config, ctx.paths)
+    folder = script_folder(config, ctx.paths, ctx.attempt)
     ctx.progress.say(f"{shlex.join(config.command)}: {len(environments)} process(es) in {folder}")
     how = patience(signal_lead_s(), config.stop_signal, config.stop_wait_s, config.grace_s)
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 from phenomhpc.config import AnyConfig
 from phenomhpc.config.models import RunConfig
 from phenomhpc.errors import UsageError
+from phenomhpc.jobs.retried import read_retries
 from phenomhpc.progress import Progress
-from phenomhpc.runs import RunPaths, git
+from phenomhpc.runs import RunPaths, git, read_provenance
 
 # Larger trees are copied only when asked for.
 MAX_FILES = 10_000
@@ -84,10 +85,10 @@ def describe_code(config: AnyConfig, *, copied: bool = True) -> dict[str, Any]:
     return {KEY: described}
 
 
-def copy_code(described: dict[str, Any], paths: RunPaths, progress: Progress) -> None:
-    """Copy the tree that `describe_code` has described into the run, once, and say what is not frozen by that."""
+def copy_script(described: Mapping[str, Any], target: Path, progress: Progress) -> None:
+    """Copy the tree that `describe_code` has described to `target`, once, and say what is not frozen by that."""
     code = described.get(KEY)
-    if code is None or paths.script_code.is_dir():
+    if code is None or target.is_dir():
         return
     if not code["copied"]:
         why = "it is large, or was not to be copied" if code["root"] else "it lies in no git tree"
@@ -96,14 +97,25 @@ def copy_code(described: dict[str, Any], paths: RunPaths, progress: Progress) ->
     tree = tree_of(Path(code["root"]))
     if tree is None:
         raise UsageError(f"run: {code['root']}: git does not answer; run again, or give snapshot_code=false")
-    partial = paths.script_code.with_name(f"{paths.script_code.name}.partial")
+    partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     copy_tree(tree, partial)
-    partial.rename(paths.script_code)
+    partial.rename(target)
     unknown = _names(git(tree.root, "ls-files", "-z", "--others", "--exclude-standard"))
     loose = [name for name in unknown if name.endswith((".py", ".sh"))]
     if loose:
         progress.say(f"not tracked by git, so linked and not copied: {', '.join(loose[:5])}; `git add` freezes them")
+
+
+def script_folder(config: RunConfig, paths: RunPaths, attempt: int) -> Path:
+    """Where an attempt runs the command: the same folder in the copy of the tree, where there is one; that of the newest
+    retry before it that brought its own, else that of the submission."""
+    own = [retry for retry in read_retries(paths) if retry.own_code and retry.after < attempt]
+    copy = paths.attempt(own[-1].after).script_code if own else paths.script_code
+    if not copy.is_dir():
+        return Path(config.workdir)
+    described = own[-1].provenance if own else read_provenance(paths)
+    return copy / str(described[KEY]["folder"])
 
 
 def copy_tree(tree: Tree, target: Path) -> None:

@@ -24,7 +24,7 @@ from phenomhpc.jobs.attempts import (
     withdraw,
 )
 from phenomhpc.jobs.base import ArrayPlan, GangPlan, Plan, load
-from phenomhpc.jobs.script_code import copy_code, describe_code
+from phenomhpc.jobs.script_code import copy_script, describe_code
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, collect_provenance, create_run, find_run, read_outcome, write_outcome
 from phenomhpc.slurm.facts import ClusterFacts, discover
@@ -82,7 +82,7 @@ def submit_run(
     paths = create_run(runs, config.kind, dump(config), provenance, name=name)
     try:
         snapshot_code(paths)
-        copy_code(provenance, paths, progress)
+        copy_script(provenance, paths.script_code, progress)
         _start(paths, config, other, facts, progress)
     except PhenomError as error:
         if isinstance(error, LimitReachedError) and paths.last_attempt():

@@ -4,7 +4,7 @@ RUNS/ID/
   run.yaml provenance.json outcome.json report.html
       evaluation.json recall.parquet map.npz reconstructions.npz
   code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/ rounds-START/
-                        parting-START/ outcome.json retry.json code/}
+                        parting-START/ outcome.json retry.json code/ code-script/}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
   checkpoints/step-XXXXXXXX/  embeddings/  output/  code-script/
 """
@@ -122,6 +122,11 @@ class AttemptPaths:
     def code(self) -> Path:
         """The code that the attempts after this one import, where a retry brought its own."""
         return self.root / "code"
+
+    @property
+    def script_code(self) -> Path:
+        """The tree of a foreign script as a retry brought it (--code current)."""
+        return self.root / "code-script"
 
     @property
     def fence(self) -> Path:

@@ -102,3 +102,10 @@ def test_a_script_that_fails_is_explained_by_its_own_traceback(lab: Shell) -> No
     assert "code_error" in said and "exit code" in said
     assert "broken.py" in said and "return {}[name]" in said and "KeyError: 'treatment'" in said
     assert "loading" in lab.type("logs", "last").stdout
+
+    (lab.folder / "broken.py").write_text("import os\nprint('mended', os.environ['PHENOMHPC_ATTEMPT'])\n")
+    run = RunPaths(Path(json.loads(lab.type("status", "last", "--json").stdout)["folder"]))
+    lab.type("retry", run.id, "--code", "current")
+    wait_until("it has ended again", lambda: run.outcome.is_file(), 120)
+    assert lab.status(run)["state"] == "finished"
+    assert "mended 2" in lab.type("logs", run.id).stdout
