@@ -36,7 +36,10 @@ class ClusterConfig(Model):
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    max_tasks: PositiveInt = Field(256, description="most tasks of one array attempt; units are packed into them")
+    max_tasks: Annotated[int, Field(gt=0, le=1_000_000)] | None = Field(
+        None,
+        description="most tasks of one array attempt; units are packed into them; default: 256, or what task_minutes asks for",
+    )
     throttle: PositiveInt | None = Field(None, description="most tasks of one array running at once")
     requeue: bool = Field(True, description="let Slurm requeue after a node failure")
     max_attempts: PositiveInt = Field(3, description="attempts of one run before the steward gives up")
@@ -65,6 +68,10 @@ class ClusterConfig(Model):
     )
     hang_slow_s: PositiveInt = Field(
         1800, description="the same for start-up and checkpoints, whose length nothing foretells"
+    )
+    # Packing
+    task_minutes: Annotated[float, Field(gt=0)] = Field(
+        10, description="estimated length of an array task above which a run is cut into more than 256 tasks, minutes"
     )
 
     @model_validator(mode="before")

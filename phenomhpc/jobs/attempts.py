@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,16 +14,19 @@ from pathlib import Path
 from phenomhpc.config import AnyConfig, PipelineConfig
 from phenomhpc.errors import PhenomError
 from phenomhpc.jobs.base import ArrayPlan, Plan, load
-from phenomhpc.jobs.pack import pack
+from phenomhpc.jobs.pack import pace_of, pack
 from phenomhpc.jobs.retried import code_of, in_scope, run_config
 from phenomhpc.jobs.task import GANG_KIND
 from phenomhpc.nodes.exclusions import active, excluded_nodes, read_ledger, record
 from phenomhpc.runs import (
+    Event,
     EventWriter,
     RunPaths,
     Unit,
+    Units,
     commit,
     open_attempt,
+    read_events,
     read_provenance,
     read_task_events,
     write_manifest,
@@ -41,7 +44,7 @@ from phenomhpc.slurm.submit import cancel_jobs, feed, submit_steward
 # Keys of provenance.json: the cluster a run was submitted to, and what ties runs together.
 CLUSTER, PIPELINE, STAGE, AFTER = "cluster", "pipeline", "stage", "after"
 # Who writes the events of the run as a whole: a task number that no task has.
-STEWARD_TASK = 99999
+STEWARD_TASK = 9_999_999
 # How soon a steward looks again when there is no job whose end would wake it.
 LOOK_AGAIN_S = 60
 
@@ -115,17 +118,21 @@ def exclude_sick(
             emit(node=node, reason=f"Slurm calls it {state}")
 
 
-def units_of(plan: Plan, config: AnyConfig) -> list[Unit]:
-    """The manifest's units: of a gang one, that stands for all of it."""
+def units_of(plan: Plan, config: AnyConfig, events: Iterable[Event] = ()) -> Units:
+    """The manifest's units: of a gang one, that stands for all of it.
+
+    events: of earlier attempts, whose pace tells how long the units take.
+    """
     if isinstance(plan, ArrayPlan):
-        return pack(plan.units, config.cluster.max_tasks)
-    return [Unit(unit_id=GANG_KIND, kind=GANG_KIND)]
+        cluster = config.cluster
+        return pack(plan.units, cluster.max_tasks, target_s=60 * cluster.task_minutes, pace=pace_of(events))
+    return Units.of([Unit(unit_id=GANG_KIND, kind=GANG_KIND)])
 
 
 def what_is_left(config: AnyConfig, paths: RunPaths) -> Plan:
     """What is missing, and was asked for: a retry may have chosen among it."""
     plan = load(config.kind).plan(config, paths)
-    return replace(plan, units=tuple(in_scope(paths, plan.units))) if isinstance(plan, ArrayPlan) else plan
+    return replace(plan, units=in_scope(paths, plan.units)) if isinstance(plan, ArrayPlan) else plan
 
 
 def submit_next(paths: RunPaths, config: AnyConfig, facts: ClusterFacts | None, *, mem_mb: int | None = None) -> None:
@@ -135,10 +142,10 @@ def submit_next(paths: RunPaths, config: AnyConfig, facts: ClusterFacts | None, 
     whoever calls then has to call `feed_attempt` later.
     What holds when killed: an attempt without slurm.json was never submitted; with one, `feed_attempt` submits the rest.
     """
-    units = units_of(what_is_left(config, paths), config)
+    units = units_of(what_is_left(config, paths), config, read_events(paths))
     attempt, token = open_attempt(paths)
     write_manifest(paths.attempt(attempt).manifest, units, token=token)
-    num_tasks = len({unit.task for unit in units})
+    num_tasks = units.num_tasks
     submission = _submission(paths, config, attempt, facts, num_tasks, mem_mb)
     chunks = submission.chunks
     if chunks:

@@ -18,12 +18,12 @@ KINDS = ("convert", "pretrain", "embed", "evaluate", "run")
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayPlan:
-    """Independent units.  `units` are those still to be done; `num_done` were found complete.
+    """Independent units.  `units` are those still to be done (millions of them as Units); `num_done` were found complete.
 
     set_aside: (thing, reason) of input that no unit can be made of.
     """
 
-    units: tuple[Unit, ...]
+    units: Sequence[Unit]
     num_done: int = 0
     noun: str = "units"
     set_aside: tuple[tuple[str, str], ...] = ()

@@ -184,9 +184,10 @@ def run(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
                         stage.advance(1, raw_MB_per_s=total_bytes / MEGABYTE / max(time.monotonic() - began, 1e-9))
 
                     work = Work(attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence)
+                    started = time.monotonic()
                     record = convert_unit(store, plate, geometry, unit, work, advance)
                     set_aside += record.set_aside
-                    ctx.events.emit("unit", unit_id=unit.unit_id, set_aside=len(record.set_aside))
+                    ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside))
     except OSError as error:
         what = error.strerror or str(error)
         hint = "; make room and run again to go on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""

@@ -6,6 +6,7 @@ of the pixels.  The folder of the embeddings is bound to what made them (embed/f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,6 +164,7 @@ def run(config: EmbedConfig, ctx: TaskContext) -> TaskOutcome:
                 if is_done(folder, plate, digest):
                     stage.advance(unit.count)
                     continue
+                started = time.monotonic()
                 record = embed_unit(
                     plate,
                     wells,
@@ -175,7 +177,7 @@ def run(config: EmbedConfig, ctx: TaskContext) -> TaskOutcome:
                     stage=stage,
                 )
                 set_aside += record.set_aside
-                ctx.events.emit("unit", unit_id=plate, set_aside=len(record.set_aside))
+                ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside))
     finally:
         reader.close()
     return TaskOutcome(units_done=len(ctx.units), set_aside=tuple(set_aside))

@@ -25,6 +25,7 @@ from phenomhpc.progress import Message, Progress, Stage, forwarding
 from phenomhpc.runs import (
     RunPaths,
     Unit,
+    Units,
     collect_provenance,
     create_run,
     list_runs,
@@ -127,7 +128,7 @@ def _attempt(config: AnyConfig, paths: RunPaths, plan: Plan, progress: Progress)
         workers = max(1, min(load(config.kind).workers(config, plan.units), len(plan.units)))
         units = pack(plan.units, workers * TASKS_PER_WORKER if workers > 1 else 1)
     else:
-        workers, units = 1, [Unit(unit_id="gang", kind=GANG_KIND)]
+        workers, units = 1, Units.of([Unit(unit_id="gang", kind=GANG_KIND)])
     write_manifest(paths.attempt(attempt).manifest, units, token=token)
     for thing, reason in plan.set_aside if isinstance(plan, ArrayPlan) else ():
         progress.say(f"set aside: {thing}: {reason}")
@@ -136,7 +137,7 @@ def _attempt(config: AnyConfig, paths: RunPaths, plan: Plan, progress: Progress)
     if not units:
         return
     if workers == 1:
-        for task in sorted({unit.task for unit in units}):
+        for task in range(units.num_tasks):
             _check(paths, attempt, task, run_task(str(paths.root), attempt, task, progress=progress))
     else:
         _in_processes(paths, attempt, units, workers, progress)
@@ -164,14 +165,14 @@ def _worker(root: str, attempt: int, task: int) -> int:
     return run_task(root, attempt, task, progress=forwarding(_send_queue.put))
 
 
-def _in_processes(paths: RunPaths, attempt: int, units: Sequence[Unit], workers: int, progress: Progress) -> None:
+def _in_processes(paths: RunPaths, attempt: int, units: Units, workers: int, progress: Progress) -> None:
     """Run tasks in `workers` spawned processes; their progress is drawn here."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    tasks = sorted({unit.task for unit in units})
+    tasks = range(units.num_tasks)
     with ProcessPoolExecutor(workers, context, _begin_worker, (queue,)) as pool:
         futures = {pool.submit(_worker, str(paths.root), attempt, task): task for task in tasks}
-        _draw(queue, list(futures), sum(unit.count for unit in units), progress)
+        _draw(queue, list(futures), int(units.numpy("count").sum()), progress)
         for future, task in futures.items():
             try:
                 code = future.result()

@@ -7,7 +7,7 @@ it says holds until the next retry: cluster settings over run.yaml's, which code
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,11 +79,12 @@ def code_of(paths: RunPaths, attempt: int) -> Path:
     return paths.code
 
 
-def in_scope(paths: RunPaths, units: Iterable[Unit]) -> list[Unit]:
+def in_scope(paths: RunPaths, units: Sequence[Unit]) -> Sequence[Unit]:
     """Of the units that are missing those that the newest retry asked for, and those it wants done once more."""
-    missing, retries = list(units), read_retries(paths)
+    retries = read_retries(paths)
     if not retries:
-        return missing
+        return units
+    missing = list(units)
     last = retries[-1]
     if last.only is not None:
         wanted = set(last.only)

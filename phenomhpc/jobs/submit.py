@@ -170,7 +170,7 @@ def preview(config: AnyConfig, facts: ClusterFacts | None, where: str, name: str
     # A gang's shape is a setting; looking into the store, which takes torch, is left to the submission.
     plan: Plan = GangPlan(num_nodes=config.cluster.nodes) if is_gang(config) else load(config.kind).plan(config, paths)
     units = units_of(plan, config)
-    num_tasks = len({unit.task for unit in units})
+    num_tasks = units.num_tasks
     submission = submission_of(config, paths, 1, facts, num_tasks)
     if isinstance(plan, ArrayPlan):
         done = f", {plan.num_done} are done already" if plan.num_done else ""

@@ -53,14 +53,17 @@ def run_task(
     except errors.FencedError as error:
         print(error, flush=True)
         return error.exit_code
-    units = read_manifest(paths.attempt(attempt).manifest)
+    manifest = paths.attempt(attempt).manifest
+    units = read_manifest(manifest, task=task) or read_manifest(
+        manifest, task=0
+    )  # a gang's only unit is its first task's
     gang = any(unit.kind == GANG_KIND for unit in units)
     ctx = TaskContext(
         paths=paths,
         attempt=attempt,
         task=task,
         token=claimed,
-        units=tuple(units if gang else (unit for unit in units if unit.task == task)),
+        units=tuple(units),
         progress=told,
         node_rank=task if gang else 0,
         num_nodes=len(hosts) if gang else 1,

@@ -1,6 +1,6 @@
 """The run directory: the truth about a run.
 
-paths.py owns every name, records.py says what is done, manifest.py what is to be done, events.py what happened,
+paths.py owns every name, records.py says what is done, units.py and manifest.py what is to be done, events.py what happened,
 fence.py who may still write, heartbeat.py who is alive, run.py makes, finds and ends runs.
 """
 
@@ -8,7 +8,7 @@ from phenomhpc.commit import TEMPORARY, commit, commit_first, committing, make_f
 from phenomhpc.runs.context import TaskContext
 from phenomhpc.runs.events import Event, EventWriter, read_events, read_task_events
 from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt
-from phenomhpc.runs.manifest import Unit, read_manifest, write_manifest
+from phenomhpc.runs.manifest import count_units, read_manifest, write_manifest
 from phenomhpc.runs.paths import AttemptPaths, GatePaths, RoundsPaths, RunPaths
 from phenomhpc.runs.provenance import collect_provenance, git
 from phenomhpc.runs.records import CompletionRecord, canonical_json, digest_of, now, read_record, write_record
@@ -21,6 +21,7 @@ from phenomhpc.runs.run import (
     set_outcome_aside,
     write_outcome,
 )
+from phenomhpc.runs.units import Unit, Units
 
 __all__ = [
     "TEMPORARY",
@@ -33,6 +34,7 @@ __all__ = [
     "RunPaths",
     "TaskContext",
     "Unit",
+    "Units",
     "attempt_token",
     "canonical_json",
     "check_fence",
@@ -41,6 +43,7 @@ __all__ = [
     "commit",
     "commit_first",
     "committing",
+    "count_units",
     "create_run",
     "digest_of",
     "find_run",

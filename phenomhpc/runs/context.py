@@ -10,8 +10,8 @@ from phenomhpc.errors import FencedError
 from phenomhpc.progress import Progress
 from phenomhpc.runs.events import EventWriter
 from phenomhpc.runs.fence import check_fence
-from phenomhpc.runs.manifest import Unit
 from phenomhpc.runs.paths import RunPaths
+from phenomhpc.runs.units import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,12 @@ class TaskContext:
     def stop_requested(self) -> bool:
         """Has Slurm's signal, or a person, asked this task to commit and leave?"""
         return self.paths.attempt(self.attempt).stop_file(self.task).exists()
+
+    def tell_unit(self, unit: Unit, seconds: float, set_aside: int = 0) -> None:
+        """Write down that a unit was committed, how long it took, and of how much input it was made without."""
+        self.events.emit(
+            "unit", unit_id=unit.unit_id, count=unit.count, seconds=seconds, cost_s=unit.cost_s, set_aside=set_aside
+        )
 
     def set_aside(self, unit: Unit, reason: str) -> tuple[str, str]:
         """Write down that a whole unit's input is bad and its work is not to be done; (thing, reason) for the outcome."""
