@@ -11,7 +11,16 @@ from phenomhpc import errors
 from phenomhpc.jobs.base import load
 from phenomhpc.jobs.retried import run_config
 from phenomhpc.progress import Progress, beating, lines
-from phenomhpc.runs import RunPaths, TaskContext, canonical_json, claim_start, commit, now, read_manifest
+from phenomhpc.runs import (
+    RunPaths,
+    TaskContext,
+    canonical_json,
+    claim_start,
+    commit,
+    now,
+    read_manifest,
+    read_task_events,
+)
 from phenomhpc.runs.heartbeat import START, STEP, beat
 from phenomhpc.slurm.decide import FailureClass
 from phenomhpc.slurm.inside import stop_reason
@@ -58,12 +67,13 @@ def run_task(
         manifest, task=0
     )  # a gang's only unit is its first task's
     gang = any(unit.kind == GANG_KIND for unit in units)
+    before = _units_of_earlier_starts(paths, attempt, task)
     ctx = TaskContext(
         paths=paths,
         attempt=attempt,
         task=task,
         token=claimed,
-        units=tuple(units),
+        units=tuple(unit for unit in units if gang or unit.unit_id not in before),
         progress=told,
         node_rank=task if gang else 0,
         num_nodes=len(hosts) if gang else 1,
@@ -79,9 +89,20 @@ def run_task(
         ctx.events.emit("finished", units_done=outcome.units_done, set_aside=len(outcome.set_aside))
     except Exception as error:
         return _failed(ctx, error)
-    tally = {"attempt": attempt, "token": claimed, "ended": now(), "units_done": outcome.units_done}
-    commit(paths.done_file(task), canonical_json({**tally, "set_aside": [list(entry) for entry in outcome.set_aside]}))
+    done = outcome.units_done + len(before)
+    tally = {"attempt": attempt, "token": claimed, "ended": now(), "units_done": done}
+    set_aside = [
+        *([unit_id, f"{count} set aside by an earlier start"] for unit_id, count in before.items() if count),
+        *map(list, outcome.set_aside),
+    ]
+    commit(paths.done_file(task), canonical_json({**tally, "set_aside": set_aside}))
     return errors.DONE
+
+
+def _units_of_earlier_starts(paths: RunPaths, attempt: int, task: int) -> dict[str, int]:
+    """Units that earlier starts of this task have committed, and how much of each was set aside: an event follows the commit."""
+    events = read_task_events(paths, attempt, task)
+    return {event["unit_id"]: int(event.get("set_aside", 0)) for event in events if event["event"] == "unit"}
 
 
 def is_tallied(paths: RunPaths, attempt: int, task: int) -> bool:

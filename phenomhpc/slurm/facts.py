@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from phenomhpc.errors import UnreachableError
 from phenomhpc.slurm.programs import ProgramFailedError, has_slurm, run_program
 
+# What Slurm calls the quality of service of whoever has no other.
+DEFAULT_QOS = "normal"
 SINFO_FORMAT = "%R|%D|%l|%L|%G|%c|%m|%P"
 
 
@@ -31,14 +35,33 @@ class Partition:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueueLimits:
+    """How many jobs a person may have in the queue: by account, and by quality of service; names without a limit are absent."""
+
+    accounts: Mapping[str, int] = field(default_factory=dict)
+    qos: Mapping[str, int] = field(default_factory=dict)
+    default_account: str = ""
+
+    def max_submit_jobs(self, account: str | None, qos: str | None) -> int | None:
+        """The least of those that bind a job; None: none does."""
+        found = (self.accounts.get(account or self.default_account), self.qos.get(qos or DEFAULT_QOS))
+        return min((limit for limit in found if limit is not None), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClusterFacts:
-    """What submissions are planned against.  accounts: those the person may use; None where any is accepted."""
+    """What submissions are planned against.  accounts: those the person may use; None where any is accepted.
+
+    max_job_count: of the controller's table, everybody's jobs together.
+    """
 
     name: str
     version: str
     partitions: tuple[Partition, ...]
     max_array_size: int
     accounts: tuple[str, ...] | None = None
+    max_job_count: int | None = None
+    queue_limits: QueueLimits = QueueLimits()
 
     @property
     def default_partition(self) -> Partition | None:
@@ -106,14 +129,61 @@ def discover() -> ClusterFacts | None:
         raise UnreachableError(f"Slurm: {error}") from error
 
 
+def parse_associations(text: str, user: str) -> tuple[dict[str, int], str]:
+    """From `scontrol show assoc_mgr flags=assoc`: a person's limits on jobs in the queue by account, and the default account.
+
+    A group's limit counts the jobs of all its members; it is an upper bound for one of them.
+    """
+    limits: dict[str, int] = {}
+    default = ""
+    for record in re.split(r"^(?=ClusterName=)", text, flags=re.MULTILINE):
+        fields = dict(re.findall(r"(\w+)=(\S*)", record))
+        if fields.get("UserName", "").partition("(")[0] not in {"", user} or "Account" not in fields:
+            continue
+        if fields["UserName"] and fields.get("DefAssoc") == "Yes":
+            default = fields["Account"]
+        for name in ("MaxSubmitJobs", "GrpSubmitJobs"):
+            limit = fields.get(name, "").partition("(")[0]
+            if limit.isdigit():
+                limits[fields["Account"]] = min(int(limit), limits.get(fields["Account"], int(limit)))
+    return limits, default
+
+
+def parse_qos(text: str) -> dict[str, int]:
+    """From `sacctmgr -n -P show qos format=Name,MaxSubmitJobsPU,GrpSubmitJobs`: limits by name."""
+    rows = (line.split("|") for line in text.splitlines() if line)
+    found = {name: [int(limit) for limit in limits if limit.isdigit()] for name, *limits in rows}
+    return {name: min(limits) for name, limits in found.items() if limits}
+
+
+def _queue_limits(enforced: str) -> QueueLimits:
+    """What Slurm enforces; silence of the accounting database is no limit, since the controller goes on without it."""
+    if "limits" not in enforced and "safe" not in enforced:
+        return QueueLimits()
+    user = pwd.getpwuid(os.getuid()).pw_name
+    accounts, default, qos = dict[str, int](), "", dict[str, int]()
+    with suppress(ProgramFailedError, UnreachableError):
+        accounts, default = parse_associations(
+            run_program(["scontrol", "show", "assoc_mgr", "flags=assoc", f"users={user}"]), user
+        )
+    with suppress(ProgramFailedError, UnreachableError):
+        qos = parse_qos(
+            run_program(["sacctmgr", "-n", "-P", "show", "qos", "format=Name,MaxSubmitJobsPU,GrpSubmitJobs"])
+        )
+    return QueueLimits(accounts=accounts, qos=qos, default_account=default)
+
+
 def _ask() -> ClusterFacts:
     config = parse_config(run_program(["scontrol", "show", "config"]))
+    enforced = config.get("AccountingStorageEnforce", "")
     return ClusterFacts(
         name=config.get("ClusterName", "?"),
         version=config.get("SLURM_VERSION", "?"),
         partitions=parse_partitions(run_program(["sinfo", "-h", "-o", SINFO_FORMAT])),
         max_array_size=int(config.get("MaxArraySize", "1001")),
-        accounts=_accounts() if "associations" in config.get("AccountingStorageEnforce", "") else None,
+        accounts=_accounts() if "associations" in enforced else None,
+        max_job_count=int(config["MaxJobCount"]) if config.get("MaxJobCount", "").isdigit() else None,
+        queue_limits=_queue_limits(enforced),
     )
 
 

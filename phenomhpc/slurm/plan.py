@@ -96,7 +96,7 @@ def plan_submission(
         problems = problems_of(cluster, num_tasks if gang else 1, facts)
         if problems:
             raise UsageError("; ".join(problems))
-    limits = limits_of(facts)
+    limits = limits_of(facts, cluster)
     partition = facts.partition(cluster.partition) if facts else None
     return Submission(
         run_id=run_root.name,
@@ -121,14 +121,14 @@ def plan_submission(
     )
 
 
-def limits_of(facts: ClusterFacts | None) -> Limits:
+def limits_of(facts: ClusterFacts | None, cluster: ClusterConfig) -> Limits:
     """What bounds arrays; without a cluster to ask, Slurm's own default."""
     if facts is None:
         return Limits(max_array_size=DEFAULT_MAX_ARRAY_SIZE)
     return Limits(
         max_array_size=facts.max_array_size,
-        max_submit_jobs=getattr(facts, "max_submit_jobs", None),
-        max_job_count=getattr(facts, "max_job_count", None),
+        max_submit_jobs=facts.queue_limits.max_submit_jobs(cluster.account, cluster.qos),
+        max_job_count=facts.max_job_count,
     )
 
 

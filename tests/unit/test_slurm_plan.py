@@ -15,9 +15,12 @@ from phenomhpc.runs import RunPaths
 from phenomhpc.slurm.facts import (
     ClusterFacts,
     Partition,
+    QueueLimits,
+    parse_associations,
     parse_config,
     parse_gpus,
     parse_partitions,
+    parse_qos,
     parse_time_limit,
 )
 from phenomhpc.slurm.inside import is_stop_due, parse_job
@@ -122,6 +125,45 @@ def test_an_account_is_refused_only_where_slurm_insists_on_accounts() -> None:
     strict = ClusterFacts(name="x", version="", partitions=(MAIN,), max_array_size=9, accounts=("labs", "guests"))
     with pytest.raises(UsageError, match=r"--account lab: you may use labs, guests; did you mean labs\?"):
         submission(ClusterConfig(account="lab"), facts=strict)
+
+
+ASSOCIATIONS = """
+ClusterName=phenom Account=lab UserName= Partition= Priority=0 ID=3
+    GrpSubmitJobs=400(7) GrpWall=N(0.00)
+    MaxJobs= MaxJobsAccrue= MaxSubmitJobs= MaxWallPJ=
+ClusterName=phenom Account=lab UserName=ann(1001) Partition= Priority=0 ID=4
+    ParentAccount= Lft=3 DefAssoc=Yes
+    GrpSubmitJobs=N(0) GrpWall=N(0.00)
+    MaxJobs= MaxJobsAccrue= MaxSubmitJobs=50(12) MaxWallPJ=
+ClusterName=phenom Account=lab UserName=bob(1002) Partition= Priority=0 ID=5
+    MaxJobs= MaxJobsAccrue= MaxSubmitJobs=5(0) MaxWallPJ=
+ClusterName=phenom Account=free UserName=ann(1001) Partition= Priority=0 ID=6
+    ParentAccount= Lft=3 DefAssoc=No
+    GrpSubmitJobs=N(0) GrpWall=N(0.00)
+    MaxJobs= MaxJobsAccrue= MaxSubmitJobs= MaxWallPJ=
+"""
+
+
+def test_the_least_of_the_limits_on_the_queue_binds() -> None:
+    accounts, default = parse_associations(ASSOCIATIONS, "ann")
+    assert (accounts, default) == ({"lab": 50}, "lab")
+    assert parse_associations(ASSOCIATIONS, "carl") == ({"lab": 400}, "")
+    qos = parse_qos("normal|100|\nlong|8|30\nfree||\n")
+    assert qos == {"normal": 100, "long": 8}
+    limits = QueueLimits(accounts=accounts, qos=qos, default_account=default)
+    asked = [(None, None), ("lab", "long"), ("free", None), ("free", "free")]
+    assert [limits.max_submit_jobs(*one) for one in asked] == [50, 8, 100, None]
+
+
+def test_an_attempt_is_shaped_by_the_limits_of_its_account() -> None:
+    facts = ClusterFacts(
+        name="x", version="", partitions=(MAIN,), max_array_size=101, max_job_count=10_000,
+        queue_limits=QueueLimits(accounts={"lab": 50}),
+    )  # fmt: skip
+    bound = submission(ClusterConfig(account="lab"), num_tasks=250, facts=facts)
+    assert bound.window.size * bound.window.in_flight <= 48 and sum(chunk.size for chunk in bound.chunks) == 250
+    free = submission(ClusterConfig(account="free"), num_tasks=250, facts=facts)
+    assert [(chunk.offset, chunk.size) for chunk in free.chunks] == [(0, 101), (101, 101), (202, 48)]
 
 
 def test_without_a_default_partition_one_must_be_chosen() -> None:
