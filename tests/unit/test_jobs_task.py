@@ -22,7 +22,7 @@ def test_a_new_start_goes_on_behind_the_units_of_the_one_before(
     paths.root.mkdir()
     commit(paths.run_yaml, dump(ConvertConfig(plates=("p",), store="s")))
     attempt, token = open_attempt(paths)
-    units = [Unit(unit_id=f"u{number}", kind="shard", task=number // 3, array_index=number // 3) for number in range(6)]
+    units = [Unit(unit_id=f"u{number}", kind="shard", task=number // 3) for number in range(6)]
     write_manifest(paths.attempt(attempt).manifest, units, token=token)
     first = EventWriter(paths, attempt, 0, claim_start(paths, attempt, 0, 0, "7_0"), "7_0")
     first.emit("unit", unit_id="u0", set_aside=2)
