@@ -155,9 +155,9 @@ def submit_next(paths: RunPaths, config: AnyConfig, facts: ClusterFacts | None, 
     gpus = (config.cluster.gpus_per_node or 0) * submission.num_nodes
     events = EventWriter(paths, attempt, STEWARD_TASK, token)
     events.emit(
-        "submitted", gpus=gpus, num_tasks=submission.num_tasks, num_nodes=submission.num_nodes, gang=submission.gang,
-        limit_minutes=submission.limit_minutes, mem_mb=mem_mb or config.cluster.mem_mb, cpus=submission.cpus_per_task,
-        exclude=list(submission.exclude),
+        "submitted", gpus=gpus, num_units=len(units), num_tasks=submission.num_tasks, num_nodes=submission.num_nodes,
+        gang=submission.gang, limit_minutes=submission.limit_minutes, mem_mb=mem_mb or config.cluster.mem_mb,
+        cpus=submission.cpus_per_task, exclude=list(submission.exclude),
     )  # fmt: skip
     queued = query_queue(paths.root).num_queued if submission.limits.max_submit_jobs is not None else 0
     try:

@@ -10,7 +10,7 @@ from phenomhpc.jobs.attempts import parent_of, stage_runs_of, steward_lock
 from phenomhpc.jobs.status import on_slurm
 from phenomhpc.jobs.steward import emit, step
 from phenomhpc.progress import Progress
-from phenomhpc.runs import RunPaths, read_events, read_outcome, write_outcome
+from phenomhpc.runs import RunPaths, read_events_but_units, read_outcome, write_outcome
 from phenomhpc.slurm.observe import observe
 from phenomhpc.slurm.submit import cancel_jobs
 
@@ -28,7 +28,7 @@ def cancel_run(paths: RunPaths, progress: Progress) -> str:
     if outcome is not None:
         return f"{paths.id} had ended already: {outcome['state']}"
     if not on_slurm(paths):
-        started = [event for event in read_events(paths) if event["event"] == "started"]
+        started = [event for event in read_events_but_units(paths) if event["event"] == "started"]
         where = f" (process {started[-1]['pid']} on {started[-1]['host']})" if started else ""
         raise UsageError(f"run {paths.id}: was started here, not on Slurm; press Ctrl-C where it runs{where}")
     _cancel(paths)

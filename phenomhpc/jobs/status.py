@@ -13,7 +13,18 @@ from phenomhpc.config import AnyConfig, PipelineConfig, RunConfig, load_run_conf
 from phenomhpc.errors import UnreachableError
 from phenomhpc.jobs.attempts import AFTER, CLUSTER, STEWARD_TASK, is_gang, stage_paths, stage_runs_of
 from phenomhpc.jobs.usage import Usage, run_usage
-from phenomhpc.runs import Event, RunPaths, list_runs, read_events, read_manifest, read_outcome, read_provenance
+from phenomhpc.runs import (
+    UNITS,
+    Event,
+    RunPaths,
+    count_units,
+    list_runs,
+    read_log,
+    read_manifest,
+    read_outcome,
+    read_provenance,
+    unit_ids,
+)
 from phenomhpc.slurm.observe import Observation, observe
 from phenomhpc.slurm.queue import JobState, Queue, query_queue
 from phenomhpc.slurm.record import read_submitted
@@ -137,7 +148,7 @@ def run_status(paths: RunPaths, queue: Queue | None = None, *, problem: str = ""
     """The status of a run.  queue: what Slurm knows, where it was asked already; problem: why it did not answer."""
     config = load_run_config(paths.run_yaml)
     provenance = read_provenance(paths)
-    events = read_events(paths)
+    events = read_log(paths)
     outcome = read_outcome(paths)
     if queue is None and not problem and outcome is None and on_slurm(paths):
         try:
@@ -259,21 +270,35 @@ def count_done(paths: RunPaths, config: AnyConfig, events: Sequence[Event]) -> C
     if is_gang(config):
         step, loss = _newest_step(paths)
         return Count(done=step, total=config.optim.steps, noun="steps", loss=loss)  # type: ignore[union-attr]
-    done_ids = {str(event["unit_id"]) for event in events if event["event"] == "unit"}
-    planned: set[str] = set()
-    manifest = paths.attempt(paths.last_attempt()).manifest
-    if manifest.is_file():
-        units = read_manifest(manifest)
-        planned = {unit.unit_id for unit in units}
-        newest = paths.last_attempt()
-        tasks = {event["task"] for event in events if event["event"] == "finished" and event["attempt"] == newest}
-        done_ids |= {unit.unit_id for unit in units if unit.task in tasks}
-    return Count(done=len(done_ids), total=len(done_ids | planned) or None)
+    return _count_units(paths, events)
+
+
+def _count_units(paths: RunPaths, events: Sequence[Event]) -> Count:
+    """Units that were committed, or whose task has finished (it found some done already), of those that were ever planned."""
+    newest = paths.last_attempt()
+    manifest = paths.attempt(newest).manifest
+    if not manifest.is_file():
+        done = unit_ids(events)
+        return Count(done=len(done), total=len(done) or None)
+    own = [event for event in events if event["attempt"] == newest]
+    finished: dict[int, int | None] = {
+        event["task"]: event.get("units_done") for event in own if event["event"] == "finished"
+    }
+    now = unit_ids(event for event in own if event["task"] not in finished)
+    earlier = unit_ids(event for event in events if event["attempt"] < newest)
+    if not earlier and None not in finished.values():  # how many there are is known without the names of all
+        planned = [event["num_units"] for event in own if event["event"] == "submitted" and "num_units" in event]
+        total = planned[-1] if planned else count_units(manifest)
+        return Count(done=sum(num or 0 for num in finished.values()) + len(now), total=total or None)
+    table = read_manifest(manifest, columns=("unit_id", "task")).table
+    names, tasks = table["unit_id"].to_pylist(), table["task"].to_pylist()
+    done = earlier | now | {name for name, task in zip(names, tasks, strict=True) if task in finished}
+    return Count(done=len(done), total=len(done.union(names)) or None)
 
 
 def progress_of(paths: RunPaths) -> str:
     """One line, without asking Slurm."""
-    config, events = load_run_config(paths.run_yaml), read_events(paths)
+    config, events = load_run_config(paths.run_yaml), read_log(paths)
     if not any(event["task"] != STEWARD_TASK for event in events) and not isinstance(config, PipelineConfig):
         return f"{paths.id}: queued"
     count = count_done(paths, config, events)
@@ -298,11 +323,12 @@ def _rate(events: Sequence[Event], count: Count) -> tuple[float | None, float | 
     newest = max((event["attempt"] for event in events if event["event"] == "started"), default=0)
     recent = [event for event in events if event["attempt"] == newest]
     saved = [event for event in recent if event["event"] == "checkpoint"]
-    units = [event for event in recent if event["event"] == "unit"]
+    num_units = len(unit_ids(recent))
     if len(saved) > 1:
         began, ended, num = saved[0], saved[-1], saved[-1]["step"] - saved[0]["step"]
-    elif units:
-        began, ended, num = next(event for event in recent if event["event"] == "started"), units[-1], len(units)
+    elif num_units:
+        began = next(event for event in recent if event["event"] == "started")
+        ended, num = [event for event in recent if event["event"] in {"unit", UNITS}][-1], num_units
     else:
         return None, None
     seconds = (datetime.fromisoformat(ended["time"]) - datetime.fromisoformat(began["time"])).total_seconds()

@@ -38,7 +38,18 @@ from phenomhpc.jobs.base import ArrayPlan, load
 from phenomhpc.jobs.guard import progress_mark
 from phenomhpc.jobs.retried import is_retried, read_retries, run_config
 from phenomhpc.progress import Progress, lines
-from phenomhpc.runs import EventWriter, RunPaths, create_run, read_events, read_outcome, read_provenance, write_outcome
+from phenomhpc.runs import (
+    EventWriter,
+    RunPaths,
+    create_run,
+    read_events_but_units,
+    read_log,
+    read_outcome,
+    read_provenance,
+    read_task_events,
+    unit_ids,
+    write_outcome,
+)
 from phenomhpc.slurm.decide import MEMORY_FACTOR, Action, Decision, decide, history_of
 from phenomhpc.slurm.facts import discover
 from phenomhpc.slurm.observe import Observation, observe
@@ -129,14 +140,15 @@ def _step(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: str |
 
 
 def _decision(paths: RunPaths, config: AnyConfig, seen: Observation) -> Decision:
-    history = history_of(event for event in read_events(paths) if event["task"] == STEWARD_TASK)
-    return decide(seen.tasks, history, config.cluster.max_attempts, run_mark(paths))
+    numbers = range(1, paths.last_attempt() + 1)
+    history = history_of(event for number in numbers for event in read_task_events(paths, number, STEWARD_TASK))
+    # How far the run has come takes reading what every unit left: only where it is compared with something.
+    return decide(seen.tasks, history, config.cluster.max_attempts, run_mark(paths) if history.mark else "")
 
 
 def run_mark(paths: RunPaths) -> str:
     """How far a run has come, in words that change with every commit."""
-    units = {event["unit_id"] for event in read_events(paths) if event["event"] == "unit"}
-    return progress_mark(paths, [{"event": "unit", "unit_id": unit} for unit in units])
+    return progress_mark(paths, [{"event": "unit", "unit_id": unit} for unit in unit_ids(read_log(paths))])
 
 
 def _act(decision: Decision, seen: Observation, paths: RunPaths, config: AnyConfig, progress: Progress) -> None:
@@ -171,7 +183,7 @@ def _memory_of_retry(paths: RunPaths) -> int | None:
 
 def given_memory(paths: RunPaths, attempt: int) -> int:
     """The memory that Slurm gave the tasks of an attempt where none was asked for, MiB; 0 where it does not say."""
-    started = [event for event in read_events(paths, attempt=attempt) if event["event"] == "started"]
+    started = [event for event in read_events_but_units(paths, attempt=attempt) if event["event"] == "started"]
     return max((int(event.get("mem_mb", 0)) for event in started), default=0)
 
 

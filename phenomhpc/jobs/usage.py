@@ -28,7 +28,7 @@ from statistics import median
 
 from phenomhpc.config import AnyConfig, PipelineConfig, RunConfig, load_run_config
 from phenomhpc.jobs.attempts import is_gang, stage_runs_of
-from phenomhpc.runs import Event, RunPaths, read_events, read_provenance
+from phenomhpc.runs import UNITS, Event, RunPaths, read_log, read_provenance
 
 HOUR_S = 3600.0
 # Events of the steward and of the guard's end do not mean that work was going on.
@@ -134,6 +134,15 @@ def _extend(start: Start, event: Event, time: float) -> None:
     if event["event"] == "ended":
         start.ended, start.is_over = start.began + float(event["seconds"]), True
         start.kept = event["code"] == 0 or event.get("mark") != event.get("before")
+    elif event["event"] == UNITS:
+        lengths = event["seconds"]
+        if not all(lengths):
+            ends = [start.ended, *map(seconds, event["times"])]
+            lengths = [
+                told or max(0.0, ended - before) for told, (before, ended) in zip(lengths, pairwise(ends), strict=True)
+            ]
+        start.unit_s.update(zip(event["unit_ids"], lengths, strict=True))
+        start.ended, start.is_over = max(start.ended, time), False
     elif event["event"] in _SIGNS:
         if event["event"] == "unit":
             start.unit_s[str(event["unit_id"])] = float(event.get("seconds") or time - start.ended)
@@ -248,7 +257,7 @@ def run_usage(
     if isinstance(config, PipelineConfig):
         stages = stage_runs_of(paths, config).values()
         return sum((run_usage(run, load_run_config(run.run_yaml)) for run in stages), Usage())
-    events = read_events(paths) if events is None else events
+    events = read_log(paths) if events is None else events
     rows = metrics_rows(paths) if is_gang(config) else []
     starts = starts_of(events, rows, live, datetime.now(UTC).timestamp())
     if isinstance(config, RunConfig):

@@ -6,7 +6,16 @@ fence.py who may still write, heartbeat.py who is alive, run.py makes, finds and
 
 from phenomhpc.commit import TEMPORARY, commit, commit_first, committing, make_folder, new_token, remove_temporaries
 from phenomhpc.runs.context import TaskContext
-from phenomhpc.runs.events import Event, EventWriter, read_events, read_task_events
+from phenomhpc.runs.events import (
+    UNITS,
+    Event,
+    EventWriter,
+    read_events,
+    read_events_but_units,
+    read_log,
+    read_task_events,
+    unit_ids,
+)
 from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt
 from phenomhpc.runs.manifest import count_units, read_manifest, write_manifest
 from phenomhpc.runs.paths import AttemptPaths, GatePaths, RoundsPaths, RunPaths
@@ -25,6 +34,7 @@ from phenomhpc.runs.units import Unit, Units
 
 __all__ = [
     "TEMPORARY",
+    "UNITS",
     "AttemptPaths",
     "CompletionRecord",
     "Event",
@@ -54,6 +64,8 @@ __all__ = [
     "now",
     "open_attempt",
     "read_events",
+    "read_events_but_units",
+    "read_log",
     "read_manifest",
     "read_outcome",
     "read_provenance",
@@ -61,6 +73,7 @@ __all__ = [
     "read_task_events",
     "remove_temporaries",
     "set_outcome_aside",
+    "unit_ids",
     "write_manifest",
     "write_outcome",
     "write_record",

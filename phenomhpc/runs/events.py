@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,18 @@ class EventWriter:
             os.close(descriptor)
 
 
+def _event(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None  # torn by a kill
+    return event if isinstance(event, dict) and "event" in event else None
+
+
 def _lines(path: Path) -> Iterator[Event]:
     for line in path.read_bytes().splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # torn by a kill
-        if isinstance(event, dict) and "event" in event:
+        event = _event(line)
+        if event is not None:
             yield event
 
 
@@ -71,8 +77,86 @@ def read_task_events(paths: RunPaths, attempt: int, task: int) -> list[Event]:
 
 def read_events(paths: RunPaths, *, attempt: int | None = None) -> list[Event]:
     """All events of a run (of one attempt, where given), oldest first; torn lines are left out."""
+    return _in_order(event for path in _files(paths, attempt) for event in _lines(path))
+
+
+def _files(paths: RunPaths, attempt: int | None) -> list[Path]:
     if not paths.events.is_dir():
         return []
-    pattern = "*.jsonl" if attempt is None else f"{attempt:03d}-*.jsonl"
-    events = [event for path in sorted(paths.events.glob(pattern)) for event in _lines(path)]
+    return sorted(paths.events.glob("*.jsonl" if attempt is None else f"{attempt:03d}-*.jsonl"))
+
+
+def _in_order(events: Iterable[Event]) -> list[Event]:
     return sorted(events, key=lambda event: (event["time"], event["attempt"], event["task"], event["seq"]))
+
+
+# -- many units -------------------------------------------------------------------------------------------------------
+
+# A run of a hundred thousand units has as many `unit` events, and a dozen of each other kind per task.  Their lines are told
+# apart, and the few fields that anybody wants are taken from them, without reading them as JSON.
+_UNIT_MARK = b'"event":"unit"'
+_UNIT = re.compile(
+    rb'\{"attempt":\d+,.*?"event":"unit",.*?(?:"seconds":([^,]+),)?"seq":(\d+),"set_aside":\d+,'
+    rb'"task":\d+,"time":"([^"]+)","token":"[^"\\]*","unit_id":"([^"\\]*)"\}'
+)
+UNITS = "units"
+
+
+def read_log(paths: RunPaths, *, attempt: int | None = None) -> list[Event]:
+    """As read_events, but the `unit` events between two others of a task are told together, as one event `units`.
+
+    It stands at the time of the last of them, and has their unit_ids and, as far as they were told, seconds (else None), and
+    the time of each in `times`.
+    """
+    return _in_order(event for path in _files(paths, attempt) for event in _gathered(path))
+
+
+def read_events_but_units(paths: RunPaths, *, attempt: int | None = None) -> list[Event]:
+    """As read_events without the `unit` events, which are not even read as JSON."""
+    found = []
+    for path in _files(paths, attempt):
+        lines = (line for line in path.read_bytes().splitlines() if _UNIT_MARK not in line)
+        found += [event for event in map(_event, lines) if event is not None]
+    return _in_order(found)
+
+
+def unit_ids(events: Iterable[Event]) -> set[str]:
+    """The units that events (of read_events or read_log) tell as committed."""
+    found: set[str] = set()
+    for event in events:
+        if event["event"] == "unit":
+            found.add(str(event["unit_id"]))
+        elif event["event"] == UNITS:
+            found.update(event["unit_ids"])
+    return found
+
+
+def _gathered(path: Path) -> Iterator[Event]:
+    attempt, _, task = path.stem.partition("-")
+    units: list[tuple[int, str, str, float | None]] = []
+
+    def told() -> Iterator[Event]:
+        if not units:
+            return
+        yield {
+            "event": UNITS, "attempt": int(attempt), "task": int(task), "seq": units[-1][0], "time": units[-1][1],
+            "times": [time for _, time, _, _ in units], "unit_ids": [unit for _, _, unit, _ in units],
+            "seconds": [seconds for _, _, _, seconds in units],
+        }  # fmt: skip
+        units.clear()
+
+    for line in path.read_bytes().splitlines():
+        match = _UNIT.fullmatch(line) if _UNIT_MARK in line else None
+        if match is not None:
+            seconds, seq, time, unit = match.groups()
+            units.append((int(seq), time.decode(), unit.decode(), float(seconds) if seconds else None))
+            continue
+        event = _event(line)
+        if event is None:
+            continue
+        if event["event"] == "unit":  # with a name that JSON spells otherwise
+            units.append((event["seq"], event["time"], str(event["unit_id"]), event.get("seconds")))
+            continue
+        yield from told()
+        yield event
+    yield from told()

@@ -57,8 +57,10 @@ def _by_task(table: Any) -> Any:
     return table.take(np.argsort(tasks, kind="stable"))
 
 
-def read_manifest(path: Path, *, task: int | None = None) -> Units:
+def read_manifest(path: Path, *, task: int | None = None, columns: Sequence[str] | None = None) -> Units:
     """The units of an attempt by task, in the order they were planned; of one task where `task` is given.
+
+    columns: only these are read (`task` among them where one is asked for); the units are then no whole ones.
 
     Raises WorkError when the file is damaged, FileNotFoundError when there is none.
     """
@@ -69,7 +71,9 @@ def read_manifest(path: Path, *, task: int | None = None) -> Units:
         with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=["kind", "plate", "digest"]) as file:
             every = range(file.metadata.num_row_groups)
             groups = every if task is None else [group for group in every if _may_hold(file.metadata, group, task)]
-            units = Units(file.read_row_groups(groups).cast(unit_schema()))
+            names = unit_schema().names if columns is None else list(columns)
+            wanted = pa.schema([unit_schema().field(name) for name in names])
+            units = Units(file.read_row_groups(groups, columns=names).cast(wanted))
     except (OSError, pa.ArrowInvalid) as error:
         if isinstance(error, FileNotFoundError):
             raise

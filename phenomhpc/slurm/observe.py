@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from phenomhpc.runs import RunPaths, read_events
+from phenomhpc.runs import RunPaths, read_events_but_units
 from phenomhpc.slurm.decide import TaskView, view_gang, view_tasks
 from phenomhpc.slurm.queue import JobState, Queue, query_accounting, query_queue
 from phenomhpc.slurm.record import SubmittedJobs, adopt, read_submitted
@@ -53,10 +54,10 @@ def observe(paths: RunPaths, queue: Queue | None = None, *, own_job: str | None 
     tasks: list[TaskView] = []
     live: set[str] = set()
     if submitted is not None:
-        jobs = _states(paths, attempt, submitted, queue)
+        done, events = done_tasks(paths, attempt), read_events_but_units(paths, attempt=attempt)
+        jobs = _states(submitted, queue, done)
         live = {job.job_id for job in jobs.values() if job.is_live}
         logs = [str(paths.log_file(task, attempt)) for task in range(submitted.num_tasks)]
-        done, events = done_tasks(paths, attempt), read_events(paths, attempt=attempt)
         tasks = (
             view_gang(logs, done, events, jobs)
             if submitted.gang
@@ -73,11 +74,11 @@ def observe(paths: RunPaths, queue: Queue | None = None, *, own_job: str | None 
     )
 
 
-def _states(paths: RunPaths, attempt: int, submitted: SubmittedJobs, queue: Queue) -> dict[int, JobState]:
+def _states(submitted: SubmittedJobs, queue: Queue, done_already: Collection[int]) -> dict[int, JobState]:
     """Slurm's state by task, of a gang the job's for all its tasks; accounting is asked only for tasks that need it."""
     known = set(submitted.job_ids)
     states = submitted.by_task(job for job in queue.jobs if job.job_id in known)
-    done = set(done_tasks(paths, attempt))
+    done = set(done_already)
     lost = [task for task in range(submitted.fed) if task not in states and task not in done]
     if lost:
         ids = sorted({submitted.job_of(task) for task in lost})

@@ -66,7 +66,8 @@ class Queue:
     def of_run(self, root: Path) -> list[JobState]:
         """The jobs that were submitted for a run: they start in its folder."""
         real = os.path.realpath(root)
-        return [job for job in self.jobs if os.path.realpath(job.folder) == real]
+        folders = {folder for folder in {job.folder for job in self.jobs} if os.path.realpath(folder) == real}
+        return [job for job in self.jobs if job.folder in folders]
 
 
 def _element(text: str) -> tuple[str, int | None]:

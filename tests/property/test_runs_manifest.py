@@ -69,9 +69,9 @@ def test_a_task_reads_only_the_groups_that_hold_its_units(tmp_path: Path, monkey
     read: list[int] = []
     original = pq.ParquetFile.read_row_groups
 
-    def count(file: pq.ParquetFile, groups: list[int]) -> object:
+    def count(file: pq.ParquetFile, groups: list[int], **options: object) -> object:
         read.extend(groups)
-        return original(file, groups)
+        return original(file, groups, **options)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_groups", count)
     assert [unit.unit_id for unit in read_manifest(path, task=7)] == [str(number) for number in range(350, 400)]
