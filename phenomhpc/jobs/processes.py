@@ -44,16 +44,34 @@ def _stat(pid: int) -> list[str] | None:
 
 def descendants(root: int) -> list[int]:
     """Living processes below `root`, parents first."""
-    children: dict[int, list[int]] = {}
+    below = _children_by_parent()
+    found = [root]
+    for pid in found:
+        found += below.get(pid, [])
+    return found[1:]
+
+
+def children(pid: int) -> list[int]:
+    """Living processes that `pid` has started, or adopted."""
+    return _children_by_parent().get(pid, [])
+
+
+def _children_by_parent() -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
     for entry in _PROC.iterdir():
         if entry.name.isdigit():
             fields = _stat(int(entry.name))
             if fields is not None and fields[0] != "Z":
-                children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found = [root]
-    for pid in found:
-        found += children.get(pid, [])
-    return found[1:]
+                found.setdefault(int(fields[1]), []).append(int(entry.name))
+    return found
+
+
+def program_of(pid: int) -> str:
+    """Name of the program that a process runs, at most 15 characters; empty where it is gone."""
+    try:
+        return (_PROC / str(pid) / "comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def resident_bytes(pids: Iterable[int]) -> int:

@@ -14,13 +14,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from phenomhpc.errors import TASK_REQUEUE, HungError
-from phenomhpc.jobs.processes import descendants, die_with_parent, dump_stacks
+from phenomhpc.jobs.processes import children, descendants, die_with_parent, dump_stacks, program_of
 
 # What tells a process its place among Slurm's tasks.  There is one of these per node, whatever its ranks: a program that
 # believes them counts wrong, and Lightning would requeue the job itself.
@@ -29,6 +29,7 @@ _PLACES = re.compile(
 )
 _RANK_PREFIX = re.compile(r"^\[rank\d+\]:\s?", re.MULTILINE)
 _TRACEBACK = "Traceback (most recent call last):"
+_SHELLS = frozenset({"bash", "dash", "ksh", "sh", "zsh"})
 _POLL_S = 0.1
 _LOOK_S = 0.5
 # How long the last words of processes that ended are waited for.
@@ -175,10 +176,21 @@ class _Process:
         self.hear_out()
         return b"".join(list(self.tail)).decode(errors="replace")
 
-    def send(self, number: int) -> None:
-        """To the process and what it has started."""
+    def ask(self, number: int) -> None:
+        """Send a signal to the program, and not to what it has started: a data loader's workers would die of it, and take the
+        program's own way of stopping with them.  Of a shell, to what it runs, for the shell would not pass it on."""
+        pending = [self.popen.pid] if self.popen.poll() is None else []
+        for pid in pending:
+            below = children(pid) if program_of(pid) in _SHELLS else []
+            pending += below
+            if not below:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def kill(self) -> None:
+        """The process and what it has started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, number)
+            os.killpg(self.popen.pid, signal.SIGKILL)
 
 
 def _write(log: IO[bytes], text: bytes) -> None:
@@ -223,17 +235,35 @@ def run_script(
             if silent_limit_s is not None:
                 _listen(processes, ranks, silent_limit_s)
 
-        return _watch(processes, ranks, stop_file, patience, look_all)
+        with _noting_sigterm() as terminated:
+            return _watch(processes, ranks, stop_file, terminated, patience, look_all)
     finally:
         for process in processes:
-            process.send(signal.SIGKILL)
+            process.kill()
         for process in processes:
             process.popen.wait()
             process.hear_out()
 
 
+@contextlib.contextmanager
+def _noting_sigterm() -> Iterator[threading.Event]:
+    """Slurm's own SIGTERM (scancel, a preemption without warning) goes to every process of a task: the ranks have it too, and
+    what they end with is no sign that they had come to their end."""
+    seen = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.set())
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _watch(
-    processes: Sequence[_Process], ranks: Sequence[int], stop_file: Path, patience: Patience, look: Callable[[], None]
+    processes: Sequence[_Process],
+    ranks: Sequence[int],
+    stop_file: Path,
+    terminated: threading.Event,
+    patience: Patience,
+    look: Callable[[], None],
 ) -> Ending:
     asked_at: float | None = None
     asked = False  # by somebody else
@@ -244,30 +274,27 @@ def _watch(
         if now - looked > _LOOK_S:
             looked = now
             look()
-            if asked_at is None and stop_file.exists():
-                asked_at, asked = now, True
         codes = [process.popen.poll() for process in processes]
+        if asked_at is None and (terminated.is_set() or stop_file.exists()):
+            asked_at, asked = now, True
         if asked_at is None and TASK_REQUEUE in codes:
-            asked, asked_at = stop_file.exists(), now
+            asked_at = now
             stop_file.touch()  # the other ranks are to do the same
         bad = next((index for index, code in enumerate(codes) if code), None)
         if bad is not None and asked_at is None:
-            if not stop_file.exists():
-                return _failure(processes[bad], ranks[bad], codes[bad] or 0)
-            asked_at, asked = now, True
+            return _failure(processes[bad], ranks[bad], codes[bad] or 0)
         if all(code is not None for code in codes):
-            if not any(codes) and not signalled:
+            if not any(codes) and not signalled and not terminated.is_set():
                 return Ending(state="done")
             return _stopped(codes, asked, patience, signalled, killed)
         if asked_at is not None and not signalled and now - asked_at > patience.wait_s:
             signalled = True
-            for process in processes:
-                if patience.signal and process.popen.poll() is None:
-                    process.send(patience.signal)
+            for process in processes if patience.signal else ():
+                process.ask(patience.signal)
         if asked_at is not None and not killed and now - asked_at > patience.wait_s + patience.grace_s:
             killed = True
             for process in processes:
-                process.send(signal.SIGKILL)
+                process.kill()
         time.sleep(_POLL_S)
 
 

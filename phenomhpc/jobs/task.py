@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import traceback
 from pathlib import Path
 
@@ -28,8 +29,8 @@ from phenomhpc.slurm.inside import stop_reason
 GANG_KIND = "gang"
 # Jobs whose progress is steady enough that silence means something.
 WATCHED = frozenset({"convert", "pretrain", "embed"})
-# What torch says when the host's memory, not a GPU's, is used up.
-_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+# What is said when the host's memory, not a GPU's (OutOfMemoryError), is used up, by Python, numpy and torch.
+_HOST_MEMORY = re.compile(r"(^|[\s.:_])(Array)?MemoryError(:|$)|DefaultCPUAllocator: can't allocate memory")
 
 
 def run_task(
@@ -147,7 +148,7 @@ def _tell(ctx: TaskContext, error: Exception, code: int) -> None:
 def _class_of(error: Exception) -> FailureClass:
     if isinstance(error, errors.ScriptFailedError) and error.kind:
         return FailureClass(error.kind)
-    if isinstance(error, MemoryError) or "MemoryError:" in str(error) or _HOST_MEMORY in str(error):
+    if isinstance(error, MemoryError) or _HOST_MEMORY.search(str(error)):
         return FailureClass.OOM
     if isinstance(error, errors.HungError):
         return FailureClass.HANG

@@ -23,12 +23,16 @@ STEPS, EVERY = 600, 50
 
 @pytest.fixture(scope="module")
 def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """A person's repository: a Lightning script, a script with a fault, and beside them a store that git does not track."""
+    """A person's repository: a Lightning script, a script with a fault, one that is easily stopped, and beside them a store that git does not track."""
     folder = tmp_path_factory.mktemp("foreign")
     write_plate(folder / "raw")
     convert(folder / "raw", folder / "store", folder / "runs")
     shutil.copy(EXAMPLE, folder / "train.py")
     (folder / "broken.py").write_text("def load(name):\n    return {}[name]\n\nprint('loading')\nload('treatment')\n")
+    (folder / "polite.py").write_text(
+        "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "open(os.environ['PHENOMHPC_OUTPUT'] + '/began', 'w').close()\ntime.sleep(600)\n"
+    )
     (folder / ".gitignore").write_text("raw\nstore\nruns\n")
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "as submitted"]):
@@ -109,3 +113,12 @@ def test_a_script_that_fails_is_explained_by_its_own_traceback(lab: Shell) -> No
     wait_until("it has ended again", lambda: run.outcome.is_file(), 120)
     assert lab.status(run)["state"] == "finished"
     assert "mended 2" in lab.type("logs", run.id).stdout
+
+
+def test_a_script_that_answers_sigterm_with_0_has_not_finished(lab: Shell, cluster: Cluster) -> None:
+    run = lab.submit("run", "cluster.gate=false", "--", "python", "polite.py", wait=False)
+    wait_until("it is at work", lambda: (run.output / "began").is_file(), 120)
+    cluster.run(["scancel", *lab.status(run)["jobs"]])
+    wait_until("it has ended", lambda: run.outcome.is_file(), 120)
+    assert lab.status(run)["state"] == "cancelled"
+    cluster.wait_idle(60)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from phenomhpc.cli.arguments import spread_lists
-from phenomhpc.errors import HungError
+from phenomhpc.errors import HungError, ScriptFailedError
 from phenomhpc.jobs.script import (
     Meeting,
     Patience,
@@ -23,6 +23,7 @@ from phenomhpc.jobs.script import (
     run_script,
 )
 from phenomhpc.jobs.script_code import copy_tree, tree_of
+from phenomhpc.jobs.task import _class_of
 from phenomhpc.runs import RunPaths, read_events, read_outcome, read_provenance
 
 MEETING = Meeting(
@@ -152,6 +153,49 @@ def test_a_script_that_goes_on_after_the_signal_is_killed(tmp_path: Path) -> Non
 def test_a_script_that_ends_well_when_asked_by_the_stop_file_is_done(tmp_path: Path) -> None:
     text = "import os\nopen(os.environ['STOP'], 'w').close()"
     assert end_of(tmp_path, text, how=Patience(wait_s=30, signal=15, grace_s=30)).state == "done"
+
+
+def test_sigterm_from_outside_reaches_all_and_is_no_good_end(tmp_path: Path) -> None:
+    """As scancel does: the ranks and their parent get it at once, and Lightning ends with 0."""
+    text = "import os, signal, sys, time\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(0.1)\nsys.exit(0)"
+    ending = end_of(tmp_path, text, how=Patience(wait_s=30, signal=15, grace_s=30))
+    assert (ending.state, ending.asked) == ("stopped", True)
+
+
+def test_the_signal_goes_to_the_program_behind_a_shell_and_not_to_its_workers(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import multiprocessing, os, signal, sys, time\n"
+        "if __name__ == '__main__':\n"
+        "    worker = multiprocessing.Process(target=time.sleep, args=(60,), daemon=True)\n"
+        "    worker.start()\n"
+        "    def stop(*_):\n"
+        "        time.sleep(0.3)\n"
+        "        open('saved', 'w').write(f'worker lives: {worker.is_alive()}')\n"
+        "        sys.exit(75)\n"
+        "    signal.signal(signal.SIGTERM, stop)\n"
+        "    open(os.environ['STOP'], 'w').close()\n"
+        "    time.sleep(60)\n"
+    )
+    environment = {**os.environ, "NODE_RANK": "0", "STOP": str(tmp_path / "stop")}
+    ending = run_script(
+        ["bash", "-c", f"{sys.executable} train.py; exit $?"], tmp_path, [environment], stop_file=tmp_path / "stop",
+        patience=Patience(wait_s=0.2, signal=15, grace_s=30), look=lambda: None,
+    )  # fmt: skip
+    assert (ending.state, ending.code, ending.asked) == ("stopped", 75, True)
+    assert (tmp_path / "saved").read_text() == "worker lives: True"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("rank 0: exit code 1: MemoryError", "oom"),
+        ("rank 0: exit code 1: numpy._core._exceptions._ArrayMemoryError: Unable to allocate 8 TiB", "oom"),
+        ("rank 0: exit code 1: torch.OutOfMemoryError: CUDA out of memory", "code_error"),
+        ("rank 0: exit code 1: KeyError: 'x'", "code_error"),
+    ],
+)
+def test_more_memory_helps_where_the_hosts_is_used_up(words: str, found: str) -> None:
+    assert _class_of(ScriptFailedError(words, code=1)) == found
 
 
 def test_silence_counts_only_where_a_limit_is_set(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
