@@ -23,7 +23,8 @@ STEPS, EVERY = 600, 50
 
 @pytest.fixture(scope="module")
 def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """A person's repository: a Lightning script, a script with a fault, one that is easily stopped, and beside them a store that git does not track."""
+    """A person's repository: a Lightning script, one with a fault, one that is easily stopped, and a store that git does not
+    track."""
     folder = tmp_path_factory.mktemp("foreign")
     write_plate(folder / "raw")
     convert(folder / "raw", folder / "store", folder / "runs")
