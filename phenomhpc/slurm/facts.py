@@ -7,9 +7,11 @@ import pwd
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from phenomhpc.errors import UnreachableError
+from phenomhpc.slurm.accounts import Accounting, query_accounting
 from phenomhpc.slurm.programs import ProgramFailedError, has_slurm, run_program
 
 # What Slurm calls the quality of service of whoever has no other.
@@ -21,7 +23,8 @@ SINFO_FORMAT = "%R|%D|%l|%L|%G|%c|%m|%P"
 class Partition:
     """One partition; time limits None: unlimited; gpus_per_node 0 where its nodes have none.
 
-    default_time_minutes is what a job gets that asks for no limit.
+    default_time_minutes is what a job gets that asks for no limit.  The names in allow_* and deny_* are as the administrator
+    gave them; allow_* None: everybody.
     """
 
     name: str
@@ -32,6 +35,15 @@ class Partition:
     cpus_per_node: int
     mem_mb_per_node: int
     default_time_minutes: int | None = None
+    state: str = "UP"
+    min_nodes: int = 0
+    max_nodes: int | None = None
+    allow_accounts: tuple[str, ...] | None = None
+    deny_accounts: tuple[str, ...] = ()
+    allow_qos: tuple[str, ...] | None = None
+    deny_qos: tuple[str, ...] = ()
+    allow_groups: tuple[str, ...] | None = None
+    qos: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +62,7 @@ class QueueLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterFacts:
-    """What submissions are planned against.  accounts: those the person may use; None where any is accepted.
+    """What submissions are planned against.  accounting: None where any account is accepted, or where it does not answer.
 
     max_job_count: of the controller's table, everybody's jobs together.
     """
@@ -59,9 +71,14 @@ class ClusterFacts:
     version: str
     partitions: tuple[Partition, ...]
     max_array_size: int
-    accounts: tuple[str, ...] | None = None
     max_job_count: int | None = None
     queue_limits: QueueLimits = QueueLimits()
+    accounting: Accounting | None = None
+
+    @property
+    def accounts(self) -> tuple[str, ...] | None:
+        """The accounts that the person may use; None: nothing is known against any."""
+        return self.accounting.accounts if self.accounting else None
 
     @property
     def default_partition(self) -> Partition | None:
@@ -111,6 +128,38 @@ def parse_partitions(text: str) -> tuple[Partition, ...]:
             default_time_minutes=parse_time_limit(default),
         )
     return tuple(merged.values())
+
+
+def with_policies(partitions: tuple[Partition, ...], text: str) -> tuple[Partition, ...]:
+    """The partitions with what `scontrol show partition -o` says of who may use them, and how."""
+    said = {}
+    for line in text.splitlines():
+        pairs = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        said[pairs.get("PartitionName", "")] = pairs
+    return tuple(replace(entry, **_policies(said.get(entry.name, {}))) for entry in partitions)
+
+
+def _policies(pairs: dict[str, str]) -> dict[str, Any]:
+    """Fields of Partition; of keys that this Slurm does not print, the defaults."""
+    return {
+        "state": pairs.get("State", "UP"),
+        "min_nodes": _number(pairs.get("MinNodes", "")) or 0,
+        "max_nodes": _number(pairs.get("MaxNodes", "")),
+        "allow_accounts": _names(pairs.get("AllowAccounts", "ALL")),
+        "deny_accounts": _names(pairs.get("DenyAccounts", "")) or (),
+        "allow_qos": _names(pairs.get("AllowQos", "ALL")),
+        "deny_qos": _names(pairs.get("DenyQos", "")) or (),
+        "allow_groups": _names(pairs.get("AllowGroups", "ALL")),
+        "qos": None if pairs.get("QoS", "N/A") in {"N/A", "", "(null)"} else pairs["QoS"],
+    }
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    return None if text in {"ALL", "(null)"} else tuple(name for name in text.split(",") if name)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
 
 
 def parse_config(text: str) -> dict[str, str]:
@@ -176,22 +225,15 @@ def _queue_limits(enforced: str) -> QueueLimits:
 def _ask() -> ClusterFacts:
     config = parse_config(run_program(["scontrol", "show", "config"]))
     enforced = config.get("AccountingStorageEnforce", "")
+    name = config.get("ClusterName", "?")
+    partitions = parse_partitions(run_program(["sinfo", "-a", "-h", "-o", SINFO_FORMAT]))
+    policies = run_program(["scontrol", "show", "partition", "-a", "-o"])
     return ClusterFacts(
-        name=config.get("ClusterName", "?"),
+        name=name,
         version=config.get("SLURM_VERSION", "?"),
-        partitions=parse_partitions(run_program(["sinfo", "-h", "-o", SINFO_FORMAT])),
+        partitions=with_policies(partitions, policies),
         max_array_size=int(config.get("MaxArraySize", "1001")),
-        accounts=_accounts() if "associations" in enforced else None,
-        max_job_count=int(config["MaxJobCount"]) if config.get("MaxJobCount", "").isdigit() else None,
+        max_job_count=_number(config.get("MaxJobCount", "")),
         queue_limits=_queue_limits(enforced),
+        accounting=query_accounting(name, enforced),
     )
-
-
-def _accounts() -> tuple[str, ...] | None:
-    """The person's accounts, where Slurm insists on them; None when accounting does not answer."""
-    user = pwd.getpwuid(os.getuid()).pw_name
-    argv = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user}", "format=Account"]
-    try:
-        return tuple(sorted(set(run_program(argv).split())))
-    except (ProgramFailedError, UnreachableError):
-        return None

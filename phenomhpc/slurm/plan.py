@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from phenomhpc.config import ClusterConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.slurm.facts import ClusterFacts, Partition
+from phenomhpc.slurm.refuse import problems_of
 from phenomhpc.slurm.window import Chunk, Limits, Window, next_chunk, window_of
 
 # Without a cluster to ask (a dry run), Slurm's own default.
@@ -143,39 +143,3 @@ def _signal_lead_s(cluster: ClusterConfig, partition: Partition | None) -> int:
     """A job that is short by its own limit, or by the partition's, is not to be stopped as soon as it starts."""
     limit = cluster.time_minutes or (partition.default_time_minutes if partition else None)
     return SHORT_LEAD_S if limit is not None and limit <= SHORT_LIMIT_MINUTES else SIGNAL_LEAD_S
-
-
-def problems_of(cluster: ClusterConfig, num_nodes: int, facts: ClusterFacts) -> list[str]:
-    """What this cluster cannot give, one sentence each: the thing, the value, what there is."""
-    partition = facts.partition(cluster.partition)
-    problems: list[str] = []
-    if cluster.account is not None and facts.accounts is not None and cluster.account not in facts.accounts:
-        near = difflib.get_close_matches(cluster.account, facts.accounts, 1, 0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        problems.append(f"--account {cluster.account}: you may use {', '.join(facts.accounts) or 'none'}{hint}")
-    if partition is None:
-        names = [entry.name for entry in facts.partitions]
-        if cluster.partition is None:
-            return [
-                *problems,
-                f"--partition is missing: {facts.name} has no default partition; choose one of {', '.join(names)}",
-            ]
-        near = difflib.get_close_matches(cluster.partition, names, 1, 0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return [*problems, f"--partition {cluster.partition}: {facts.name} has {', '.join(names)}{hint}"]
-    return problems + [problem for problem in _problems_in(cluster, num_nodes, partition) if problem]
-
-
-def _problems_in(cluster: ClusterConfig, num_nodes: int, partition: Partition) -> list[str | None]:
-    where = f"partition {partition.name}"
-    limit = partition.max_time_minutes
-    checks = (
-        ("--nodes", num_nodes, partition.num_nodes, "node(s)"),
-        ("--gpus-per-node", cluster.gpus_per_node or 0, partition.gpus_per_node, "GPU(s) per node"),
-        ("cluster.cpus_per_task", cluster.cpus_per_task or 1, partition.cpus_per_node, "CPUs per node"),
-        ("cluster.mem_mb", cluster.mem_mb or 0, partition.mem_mb_per_node, "MiB per node"),
-        ("--time (minutes)", cluster.time_minutes or 0, limit if limit is not None else 2**62, "minutes at most"),
-    )
-    return [
-        f"{flag} {asked}: {where} has {most} {unit}" if asked > most else None for flag, asked, most, unit in checks
-    ]

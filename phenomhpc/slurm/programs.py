@@ -46,19 +46,29 @@ def run_program(argv: Sequence[str], *, stdin: str | None = None, limit_s: float
 
     Raises ProgramFailedError with its last words, UnreachableError when it is not there, hangs, or cannot reach the controller.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in scrubbed_names(os.environ)}
-    try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=limit_s, env=environment)
-    except FileNotFoundError as error:
-        raise UnreachableError(f"{argv[0]}: not found; is Slurm's client installed on this machine?") from error
-    except subprocess.TimeoutExpired as error:
-        raise UnreachableError(f"{argv[0]}: no answer within {limit_s:g} s; is slurmctld up?") from error
+    done = _start(argv, stdin, limit_s)
     if done.returncode:
         words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         if is_unreachable(done.stderr):
             raise UnreachableError(f"{argv[0]}: {words}; is slurmctld up?")
         raise ProgramFailedError(words)
     return done.stdout
+
+
+def try_program(argv: Sequence[str], *, stdin: str | None = None, limit_s: float = LIMIT_S) -> tuple[int, str]:
+    """Exit code and all words on stderr of one of Slurm's programs.  Raises UnreachableError when it is not there, or hangs."""
+    done = _start(argv, stdin, limit_s)
+    return done.returncode, done.stderr.strip() or done.stdout.strip()
+
+
+def _start(argv: Sequence[str], stdin: str | None, limit_s: float) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in scrubbed_names(os.environ)}
+    try:
+        return subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=limit_s, env=environment)
+    except FileNotFoundError as error:
+        raise UnreachableError(f"{argv[0]}: not found; is Slurm's client installed on this machine?") from error
+    except subprocess.TimeoutExpired as error:
+        raise UnreachableError(f"{argv[0]}: no answer within {limit_s:g} s; is slurmctld up?") from error
 
 
 def is_unreachable(words: str) -> bool:

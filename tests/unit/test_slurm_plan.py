@@ -12,6 +12,7 @@ import pytest
 from phenomhpc.config import ClusterConfig
 from phenomhpc.errors import UnreachableError, UsageError
 from phenomhpc.runs import RunPaths
+from phenomhpc.slurm.accounts import Accounting, Association
 from phenomhpc.slurm.facts import (
     ClusterFacts,
     Partition,
@@ -38,6 +39,10 @@ MAIN = Partition(
     mem_mb_per_node=500_000,
 )
 FACTS = ClusterFacts(name="phenom", version="22.05", partitions=(MAIN,), max_array_size=1001)
+
+
+def accounting(*accounts: str) -> Accounting:
+    return Accounting(associations=tuple(Association(account=name) for name in accounts))
 
 
 def submission(
@@ -122,8 +127,10 @@ def test_what_the_cluster_has_not_is_refused_and_named(cluster: dict[str, object
 
 def test_an_account_is_refused_only_where_slurm_insists_on_accounts() -> None:
     submission(ClusterConfig(account="lab"))
-    strict = ClusterFacts(name="x", version="", partitions=(MAIN,), max_array_size=9, accounts=("labs", "guests"))
-    with pytest.raises(UsageError, match=r"--account lab: you may use labs, guests; did you mean labs\?"):
+    strict = ClusterFacts(
+        name="x", version="", partitions=(MAIN,), max_array_size=9, accounting=accounting("labs", "guests")
+    )
+    with pytest.raises(UsageError, match=r"--account lab: you may use guests, labs; did you mean labs\?"):
         submission(ClusterConfig(account="lab"), facts=strict)
 
 
