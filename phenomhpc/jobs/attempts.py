@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from fcntl import LOCK_EX, flock
+from functools import lru_cache
 from pathlib import Path
 
 from phenomhpc.config import AnyConfig, PipelineConfig
@@ -39,7 +41,7 @@ from phenomhpc.slurm.programs import LimitReachedError
 from phenomhpc.slurm.queue import query_queue
 from phenomhpc.slurm.record import SubmittedJobs, read_submitted, write_submitted
 from phenomhpc.slurm.render import render
-from phenomhpc.slurm.submit import cancel_jobs, feed, submit_steward
+from phenomhpc.slurm.submit import cancel_jobs, chunk_to_feed, feed, submit_steward
 
 # Keys of provenance.json: the cluster a run was submitted to, and what ties runs together.
 CLUSTER, PIPELINE, STAGE, AFTER = "cluster", "pipeline", "stage", "after"
@@ -47,6 +49,7 @@ CLUSTER, PIPELINE, STAGE, AFTER = "cluster", "pipeline", "stage", "after"
 STEWARD_TASK = 9_999_999
 # How soon a steward looks again when there is no job whose end would wake it.
 LOOK_AGAIN_S = 60
+FACTS_S = 600
 
 
 @contextmanager
@@ -180,16 +183,27 @@ def withdraw(paths: RunPaths, attempt: int) -> None:
         paths.attempt(attempt).slurm.unlink()
 
 
-def feed_attempt(paths: RunPaths, config: AnyConfig, seen: Observation) -> None:
-    """Submit what of the newest attempt has room in the queue by now."""
+@lru_cache(maxsize=1)
+def _facts(period: int) -> ClusterFacts | None:
+    return discover()
+
+
+def recent_facts() -> ClusterFacts | None:
+    """What the cluster is, asked for no more often than every FACTS_S seconds: a steward that waits for room looks every few."""
+    return _facts(int(time.monotonic() // FACTS_S))
+
+
+def feed_attempt(paths: RunPaths, config: AnyConfig, seen: Observation) -> bool:
+    """Submit what of the newest attempt has room in the queue by now; was there anything?  Without room Slurm is not asked."""
     assert seen.submitted is not None
-    facts = discover()
-    submission = _submission(
-        paths, config, seen.attempt, facts, seen.submitted.num_tasks, memory_of(paths, seen.attempt)
-    )
     if seen.submitted != read_submitted(paths.attempt(seen.attempt)):  # a job was adopted
         write_submitted(paths.attempt(seen.attempt), seen.submitted)
-    feed(submission, seen.submitted, living=len(seen.live), queued=seen.queued)
+    facts, num_tasks = recent_facts(), seen.submitted.num_tasks
+    shape = submission_of(config, paths, seen.attempt, facts, num_tasks)
+    if chunk_to_feed(shape, seen.submitted, living=len(seen.live), queued=seen.queued) is None:
+        return False
+    submission = _submission(paths, config, seen.attempt, facts, num_tasks, memory_of(paths, seen.attempt))
+    return feed(submission, seen.submitted, living=len(seen.live), queued=seen.queued) != seen.submitted
 
 
 def _submission(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from phenomhpc.runs import (
     read_provenance,
     unit_ids,
 )
-from phenomhpc.slurm.observe import Observation, observe
-from phenomhpc.slurm.queue import JobState, Queue, query_queue
+from phenomhpc.slurm.observe import Observation, observe, with_submitted
+from phenomhpc.slurm.queue import Queue, query_queue
 from phenomhpc.slurm.record import read_submitted
 
 QUEUED, RUNNING, UNKNOWN = "queued", "running", "unknown"
@@ -112,19 +112,6 @@ def _runs_of(paths: RunPaths) -> list[RunPaths]:
 def _submitted_ids(paths: RunPaths) -> list[str]:
     submitted = read_submitted(paths.attempt(paths.last_attempt()))
     return submitted.job_ids if submitted else []
-
-
-def with_submitted(queue: Queue, before: Collection[str], runs: Iterable[RunPaths]) -> Queue:
-    """The queue with the jobs that were submitted after it was asked, and so wait; `before` were submitted earlier."""
-    new: list[JobState] = []
-    for run in runs:
-        submitted = read_submitted(run.attempt(run.last_attempt()))
-        for job_id, _, size in submitted.chunks if submitted else ():
-            if job_id not in before:
-                blank = JobState(job_id=job_id, index=None, state="PENDING", name=run.id, folder=str(run.root))
-                indices = [None] if submitted and submitted.gang else range(size)
-                new += [replace(blank, index=index) for index in indices]
-    return Queue(jobs=(*queue.jobs, *new)) if new else queue
 
 
 def statuses(runs: Path) -> list[RunStatus]:

@@ -52,9 +52,9 @@ from phenomhpc.runs import (
 )
 from phenomhpc.slurm.decide import MEMORY_FACTOR, Action, Decision, decide, history_of
 from phenomhpc.slurm.facts import discover
-from phenomhpc.slurm.observe import Observation, observe
+from phenomhpc.slurm.observe import Observation, observe, with_submitted
 from phenomhpc.slurm.programs import LimitReachedError
-from phenomhpc.slurm.queue import Queue
+from phenomhpc.slurm.queue import Queue, query_queue
 from phenomhpc.slurm.record import read_submitted
 from phenomhpc.slurm.submit import cancel_jobs, snapshot_code
 
@@ -111,7 +111,7 @@ def tend(paths: RunPaths, progress: Progress, *, own_job: str | None = None, que
         if read_outcome(run) is None:
             tend(run, progress, own_job=own_job, queue=queue)
             return
-    if not observe(paths, queue, own_job=own_job).stewards:
+    if not observe(paths, queue, own_job=own_job, accounting=False).stewards:
         step(paths, progress, own_job=own_job)
 
 
@@ -122,14 +122,17 @@ def _step(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: str |
     if isinstance(config, PipelineConfig):
         advance(paths, config, progress)
         return standing
-    seen = observe(paths, own_job=own_job)
+    queue = query_queue(paths.root)
+    seen = observe(paths, queue, own_job=own_job, accounting=False)
     if seen.submitted is None or is_retried(paths):  # never submitted, or its submitter was killed
         cancel_jobs([*seen.strays, *(seen.live if is_retried(paths) else ())])
         _try_next(paths, config, _memory_of_retry(paths))
         return standing
     if seen.unfed:
-        feed_attempt(paths, config, seen)
-        seen = observe(paths, own_job=own_job)
+        before = seen.submitted.job_ids
+        if feed_attempt(paths, config, seen):
+            fed = with_submitted(queue, before, [paths])
+            seen = observe(paths, fed, own_job=own_job, accounting=False)
     decision = _decision(paths, config, seen)
     if decision.action != Action.WAIT:
         _act(decision, seen, paths, config, progress)

@@ -246,7 +246,7 @@ def _views(
         views = view_tasks([""] * (max(spoke, default=-1) + 1), done, own, {})
         return [view for view in views if view.task in spoke]
     states = submitted.by_task(jobs)
-    logs = [str(paths.log_file(number, attempt)) for number in range(submitted.num_tasks)]
+    logs = paths.log_names(submitted.num_tasks, attempt)
     if submitted.gang:
         views = view_gang(logs, done, own, states)
     else:

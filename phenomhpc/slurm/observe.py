@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
 from phenomhpc.runs import RunPaths, read_events_but_units
 from phenomhpc.slurm.decide import TaskView, view_gang, view_tasks
@@ -37,8 +37,11 @@ class Observation:
         return self.submitted.num_tasks - self.submitted.fed if self.submitted else 0
 
 
-def observe(paths: RunPaths, queue: Queue | None = None, *, own_job: str | None = None) -> Observation:
-    """Look at the newest attempt.  queue: asked of Slurm where not given; own_job: the steward that asks.
+def observe(
+    paths: RunPaths, queue: Queue | None = None, *, own_job: str | None = None, accounting: bool = True
+) -> Observation:
+    """Look at the newest attempt.  queue: asked of Slurm where not given; own_job: the steward that asks;
+    accounting: ask it about tasks that the controller has forgotten even while others live, when nothing is decided yet.
 
     Slurm's silence about a job never makes it done or failed while accounting knows better; a task is done when its
     tally of this attempt is written.  Raises UnreachableError when the controller does not answer.
@@ -55,9 +58,9 @@ def observe(paths: RunPaths, queue: Queue | None = None, *, own_job: str | None 
     live: set[str] = set()
     if submitted is not None:
         done, events = done_tasks(paths, attempt), read_events_but_units(paths, attempt=attempt)
-        jobs = _states(submitted, queue, done)
+        jobs = _states(submitted, queue, done, accounting)
         live = {job.job_id for job in jobs.values() if job.is_live}
-        logs = [str(paths.log_file(task, attempt)) for task in range(submitted.num_tasks)]
+        logs = paths.log_names(submitted.num_tasks, attempt)
         tasks = (
             view_gang(logs, done, events, jobs)
             if submitted.gang
@@ -74,13 +77,28 @@ def observe(paths: RunPaths, queue: Queue | None = None, *, own_job: str | None 
     )
 
 
-def _states(submitted: SubmittedJobs, queue: Queue, done_already: Collection[int]) -> dict[int, JobState]:
+def with_submitted(queue: Queue, before: Collection[str], runs: Iterable[RunPaths]) -> Queue:
+    """The queue with the jobs that were submitted after it was asked, and so wait; `before` were submitted earlier."""
+    new: list[JobState] = []
+    for run in runs:
+        submitted = read_submitted(run.attempt(run.last_attempt()))
+        for job_id, _, size in submitted.chunks if submitted else ():
+            if job_id not in before:
+                blank = JobState(job_id=job_id, index=None, state="PENDING", name=run.id, folder=str(run.root))
+                indices = [None] if submitted and submitted.gang else range(size)
+                new += [replace(blank, index=index) for index in indices]
+    return Queue(jobs=(*queue.jobs, *new)) if new else queue
+
+
+def _states(
+    submitted: SubmittedJobs, queue: Queue, done_already: Collection[int], accounting: bool
+) -> dict[int, JobState]:
     """Slurm's state by task, of a gang the job's for all its tasks; accounting is asked only for tasks that need it."""
     known = set(submitted.job_ids)
     states = submitted.by_task(job for job in queue.jobs if job.job_id in known)
     done = set(done_already)
     lost = [task for task in range(submitted.fed) if task not in states and task not in done]
-    if lost:
+    if lost and (accounting or not any(state.is_live for state in states.values())):
         ids = sorted({submitted.job_of(task) for task in lost})
         states = submitted.by_task(query_accounting(ids)) | states
     return states

@@ -39,6 +39,21 @@ def copy_code(folder: Path) -> None:
     partial.rename(folder)
 
 
+def chunk_to_feed(submission: Submission, jobs: SubmittedJobs, *, living: int, queued: int) -> Chunk | None:
+    """What of an attempt is to be submitted next; None while there is no room, or nothing is left."""
+    if submission.gang:
+        return None if jobs.chunks else Chunk(number=0, offset=0, size=1)
+    return next_chunk(
+        submission.window,
+        submission.limits,
+        num_tasks=submission.num_tasks,
+        fed=jobs.fed,
+        number=len(jobs.chunks),
+        living=living,
+        queued=queued,
+    )
+
+
 def feed(submission: Submission, jobs: SubmittedJobs, *, living: int, queued: int) -> SubmittedJobs:
     """Submit what of an attempt has room in the queue now; returns what is submitted then.
 
@@ -52,18 +67,7 @@ def feed(submission: Submission, jobs: SubmittedJobs, *, living: int, queued: in
     attempt = paths.attempt(submission.attempt)
     make_folder(paths.logs)
     while True:
-        if submission.gang:
-            chunk = None if jobs.chunks else Chunk(number=0, offset=0, size=1)
-        else:
-            chunk = next_chunk(
-                submission.window,
-                submission.limits,
-                num_tasks=submission.num_tasks,
-                fed=jobs.fed,
-                number=len(jobs.chunks),
-                living=living,
-                queued=queued,
-            )
+        chunk = chunk_to_feed(submission, jobs, living=living, queued=queued)
         if chunk is None:
             return jobs
         try:
