@@ -85,6 +85,13 @@ def read_binding(paths: EmbeddingsPaths) -> Binding | None:
         raise UsageError(f"{paths.binding}: is no binding of embeddings ({error}); choose another --out") from error
 
 
+def check(paths: EmbeddingsPaths, binding: Binding, *, new: bool = False) -> None:
+    """Raise UsageError naming what differs when a folder is bound to something else; writes nothing."""
+    present = read_binding(paths)
+    if present is not None:
+        _refuse_difference(paths, present, binding, new=new)
+
+
 def bind(paths: EmbeddingsPaths, binding: Binding, *, new: bool = False) -> None:
     """Bind a folder, or make sure that it is bound to the same.
 

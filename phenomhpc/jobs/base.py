@@ -20,13 +20,14 @@ KINDS = ("convert", "pretrain", "embed", "evaluate", "run")
 class ArrayPlan:
     """Independent units.  `units` are those still to be done (millions of them as Units); `num_done` were found complete.
 
-    set_aside: (thing, reason) of input that no unit can be made of.
+    set_aside: (thing, reason) of input that no unit can be made of.  output_bytes: what the units are expected to write.
     """
 
     units: Sequence[Unit]
     num_done: int = 0
     noun: str = "units"
     set_aside: tuple[tuple[str, str], ...] = ()
+    output_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import torch
 
 from phenomhpc.config import EmbedConfig
 from phenomhpc.embed.encode import CropEncoder, IntensityStatistics, VitEncoder, match_channels
-from phenomhpc.embed.folder import Binding, EmbeddingsPaths, bind
+from phenomhpc.embed.folder import Binding, EmbeddingsPaths, bind, check
 from phenomhpc.embed.table import OK
 from phenomhpc.embed.unit import CHECKPOINT, Pixels, Writer, embed_unit, is_done
 from phenomhpc.embed.wells import PlateWells, plan_wells
@@ -34,6 +34,7 @@ INTENSITY = "intensity"
 BACKEND = "torch"
 # For packing only: what a crop costs beside a fixed share of a plate, in seconds of a CPU core.
 CROP_COST_S = 0.01
+BYTES_PER_FEATURE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,20 +119,28 @@ def embeddings_folder(config: EmbedConfig, paths: RunPaths) -> EmbeddingsPaths:
 
 
 def plan(config: EmbedConfig, paths: RunPaths) -> ArrayPlan:
-    """One unit per plate that is not done yet.  Binds the folder, so that a wrong --out is refused before anything starts."""
+    """One unit per plate that is not done yet.  Writes nothing; a wrong --out is refused before anything starts."""
     source = Source.open(config)
     folder = embeddings_folder(config, paths)
-    _bind_all(config, source, folder)
+    _bind_all(config, source, folder, only_look=True)
     units: list[Unit] = []
+    num_wells = 0
     for plate in source.snapshot.plates:
         wells = source.wells(plate)
         digest = source.digest(config, plate)
         if not is_done(folder, plate, digest):
             crops = int(wells.num_crops.sum())
+            num_wells += wells.metadata.height
             units.append(
                 Unit(unit_id=plate, kind="embed", plate=plate, count=crops, cost_s=crops * CROP_COST_S, digest=digest)
             )
-    return ArrayPlan(units=tuple(units), num_done=len(source.snapshot.plates) - len(units), noun="plates")
+    tables = 1 + (UNTRAINED in config.baselines)
+    return ArrayPlan(
+        units=tuple(units),
+        num_done=len(source.snapshot.plates) - len(units),
+        noun="plates",
+        output_bytes=num_wells * source.binding.num_features * BYTES_PER_FEATURE * tables,
+    )
 
 
 def workers(config: EmbedConfig, units: Sequence[Unit]) -> int:
@@ -209,12 +218,16 @@ def _baseline_bindings(config: EmbedConfig, source: Source) -> dict[str, Binding
     }
 
 
-def _bind_all(config: EmbedConfig, source: Source, folder: EmbeddingsPaths) -> None:
-    """Bind the folder and those of the baselines.  The checkpoint's comes last: only it makes a folder one of embeddings."""
+def _bind_all(config: EmbedConfig, source: Source, folder: EmbeddingsPaths, *, only_look: bool = False) -> None:
+    """Bind the folder and those of the baselines.  The checkpoint's comes last: only it makes a folder one of embeddings.
+
+    only_look: refuse what is bound to something else, and bind nothing.
+    """
+    act = check if only_look else bind
     bindings = _baseline_bindings(config, source)
     for name in config.baselines:
-        bind(folder.baseline(name), bindings[name], new=config.new)
-    bind(folder, source.binding, new=config.new)
+        act(folder.baseline(name), bindings[name], new=config.new)
+    act(folder, source.binding, new=config.new)
 
 
 def _device(config: EmbedConfig) -> torch.device:
@@ -248,6 +261,9 @@ def finish(config: EmbedConfig, paths: RunPaths, progress: Progress) -> Summary:
     """
     source = Source.open(config)
     folder = embeddings_folder(config, paths)
+    _bind_all(
+        config, source, folder
+    )  # nothing may have been left to do, under another snapshot than the one it was bound to
     set_aside: list[tuple[str, str]] = []
     num_wells = 0
     for plate in source.snapshot.plates:

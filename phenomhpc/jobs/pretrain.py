@@ -50,6 +50,23 @@ def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
     return GangPlan(num_nodes=config.cluster.nodes)
 
 
+def num_parameters(config: PretrainConfig) -> int:
+    """About the model's number of parameters, by arithmetic alone (no torch): the blocks' matrices, which are nearly all."""
+    model = config.model
+
+    def blocks(dim: int, depth: int) -> float:
+        return depth * (4 + 2 * model.mlp_ratio) * dim**2
+
+    return round(blocks(model.dim, model.depth) + blocks(model.decoder_dim, model.decoder_depth))
+
+
+def output_bytes(config: PretrainConfig) -> int:
+    """About what the checkpoints of a run take: weights and the optimiser's moments in fp32, those kept and one in the making."""
+    copies = {"lion": 2, "adamw": 3}[config.optim.name]
+    made = -(-config.optim.steps // config.checkpoint.every_steps)
+    return 4 * copies * num_parameters(config) * min(made, config.checkpoint.keep + 1)
+
+
 def workers(config: PretrainConfig, units: Sequence[Unit]) -> int:
     """One process, which starts this node's ranks itself."""
     return 1

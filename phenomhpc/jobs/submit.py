@@ -15,15 +15,12 @@ from phenomhpc.jobs.attempts import (
     AFTER,
     CLUSTER,
     LOOK_AGAIN_S,
-    is_gang,
     steward_lock,
-    submission_of,
     submit_next,
     submit_watch,
-    units_of,
     withdraw,
 )
-from phenomhpc.jobs.base import ArrayPlan, GangPlan, Plan, load
+from phenomhpc.jobs.preflight import Prepared, describe, prepare, refusal_of
 from phenomhpc.jobs.script_code import copy_script, describe_code
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, collect_provenance, create_run, find_run, read_outcome, write_outcome
@@ -72,7 +69,9 @@ def submit_run(
         )
     runs = Path(config.runs)
     other = find_run(runs, after) if after else None
-    _check(config, facts, RunPaths(runs.absolute() / (name or config.kind)), planned=other is None)
+    prepared = check(config, facts, RunPaths(runs.absolute() / (name or config.kind)), planned=other is None)
+    for warning in prepared.warnings:
+        progress.say(warning)
     provenance = {
         **collect_provenance(command),
         CLUSTER: facts.name,
@@ -128,19 +127,29 @@ def here_command(command: Sequence[str]) -> str:
     return shlex.join(["phenomhpc", *words, *behind])
 
 
-def _check(config: AnyConfig, facts: ClusterFacts, paths: RunPaths, *, planned: bool) -> None:
-    """Everything that can be refused is refused before a run directory exists."""
-    if isinstance(config, PipelineConfig):
-        from phenomhpc.jobs.pipeline import check, stage_config
+def check(
+    config: AnyConfig, facts: ClusterFacts | None, paths: RunPaths, *, planned: bool = True, light: bool = False
+) -> Prepared:
+    """The preflight of a run; of a pipeline, that of its first stage, and of what its training asks of Slurm."""
+    if not isinstance(config, PipelineConfig):
+        return prepare(config, facts, paths, planned=planned, light=light)
+    from phenomhpc.jobs import pipeline
 
-        check(config)
-        _check(stage_config(config, config.stages[0], {}), facts, paths, planned=planned)
-        if "pretrain" in config.stages:
-            submission_of(stage_config(config, "pretrain", {}), paths, 1, facts)
-        return
-    submission_of(config, paths, 1, facts)
-    if planned:
-        load(config.kind).plan(config, paths)
+    pipeline.check(config)
+    problems: list[str] = []
+    first: Prepared | None = None
+    for stage in dict.fromkeys((config.stages[0], *(["pretrain"] if "pretrain" in config.stages else []))):
+        settings = pipeline.stage_config(config, stage, {})
+        leading = stage == config.stages[0]
+        where = RunPaths(paths.root.parent / f"{paths.id}.{stage}")
+        try:
+            prepared = prepare(settings, facts, where, planned=planned and leading, light=light)
+            first = prepared if leading else first
+        except UsageError as error:
+            problems += [f"{stage}: {line.strip()}" for line in str(error).split("\n") if not line.endswith(":")]
+    if first is None or problems:
+        raise refusal_of(problems)
+    return first
 
 
 # -- dry run ----------------------------------------------------------------------------------------------------------
@@ -158,34 +167,21 @@ def _facts_if_any() -> tuple[ClusterFacts | None, str]:
 
 
 def preview(config: AnyConfig, facts: ClusterFacts | None, where: str, name: str | None = None) -> str:
-    """What would be submitted: the plan in words, then the very scripts.  The run's ID is made at submission."""
-    paths = RunPaths(Path(config.runs).absolute() / (name or f"{config.kind}-DATE-TIME-XXXX"))
-    if isinstance(config, PipelineConfig):
-        from phenomhpc.jobs.pipeline import check, stage_config
+    """What would be submitted: the plan in words, then the very scripts.  The run's ID is made at submission.
 
-        check(config)
-        first = stage_config(config, config.stages[0], {})
-        head = f"# pipeline: {' -> '.join(config.stages)}; the steward plans and submits each when the one before has finished"
-        return f"{head}\n{preview(first, facts, where, f'{paths.id}.{config.stages[0]}')}"
-    # A gang's shape is a setting; looking into the store, which takes torch, is left to the submission.
-    plan: Plan = GangPlan(num_nodes=config.cluster.nodes) if is_gang(config) else load(config.kind).plan(config, paths)
-    units = units_of(plan, config)
-    num_tasks = units.num_tasks
-    submission = submission_of(config, paths, 1, facts, num_tasks)
-    if isinstance(plan, ArrayPlan):
-        done = f", {plan.num_done} are done already" if plan.num_done else ""
-        arrays = f"in {len(submission.chunks)} array(s) of Slurm" if units else "nothing is left to do"
-        what = f"{len(units)} {plan.noun}{done}: {num_tasks} task(s) {arrays}, one node each"
-    else:
-        what = f"one job of {submission.num_nodes} node(s), a task on each"
-    gpus = f", {config.cluster.gpus_per_node} GPU(s) per node" if config.cluster.gpus_per_node else ""
-    hours = submission.gpu_hours
-    asked = (
-        "; no time limit asked for" if hours is None else f"; {hours:g} GPU hours asked for at most" if hours else ""
-    )
-    lines = [f"# {config.kind}: {what}{gpus}{asked}", f"# {where}, partition {_partition_words(config, facts)}"]
+    Raises what a submission would raise.
+    """
+    paths = RunPaths(Path(config.runs).absolute() / (name or f"{config.kind}-DATE-TIME-XXXX"))
+    prepared = check(config, facts, paths, light=True)
+    submission = prepared.submission
+    lines = []
+    if isinstance(config, PipelineConfig):
+        order = " -> ".join(config.stages)
+        lines.append(f"# pipeline: {order}; the steward plans and submits each when the one before has finished")
+    lines += [f"# {line}" for line in (*describe(prepared), *prepared.warnings)]
+    lines.append(f"# {where}, partition {_partition_words(prepared.config, facts)}")
     lines += [render(submission, chunk) for chunk in submission.chunks]
-    if config.cluster.steward:
+    if submission.cluster.steward:
         after = [f"JOB{chunk.number + 1}" for chunk in submission.chunks]
         lines += ["# The steward, behind the job(s) above:", render_steward(submission, after)]
     return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""What the real cluster would refuse is refused in one go, before anything is made; and what it takes is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster
+from tests.slurm.test_jobs import Shell, make_shell
+
+JOB = ["submit", "convert", "--plates", "raw", "--store"]
+
+
+@pytest.fixture(scope="module")
+def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    return make_shell(cluster, tmp_path_factory.mktemp("preflight"))
+
+
+def jobs_of(cluster: Cluster) -> list[str]:
+    return cluster.run(["squeue", "-h", "-o", "%i"]).stdout.split()
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_every_problem_is_told_at_once_and_nothing_is_made(lab: Shell, cluster: Cluster, words: list[str]) -> None:
+    settings = ["cluster.mem_mb=99999999", "cluster.cpus_per_task=999", "--gpus-per-node", "99"]
+    done = lab.type(
+        "submit",
+        "pretrain",
+        "--store",
+        "no-store",
+        "--partition",
+        "mian",
+        "--nodes",
+        "9",
+        *settings,
+        *words,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    told = [
+        "--partition mian: phenom has",
+        "--nodes 9: ",
+        "--gpus-per-node 99: ",
+        "cluster.cpus_per_task 999: ",
+        "cluster.mem_mb 99999999: ",
+        *([] if words else ["no-store"]),  # a dry run does not read what takes torch
+    ]
+    for problem in told:
+        assert sum(problem in line for line in lines) == 1, (problem, lines)
+    assert "did you mean main?" in done.stderr
+    assert not (lab.folder / "runs").exists() or not list((lab.folder / "runs").iterdir())
+    assert jobs_of(cluster) == []
+
+
+def test_what_only_slurm_itself_knows_is_asked_of_it(lab: Shell, cluster: Cluster) -> None:
+    # Each limit alone is within what the nodes have; a name in --exclude that is no node is sbatch's to refuse.
+    done = lab.type(*JOB, "store-x", "--exclude", "n1,n77", check=False)
+    assert done.returncode == 2 and "Slurm refuses the job" in done.stderr and "ode" in done.stderr, done.stderr
+    assert jobs_of(cluster) == []
+    assert not (lab.folder / "store-x").exists()
+
+
+def test_a_dry_run_tells_hours_space_and_the_script_and_submits_nothing(lab: Shell, cluster: Cluster) -> None:
+    done = lab.type(*JOB, "store-d", "--time", "30", "cluster.max_tasks=2", "cluster.cpus_per_task=2", "--dry-run")
+    head = "\n".join(line for line in done.stdout.splitlines() if line.startswith("# "))
+    assert "2 task(s) in 1 array(s) of Slurm" in head and "2 CPU hours asked for at most" in head
+    assert "of output" in head and "are free in" in head
+    assert jobs_of(cluster) == []
+    assert not (lab.folder / "store-d").exists()
+
+
+def test_leaked_variables_of_a_job_change_nothing(lab: Shell, cluster: Cluster, tmp_path: Path) -> None:
+    poison = {
+        "SLURM_JOB_ID": "424242", "SLURM_CPU_BIND": "cores", "SLURM_NTASKS": "7", "SLURM_MEM_PER_CPU": "1",
+        "SBATCH_PARTITION": "nowhere", "SBATCH_TIMELIMIT": "1", "SBATCH_ARRAY_INX": "0-99", "SRUN_CPUS_PER_TASK": "64",
+        "PMIX_RANK": "3", "PMI_RANK": "3",
+    }  # fmt: skip
+    environment = [f"{name}={value}" for name, value in poison.items()]
+    seen = lab.folder / "seen.txt"
+    script = lab.folder / "look.sh"
+    script.write_text(f"#!/bin/bash\nenv > {seen}\n")
+    script.chmod(0o755)
+    words = [
+        "phenomhpc",
+        "submit",
+        "run",
+        "--partition",
+        "high",
+        "--time",
+        "7",
+        "cluster.gate=false",
+        "--wait",
+        "--",
+        "./look.sh",
+    ]
+    done = cluster.run(["env", *environment, *words], cwd=lab.folder, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = dict(line.split("=", 1) for line in seen.read_text().splitlines() if "=" in line)
+    assert found["SLURM_JOB_PARTITION"] == "high"
+    assert found["SLURM_JOB_ID"] != "424242" and "SLURM_CONF" in found
+    assert not {"SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SBATCH_ARRAY_INX", "SRUN_CPUS_PER_TASK"} & set(found)
+    assert not {(name, found.get(name)) for name in poison} & set(poison.items())
+    job = found["SLURM_JOB_ID"]
+    limit = cluster.run(["sacct", "-n", "-X", "-P", "-j", job, "-o", "Timelimit"]).stdout.strip()
+    assert limit == "00:07:00"
+    cluster.wait_idle(60)

@@ -1,0 +1,78 @@
+"""The preflight's own judgement: folders, space, file systems, hours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from phenomhpc.config import ConvertConfig, PretrainConfig
+from phenomhpc.errors import UsageError
+from phenomhpc.jobs.base import ArrayPlan
+from phenomhpc.jobs.preflight import Space, file_system_of, folder_problems, invisible, refusal_of, space_of
+from phenomhpc.jobs.pretrain import num_parameters, output_bytes
+from phenomhpc.models.mae import count_parameters, outline_mae
+from phenomhpc.runs import RunPaths
+
+MOUNTS = "overlay / overlay rw 0 0\nhead:/x /shared nfs4 rw 0 0\ntmpfs /shared/my\\040tmp tmpfs rw 0 0\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/me", "overlay"),
+        ("/shared/runs", "nfs4"),
+        ("/shared", "nfs4"),
+        ("/sharedx", "overlay"),
+        ("/shared/my tmp/a", "tmpfs"),
+    ],
+)
+def test_the_file_system_of_a_path_is_that_of_the_deepest_mount(path: str, kind: str) -> None:
+    assert file_system_of(Path(path), MOUNTS) == kind
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    config = ConvertConfig(store=str(file / "store"), plates=("x",), runs=str(tmp_path / "runs"))
+    found = folder_problems(config, RunPaths(tmp_path / "runs" / "r"))
+    assert found == [f"store={file / 'store'}: {file} is no folder; choose another"]
+
+
+def test_space_is_refused_with_both_figures(tmp_path: Path) -> None:
+    assert Space(folder=tmp_path, output_bytes=2 * 2**30, free_bytes=3 * 2**30).problem is None
+    problem = Space(folder=tmp_path, output_bytes=5 * 2**30, free_bytes=3 * 2**30).problem
+    assert problem is not None and "estimated at 5 GiB, 3 GiB are free" in problem
+    config = ConvertConfig(store=str(tmp_path / "not" / "yet"), plates=("x",))
+    space = space_of(config, ArrayPlan(units=(), output_bytes=2**60), RunPaths(tmp_path / "runs" / "r"))
+    assert space is not None and space.problem and str(tmp_path / "not" / "yet") in space.problem
+
+
+def test_several_problems_are_a_line_each_and_one_is_one_line() -> None:
+    assert str(refusal_of(["a: b; c"])) == "a: b; c"
+    error = refusal_of(["a", "b", "a"])
+    assert isinstance(error, UsageError) and str(error).splitlines() == [
+        "2 problems, nothing was submitted:",
+        "  a",
+        "  b",
+    ]
+
+
+@pytest.mark.parametrize(("dim", "depth"), [(384, 12), (1024, 24), (1408, 40)])
+def test_the_size_of_checkpoints_is_about_that_of_the_model(dim: int, depth: int) -> None:
+    model = {"dim": dim, "depth": depth, "heads": 4}
+    config = PretrainConfig.model_validate(
+        {"store": "s", "model": model, "optim": {"steps": 100}, "checkpoint": {"every_steps": 10}}
+    )
+    counts = count_parameters(outline_mae(6, **config.model.model_dump()))
+    assert num_parameters(config) == pytest.approx(counts["encoder"] + counts["decoder"], rel=0.1)
+    assert output_bytes(config) == 4 * 2 * 4 * num_parameters(
+        config
+    )  # fp32; Lion's moment beside the weights; 3 kept and 1
+
+
+def test_a_task_names_the_store_that_it_does_not_see(tmp_path: Path) -> None:
+    config = PretrainConfig(store=(str(tmp_path / "gone"),))
+    assert len(invisible(config, RunPaths(tmp_path / "r"))) == 1
+    (tmp_path / "gone").mkdir()
+    assert invisible(config, RunPaths(tmp_path / "r")) == []
