@@ -300,13 +300,13 @@ class RunConfig(JobModel):
         None, description="processes per node under torchrun; default: one per GPU, else 1"
     )
     stop_signal: Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "none"] = Field(
-        "SIGTERM", description="sent to a script that goes on after the stop file was made"
+        "SIGTERM", description="sent to a script that is to stop; none for one that looks for the stop file"
     )
-    stop_wait_s: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="seconds between the stop file and the signal; default: a third of Slurm's warning time"
+    stop_wait_s: Annotated[float, Field(ge=0)] = Field(
+        0, description="seconds between the stop file and the signal, for a script that looks for the file"
     )
     grace_s: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="seconds between the signal and the kill; default: nearly all of the rest"
+        None, description="seconds between the signal and the kill; default: nearly all of Slurm's warning time"
     )
     silent_limit_s: Annotated[float, Field(gt=0)] | None = Field(
         None, description="a rank that writes nothing for so long hangs; default: silence is no sign of anything"

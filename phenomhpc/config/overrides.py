@@ -47,6 +47,8 @@ def _value(key: str, text: str) -> Any:
     if isinstance(value, str):
         # YAML would cut a comment off (`x #1`); quotes are YAML's to remove, the rest is the person's.
         return value if text[:1] in {"'", '"'} else text
+    if isinstance(value, int | float) and ":" in text:
+        return text  # YAML reads 2:4 as 124 minutes
     if isinstance(value, bool | int | float | list) or value is None:
         return value
     return text  # dates and the like stay the words they are

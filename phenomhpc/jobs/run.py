@@ -100,7 +100,7 @@ def run(config: RunConfig, ctx: TaskContext) -> TaskOutcome:
             environments,
             stop_file=stop_file,
             patience=how,
-            look=lambda: parting.look(stop_file),
+            look=parting.look,
             silent_limit_s=config.silent_limit_s,
         )
     except HungError as error:
@@ -114,7 +114,7 @@ def run(config: RunConfig, ctx: TaskContext) -> TaskOutcome:
     parting.leave(told, "" if failure is None else str(failure))
     if failure is not None:
         raise failure
-    parting.wait(stop_file)
+    parting.wait()
     return TaskOutcome(units_done=1)
 
 
@@ -233,16 +233,17 @@ class _Parting:
         make_folder(file.parent)
         commit(file, canonical_json({"state": state, "words": words}))
 
-    def look(self, stop_file: Path) -> None:
-        """Ask this node's part to stop when another's has; raise WorkError when another's has failed."""
+    def look(self) -> bool:
+        """Has another node's part left to be requeued?  Raises WorkError when another's has failed."""
+        left_early = False
         for task, left in self._read(self.start).items():
             if left["state"] == "failed":
                 host = self.ctx.hosts[task] if task < len(self.ctx.hosts) else f"node {task}"
                 raise WorkError(f"connection closed: the script has ended on {host}: {left['words']}")
-            if left["state"] == "stopped":
-                stop_file.touch()
+            left_early = left_early or left["state"] == "stopped"
+        return left_early
 
-    def wait(self, stop_file: Path) -> None:
+    def wait(self) -> None:
         """Until the script has ended on every node; raises StopRequested when it is to go on from elsewhere."""
         while True:
             left = self._read(self.start)
@@ -250,7 +251,7 @@ class _Parting:
                 return
             if any(each["state"] == "stopped" for each in left.values()):
                 raise StopRequested("the script has ended here, and was asked to stop on another node")
-            self.look(stop_file)
+            self.look()
             time.sleep(_PEERS_POLL_S)
 
     def was_done(self) -> bool:

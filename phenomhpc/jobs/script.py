@@ -84,19 +84,23 @@ def rank_environment(
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How a script is asked to stop: `wait_s` after the stop file it gets `signal` (0: none), `grace_s` later it is killed."""
+    """How a script is asked to stop: `wait_s` after the stop file it gets `signal` (0: none), `grace_s` later it is killed.
+
+    peer_wait_s: the same where nobody but another rank, which has left with 75, wants this one to stop: it is about to do the
+    same, and may be saving.
+    """
 
     wait_s: float
     signal: int
     grace_s: float
+    peer_wait_s: float
 
 
-def patience(lead_s: int, signal_name: str, wait_s: float | None, grace_s: float | None) -> Patience:
-    """lead_s: how long before the limit Slurm warns.  A third of it is for the stop file, the rest but a few seconds for the
-    signal, where nothing else is asked for."""
+def patience(lead_s: int, signal_name: str, wait_s: float, grace_s: float | None) -> Patience:
+    """lead_s: how long before the limit Slurm warns.  A preemption may leave far less: nothing is waited for unasked."""
     number = 0 if signal_name == "none" else signal.Signals[signal_name]
-    wait = lead_s / 3 if wait_s is None else wait_s
-    return Patience(wait_s=wait, signal=number, grace_s=max(1.0, lead_s * 0.9 - wait) if grace_s is None else grace_s)
+    grace = max(1.0, lead_s * 0.9 - wait_s) if grace_s is None else grace_s
+    return Patience(wait_s=wait_s, signal=number, grace_s=grace, peer_wait_s=max(wait_s, lead_s / 3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,12 +219,13 @@ def run_script(
     *,
     stop_file: Path,
     patience: Patience,
-    look: Callable[[], None],
+    look: Callable[[], bool],
     silent_limit_s: float | None = None,
 ) -> Ending:
     """Run one process per environment to their end.
 
-    look: called about twice a second; what it raises ends the processes and is passed on.  silent_limit_s: a process that
+    look: called about twice a second; True when another node has left to be requeued; what it raises ends the processes and is
+    passed on.  silent_limit_s: a process that
     writes nothing for so long ends them too (HungError, the stacks in the log).
     Raises OSError when the command cannot be started.  What holds when this process is killed: the script's die with it.
     """
@@ -230,10 +235,10 @@ def run_script(
             processes.append(_start(command, folder, environment, listen=silent_limit_s is not None))
         ranks = [int(each.get("RANK", each["NODE_RANK"])) for each in environments]
 
-        def look_all() -> None:
-            look()
+        def look_all() -> bool:
             if silent_limit_s is not None:
                 _listen(processes, ranks, silent_limit_s)
+            return look()
 
         with _noting_sigterm() as terminated:
             return _watch(processes, ranks, stop_file, terminated, patience, look_all)
@@ -263,22 +268,23 @@ def _watch(
     stop_file: Path,
     terminated: threading.Event,
     patience: Patience,
-    look: Callable[[], None],
+    look: Callable[[], bool],
 ) -> Ending:
     asked_at: float | None = None
-    asked = False  # by somebody else
+    asked = left = False  # by somebody else; another node has left to be requeued
+    wait_s = patience.wait_s
     signalled = killed = False
     looked = 0.0
     while True:
         now = time.monotonic()
         if now - looked > _LOOK_S:
             looked = now
-            look()
+            left = look()
         codes = [process.popen.poll() for process in processes]
         if asked_at is None and (terminated.is_set() or stop_file.exists()):
             asked_at, asked = now, True
-        if asked_at is None and TASK_REQUEUE in codes:
-            asked_at = now
+        if asked_at is None and (left or TASK_REQUEUE in codes):
+            asked_at, asked, wait_s = now, left, patience.peer_wait_s
             stop_file.touch()  # the other ranks are to do the same
         bad = next((index for index, code in enumerate(codes) if code), None)
         if bad is not None and asked_at is None:
@@ -286,12 +292,13 @@ def _watch(
         if all(code is not None for code in codes):
             if not any(codes) and not signalled and not terminated.is_set():
                 return Ending(state="done")
-            return _stopped(codes, asked, patience, signalled, killed)
-        if asked_at is not None and not signalled and now - asked_at > patience.wait_s:
+            lasted = now - (asked_at or now)
+            return _stopped(codes, asked, patience.signal if signalled else 0, lasted if killed else None)
+        if asked_at is not None and not signalled and now - asked_at >= wait_s:
             signalled = True
             for process in processes if patience.signal else ():
                 process.ask(patience.signal)
-        if asked_at is not None and not killed and now - asked_at > patience.wait_s + patience.grace_s:
+        if asked_at is not None and not killed and now - asked_at > wait_s + patience.grace_s:
             killed = True
             for process in processes:
                 process.kill()
@@ -316,12 +323,13 @@ def _failure(process: _Process, rank: int, code: int) -> Ending:
     return Ending(state="failed", code=code, rank=rank, words=last_traceback(tail)[1], tail=tail)
 
 
-def _stopped(codes: Sequence[int | None], asked: bool, patience: Patience, signalled: bool, killed: bool) -> Ending:
+def _stopped(codes: Sequence[int | None], asked: bool, number: int, killed_after_s: float | None) -> Ending:
+    """number: of the signal that was sent, 0 for none."""
     code = next((code for code in codes if code), 0)
-    if killed:
-        words = f"asked to stop; killed, since it went on for {patience.wait_s + patience.grace_s:.0f} s"
-    elif signalled and patience.signal:
-        words = f"asked to stop; ended after {signal.Signals(patience.signal).name}"
+    if killed_after_s is not None:
+        words = f"asked to stop; killed, since it went on for {killed_after_s:.0f} s"
+    elif number:
+        words = f"asked to stop; ended after {signal.Signals(number).name}"
     else:
         words = "asked to stop; " * asked + f"left with {code}"
     return Ending(state="stopped", code=code, asked=asked, words=words)

@@ -59,7 +59,7 @@ def test_a_lightning_script_goes_on_after_being_asked_to_stop_and_after_a_power_
 ) -> None:
     sizes = ["--steps", str(STEPS), "--every", str(EVERY)]
     command = ["--", "python", "train.py", "--store", "store", *sizes]
-    run = lab.submit("run", "--nodes", "2", "--time", "60", "stop_wait_s=1", *command, wait=False)
+    run = lab.submit("run", "--nodes", "2", "--time", "60", *command, wait=False)
     # What lies there later is none of its business.
     (lab.folder / "train.py").write_text("raise SystemExit('this is not what was submitted')\n")
     (job,) = lab.status(run)["jobs"]

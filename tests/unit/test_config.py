@@ -23,6 +23,7 @@ from phenomhpc.errors import UsageError
         ("a=null", None),
         ("a=", None),
         ("a=[1, x]", [1, "x"]),
+        ("cluster.nodes=2:4", "2:4"),
         ("data.where=focus > 0.2", "focus > 0.2"),
         ("data.where=focus > 0.2 and plate == 'a: b'", "focus > 0.2 and plate == 'a: b'"),
         ("a=/data/x=y/z", "/data/x=y/z"),

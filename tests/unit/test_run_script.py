@@ -29,7 +29,7 @@ from phenomhpc.runs import RunPaths, read_events, read_outcome, read_provenance
 MEETING = Meeting(
     id="run.1.0", num_nodes=2, node_rank=1, ranks_per_node=4, address="n1", port=23456, interface="eth0", threads=3
 )
-PATIENT = Patience(wait_s=0.3, signal=15, grace_s=1.0)
+PATIENT = Patience(wait_s=0.3, signal=15, grace_s=1.0, peer_wait_s=30)
 
 
 def python(text: str) -> list[str]:
@@ -79,10 +79,10 @@ def test_a_rank_gets_torchruns_variables_and_no_place_of_slurm() -> None:
 
 
 def test_stop_file_signal_and_kill_share_the_time_that_slurm_leaves() -> None:
-    how = patience(90, "SIGTERM", None, None)
-    assert (how.wait_s, how.signal) == (30, 15)
+    how = patience(90, "SIGTERM", 0, None)
+    assert (how.wait_s, how.signal, how.peer_wait_s) == (0, 15, 30)
     assert how.wait_s + how.grace_s < 90
-    assert patience(90, "none", 5, 7) == Patience(wait_s=5, signal=0, grace_s=7)
+    assert patience(90, "none", 5, 7) == Patience(wait_s=5, signal=0, grace_s=7, peer_wait_s=30)
 
 
 def test_the_last_traceback_is_found_among_other_words() -> None:
@@ -105,7 +105,7 @@ def end_of(tmp_path: Path, text: str, num: int = 1, how: Patience = PATIENT, sil
         {**os.environ, "RANK": str(rank), "NODE_RANK": "0", "STOP": str(tmp_path / "stop")} for rank in range(num)
     ]
     return run_script(
-        python(text), tmp_path, environments, stop_file=tmp_path / "stop", patience=how, look=lambda: None,
+        python(text), tmp_path, environments, stop_file=tmp_path / "stop", patience=how, look=lambda: False,
         silent_limit_s=silent_limit_s,
     )  # fmt: skip
 
@@ -127,7 +127,7 @@ def test_a_script_that_leaves_with_75_is_to_go_on_and_takes_the_other_ranks_with
         "import os, sys, time\nif os.environ['RANK'] == '0': sys.exit(75)\n"
         "while not os.path.exists(os.environ['STOP']): time.sleep(0.05)\nsys.exit(75)"
     )
-    ending = end_of(tmp_path, text, num=2, how=Patience(wait_s=30, signal=15, grace_s=30))
+    ending = end_of(tmp_path, text, num=2, how=Patience(wait_s=30, signal=15, grace_s=30, peer_wait_s=30))
     assert (ending.state, ending.code, ending.asked) == ("stopped", 75, False)
 
 
@@ -136,7 +136,7 @@ def test_a_script_that_knows_no_stop_file_gets_the_signal(tmp_path: Path) -> Non
         "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: (open('saved', 'w').close(), sys.exit(0)))\n"
         "open(os.environ['STOP'], 'w').close()\ntime.sleep(60)"
     )
-    ending = end_of(tmp_path, text, how=Patience(wait_s=0.3, signal=15, grace_s=30))
+    ending = end_of(tmp_path, text, how=Patience(wait_s=0.3, signal=15, grace_s=30, peer_wait_s=30))
     assert (ending.state, ending.asked) == ("stopped", True) and "SIGTERM" in ending.words
     assert (tmp_path / "saved").is_file()
 
@@ -152,13 +152,23 @@ def test_a_script_that_goes_on_after_the_signal_is_killed(tmp_path: Path) -> Non
 
 def test_a_script_that_ends_well_when_asked_by_the_stop_file_is_done(tmp_path: Path) -> None:
     text = "import os\nopen(os.environ['STOP'], 'w').close()"
-    assert end_of(tmp_path, text, how=Patience(wait_s=30, signal=15, grace_s=30)).state == "done"
+    assert end_of(tmp_path, text, how=Patience(wait_s=30, signal=15, grace_s=30, peer_wait_s=30)).state == "done"
+
+
+def test_ranks_whose_peers_have_left_are_given_time_for_the_same(tmp_path: Path) -> None:
+    text = "import os, sys, time\nwhile not os.path.exists(os.environ['STOP']): time.sleep(0.05)\ntime.sleep(0.5)\nsys.exit(75)"
+    environment = {**os.environ, "NODE_RANK": "0", "STOP": str(tmp_path / "stop")}
+    how = Patience(wait_s=0, signal=15, grace_s=30, peer_wait_s=30)
+    ending = run_script(
+        python(text), tmp_path, [environment], stop_file=tmp_path / "stop", patience=how, look=lambda: True
+    )
+    assert (ending.state, ending.code, ending.asked) == ("stopped", 75, True)
 
 
 def test_sigterm_from_outside_reaches_all_and_is_no_good_end(tmp_path: Path) -> None:
     """As scancel does: the ranks and their parent get it at once, and Lightning ends with 0."""
     text = "import os, signal, sys, time\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(0.1)\nsys.exit(0)"
-    ending = end_of(tmp_path, text, how=Patience(wait_s=30, signal=15, grace_s=30))
+    ending = end_of(tmp_path, text, how=Patience(wait_s=30, signal=15, grace_s=30, peer_wait_s=30))
     assert (ending.state, ending.asked) == ("stopped", True)
 
 
@@ -179,7 +189,7 @@ def test_the_signal_goes_to_the_program_behind_a_shell_and_not_to_its_workers(tm
     environment = {**os.environ, "NODE_RANK": "0", "STOP": str(tmp_path / "stop")}
     ending = run_script(
         ["bash", "-c", f"{sys.executable} train.py; exit $?"], tmp_path, [environment], stop_file=tmp_path / "stop",
-        patience=Patience(wait_s=0.2, signal=15, grace_s=30), look=lambda: None,
+        patience=Patience(wait_s=0.2, signal=15, grace_s=30, peer_wait_s=30), look=lambda: False,
     )  # fmt: skip
     assert (ending.state, ending.code, ending.asked) == ("stopped", 75, True)
     assert (tmp_path / "saved").read_text() == "worker lives: True"
