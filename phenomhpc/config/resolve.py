@@ -201,10 +201,14 @@ def dump(config: AnyConfig) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
 
 
+# The same in C, where yaml was built with it: a list of a thousand runs reads a thousand files.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def load_run_config(path: Path) -> AnyConfig:
     """What dump() wrote.  Raises UsageError naming the file."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _LOADER)
         kind = content.pop("kind")
     except (OSError, yaml.YAMLError, AttributeError, KeyError) as error:
         raise UsageError(f"{path}: is no resolved configuration of a run ({error})") from error

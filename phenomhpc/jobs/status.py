@@ -25,7 +25,7 @@ from phenomhpc.runs import (
     read_provenance,
     unit_ids,
 )
-from phenomhpc.slurm.observe import Observation, observe, with_submitted
+from phenomhpc.slurm.observe import Accounting, Observation, observe, with_forgotten, with_submitted
 from phenomhpc.slurm.queue import Queue, query_queue
 from phenomhpc.slurm.record import read_submitted
 
@@ -115,15 +115,16 @@ def _submitted_ids(paths: RunPaths) -> list[str]:
 
 
 def statuses(runs: Path) -> list[RunStatus]:
-    """All runs in a folder, oldest first, with one question to Slurm, and none where no run needs it."""
+    """All runs in a folder, oldest first; the controller and accounting are asked once, and not at all where no run needs it."""
     found = list_runs(runs)
     queue, problem = None, ""
-    if any(on_slurm(paths) and read_outcome(paths) is None for paths in found):
+    going_on = [paths for paths in found if on_slurm(paths) and read_outcome(paths) is None]
+    if going_on:
         try:
-            queue = query_queue(runs)
+            queue = with_forgotten(query_queue(runs), going_on)
         except UnreachableError as error:
             problem = str(error)
-    return [run_status(paths, queue, problem=problem) for paths in found]
+    return [run_status(paths, queue, problem=problem, accounting="never") for paths in found]
 
 
 def on_slurm(paths: RunPaths) -> bool:
@@ -131,8 +132,11 @@ def on_slurm(paths: RunPaths) -> bool:
     return CLUSTER in read_provenance(paths)
 
 
-def run_status(paths: RunPaths, queue: Queue | None = None, *, problem: str = "") -> RunStatus:
-    """The status of a run.  queue: what Slurm knows, where it was asked already; problem: why it did not answer."""
+def run_status(
+    paths: RunPaths, queue: Queue | None = None, *, problem: str = "", accounting: Accounting = "always"
+) -> RunStatus:
+    """The status of a run.  queue: what Slurm knows, where it was asked already; problem: why it did not answer; accounting: as
+    `observe` has it."""
     config = load_run_config(paths.run_yaml)
     provenance = read_provenance(paths)
     events = read_log(paths)
@@ -145,7 +149,7 @@ def run_status(paths: RunPaths, queue: Queue | None = None, *, problem: str = ""
     seen: Observation | None = None
     stages: Stages = ()
     if isinstance(config, PipelineConfig):
-        stages = _stages(paths, config, queue, problem)
+        stages = _stages(paths, config, queue, problem, accounting)
     last_known = ""
     if outcome is not None:
         state, message = str(outcome["state"]), str(outcome["message"])
@@ -155,7 +159,7 @@ def run_status(paths: RunPaths, queue: Queue | None = None, *, problem: str = ""
         last_known = _last_known(events, stages)
         state, message = UNKNOWN, f"{problem}{f'; last known: {last_known}' if last_known else ''}"
     else:
-        seen = observe(paths, queue)
+        seen = observe(paths, queue, accounting=accounting)
         state, message = _state(paths, seen, stages)
     count = count_done(paths, config, events)
     rate, left = _rate(events, count) if state == RUNNING else (None, None)
@@ -324,7 +328,9 @@ def _rate(events: Sequence[Event], count: Count) -> tuple[float | None, float | 
     return rate, left
 
 
-def _stages(paths: RunPaths, config: PipelineConfig, queue: Queue | None, problem: str) -> Stages:
+def _stages(
+    paths: RunPaths, config: PipelineConfig, queue: Queue | None, problem: str, accounting: Accounting
+) -> Stages:
     """Every stage's name and status; None where it was not started."""
     from phenomhpc.jobs.pipeline import stage_runs
 
@@ -335,5 +341,5 @@ def _stages(paths: RunPaths, config: PipelineConfig, queue: Queue | None, proble
         if stage in here:
             run = RunPaths(Path(config.runs) / here[stage])
         made = run.run_yaml.is_file()
-        found.append((stage, run_status(run, queue, problem=problem) if made else None))
+        found.append((stage, run_status(run, queue, problem=problem, accounting=accounting) if made else None))
     return tuple(found)

@@ -111,7 +111,7 @@ def tend(paths: RunPaths, progress: Progress, *, own_job: str | None = None, que
         if read_outcome(run) is None:
             tend(run, progress, own_job=own_job, queue=queue)
             return
-    if not observe(paths, queue, own_job=own_job, accounting=False).stewards:
+    if not observe(paths, queue, own_job=own_job, accounting="never").stewards:
         step(paths, progress, own_job=own_job)
 
 
@@ -123,7 +123,7 @@ def _step(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: str |
         advance(paths, config, progress)
         return standing
     queue = query_queue(paths.root)
-    seen = observe(paths, queue, own_job=own_job, accounting=False)
+    seen = observe(paths, queue, own_job=own_job, accounting="when_ended")
     if seen.submitted is None or is_retried(paths):  # never submitted, or its submitter was killed
         cancel_jobs([*seen.strays, *(seen.live if is_retried(paths) else ())])
         _try_next(paths, config, _memory_of_retry(paths))
@@ -132,7 +132,7 @@ def _step(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: str |
         before = seen.submitted.job_ids
         if feed_attempt(paths, config, seen):
             fed = with_submitted(queue, before, [paths])
-            seen = observe(paths, fed, own_job=own_job, accounting=False)
+            seen = observe(paths, fed, own_job=own_job, accounting="when_ended")
     decision = _decision(paths, config, seen)
     if decision.action != Action.WAIT:
         _act(decision, seen, paths, config, progress)

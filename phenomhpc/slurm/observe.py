@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from phenomhpc.runs import RunPaths, read_events_but_units
 from phenomhpc.slurm.decide import TaskView, view_gang, view_tasks
@@ -12,6 +13,7 @@ from phenomhpc.slurm.queue import JobState, Queue, query_accounting, query_queue
 from phenomhpc.slurm.record import SubmittedJobs, adopt, read_submitted
 
 STEWARD = "steward-"
+Accounting = Literal["always", "when_ended", "never"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +40,11 @@ class Observation:
 
 
 def observe(
-    paths: RunPaths, queue: Queue | None = None, *, own_job: str | None = None, accounting: bool = True
+    paths: RunPaths, queue: Queue | None = None, *, own_job: str | None = None, accounting: Accounting = "always"
 ) -> Observation:
     """Look at the newest attempt.  queue: asked of Slurm where not given; own_job: the steward that asks;
-    accounting: ask it about tasks that the controller has forgotten even while others live, when nothing is decided yet.
+    accounting: when it is asked about tasks that the controller has forgotten; when_ended: only where no other lives, since
+    nothing is decided before.
 
     Slurm's silence about a job never makes it done or failed while accounting knows better; a task is done when its
     tally of this attempt is written.  Raises UnreachableError when the controller does not answer.
@@ -91,17 +94,33 @@ def with_submitted(queue: Queue, before: Collection[str], runs: Iterable[RunPath
 
 
 def _states(
-    submitted: SubmittedJobs, queue: Queue, done_already: Collection[int], accounting: bool
+    submitted: SubmittedJobs, queue: Queue, done_already: Collection[int], accounting: Accounting
 ) -> dict[int, JobState]:
     """Slurm's state by task, of a gang the job's for all its tasks; accounting is asked only for tasks that need it."""
     known = set(submitted.job_ids)
     states = submitted.by_task(job for job in queue.jobs if job.job_id in known)
     done = set(done_already)
     lost = [task for task in range(submitted.fed) if task not in states and task not in done]
-    if lost and (accounting or not any(state.is_live for state in states.values())):
+    if accounting == "when_ended" and any(state.is_live for state in states.values()):
+        return states
+    if lost and accounting != "never":
         ids = sorted({submitted.job_of(task) for task in lost})
         states = submitted.by_task(query_accounting(ids)) | states
     return states
+
+
+def with_forgotten(queue: Queue, runs: Iterable[RunPaths]) -> Queue:
+    """The queue with what accounting tells of the tasks of these runs that the controller has forgotten, in one question."""
+    ids: set[str] = set()
+    for run in runs:
+        attempt = run.last_attempt()
+        submitted = read_submitted(run.attempt(attempt)) if attempt else None
+        if submitted is not None:
+            known = submitted.by_task(queue.jobs).keys() | set(done_tasks(run, attempt))
+            ids.update(submitted.job_of(task) for task in range(submitted.fed) if task not in known)
+    there = {(job.job_id, job.index) for job in queue.jobs}
+    told = [job for job in query_accounting(sorted(ids)) if (job.job_id, job.index) not in there]
+    return Queue(jobs=(*queue.jobs, *told))
 
 
 def done_tasks(paths: RunPaths, attempt: int) -> list[int]:
