@@ -139,13 +139,13 @@ def run_status(
     `observe` has it."""
     config = load_run_config(paths.run_yaml)
     provenance = read_provenance(paths)
-    events = read_log(paths)
     outcome = read_outcome(paths)
     if queue is None and not problem and outcome is None and on_slurm(paths):
         try:
             queue = query_queue(paths.root)  # once, for the stages too
         except UnreachableError as error:
             problem = str(error)
+    events = read_log(paths)  # after the queue was: what a task says last is there when Slurm knows that it ended
     seen: Observation | None = None
     stages: Stages = ()
     if isinstance(config, PipelineConfig):
@@ -159,7 +159,7 @@ def run_status(
         last_known = _last_known(events, stages)
         state, message = UNKNOWN, f"{problem}{f'; last known: {last_known}' if last_known else ''}"
     else:
-        seen = observe(paths, queue, accounting=accounting)
+        seen = observe(paths, queue, accounting=accounting, events=events)
         state, message = _state(paths, seen, stages)
     count = count_done(paths, config, events)
     rate, left = _rate(events, count) if state == RUNNING else (None, None)

@@ -111,10 +111,16 @@ def read_log(paths: RunPaths, *, attempt: int | None = None) -> list[Event]:
     return _in_order(event for path in _files(paths, attempt) for event in _gathered(path))
 
 
-def read_events_but_units(paths: RunPaths, *, attempt: int | None = None) -> list[Event]:
-    """As read_events without the `unit` events, which are not even read as JSON."""
+def read_events_but_units(
+    paths: RunPaths, *, attempt: int | None = None, tasks: Iterable[int] | None = None
+) -> list[Event]:
+    """As read_events without the `unit` events, which are not even read as JSON; tasks: only of these, of `attempt`."""
+    if attempt is None or tasks is None:
+        files = _files(paths, attempt)
+    else:
+        files = [path for task in tasks if (path := paths.events_file(attempt, task)).is_file()]
     found = []
-    for path in _files(paths, attempt):
+    for path in files:
         lines = (line for line in path.read_bytes().splitlines() if _UNIT_MARK not in line)
         found += [event for event in map(_event, lines) if event is not None]
     return _in_order(found)

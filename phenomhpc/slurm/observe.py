@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
-from phenomhpc.runs import RunPaths, read_events_but_units
+from phenomhpc.runs import Event, RunPaths, read_events_but_units
 from phenomhpc.slurm.decide import TaskView, view_gang, view_tasks
 from phenomhpc.slurm.queue import JobState, Queue, query_accounting, query_queue
 from phenomhpc.slurm.record import SubmittedJobs, adopt, read_submitted
@@ -40,11 +42,17 @@ class Observation:
 
 
 def observe(
-    paths: RunPaths, queue: Queue | None = None, *, own_job: str | None = None, accounting: Accounting = "always"
+    paths: RunPaths,
+    queue: Queue | None = None,
+    *,
+    own_job: str | None = None,
+    accounting: Accounting = "always",
+    events: Sequence[Event] | None = None,
 ) -> Observation:
     """Look at the newest attempt.  queue: asked of Slurm where not given; own_job: the steward that asks;
     accounting: when it is asked about tasks that the controller has forgotten; when_ended: only where no other lives, since
-    nothing is decided before.
+    nothing is decided before; events: of the run, where they are read already (else those of array tasks that live are not: nothing
+    is decided by them).
 
     Slurm's silence about a job never makes it done or failed while accounting knows better; a task is done when its
     tally of this attempt is written.  Raises UnreachableError when the controller does not answer.
@@ -60,15 +68,17 @@ def observe(
     tasks: list[TaskView] = []
     live: set[str] = set()
     if submitted is not None:
-        done, events = done_tasks(paths, attempt), read_events_but_units(paths, attempt=attempt)
+        done = done_tasks(paths, attempt)
         jobs = _states(submitted, queue, done, accounting)
+        if events is not None:
+            own = [event for event in events if event["attempt"] == attempt]
+        elif submitted.gang:
+            own = read_events_but_units(paths, attempt=attempt)
+        else:
+            own = _words_of_ended(paths, attempt, submitted, done, jobs)
         live = {job.job_id for job in jobs.values() if job.is_live}
         logs = paths.log_names(submitted.num_tasks, attempt)
-        tasks = (
-            view_gang(logs, done, events, jobs)
-            if submitted.gang
-            else view_tasks(logs, done, events, jobs, submitted.fed)
-        )
+        tasks = view_gang(logs, done, own, jobs) if submitted.gang else view_tasks(logs, done, own, jobs, submitted.fed)
     return Observation(
         attempt=attempt,
         submitted=submitted,
@@ -123,10 +133,26 @@ def with_forgotten(queue: Queue, runs: Iterable[RunPaths]) -> Queue:
     return Queue(jobs=(*queue.jobs, *told))
 
 
+def _words_of_ended(
+    paths: RunPaths, attempt: int, submitted: SubmittedJobs, done: Collection[int], jobs: Mapping[int, JobState]
+) -> list[Event]:
+    """What those tasks said that are neither done nor alive: few of many, as a rule."""
+    settled = {*done, *(task for task, job in jobs.items() if job.is_live)}
+    tasks = [task for task in range(submitted.fed) if task not in settled]
+    return read_events_but_units(paths, attempt=attempt, tasks=tasks)
+
+
+@lru_cache(maxsize=16)
+def _tallied(root: Path, attempt: int) -> set[int]:
+    """Tasks of an attempt whose tally was read in this process: it stays."""
+    return set()
+
+
 def done_tasks(paths: RunPaths, attempt: int) -> list[int]:
     """Tasks whose tally of this attempt is written."""
-    found = []
+    found = _tallied(paths.root, attempt)
     for path in paths.done.glob("*.json") if paths.done.is_dir() else ():
-        if json.loads(path.read_bytes())["attempt"] == attempt:
-            found.append(int(path.stem))
-    return found
+        task = int(path.stem)
+        if task not in found and json.loads(path.read_bytes())["attempt"] == attempt:
+            found.add(task)
+    return sorted(found)
