@@ -74,6 +74,40 @@ class ClusterConfig(Model):
         10, description="estimated length of an array task above which a run is cut into more than 256 tasks, minutes"
     )
 
+    # Telling of the end, and of the code
+    mail_type: str | None = Field(
+        None, description="mail at the end of a run, once: END, FAIL, ALL, or several with commas; sent by Slurm"
+    )
+    mail_user: str | None = Field(None, description="who gets the mail; default: the person who submits")
+    on_end: str | None = Field(
+        None,
+        description="shell command run when a run has finished or failed; told by PHENOMHPC_RUN, PHENOMHPC_STATE, ...",
+    )
+    require_clean: bool = Field(False, description="refuse to submit code with changes that are not committed")
+    # Containers
+    container: str | None = Field(
+        None,
+        description="image in which the ranks run: a .sif file or a URI (docker://..., oras://...), or a .sqsh file",
+    )
+    container_runtime: Literal["auto", "apptainer", "pyxis"] = Field(
+        "auto", description="auto: pyxis for .sqsh files, else apptainer"
+    )
+    container_mounts: tuple[str, ...] = Field(
+        (), description="further folders seen in the container, HERE or HERE:THERE; the run's own always are"
+    )
+
+    @field_validator("mail_type")
+    @classmethod
+    def _mail_words(cls, value: str | None) -> str | None:
+        known = {"NONE", "END", "FAIL", "ALL"}
+        words = [word.strip().upper() for word in value.split(",")] if value else []
+        wrong = next((word for word in words if word not in known), None)
+        if wrong:
+            raise ValueError(
+                f"mail_type={wrong}: there are {', '.join(sorted(known))}; a run ends once, whatever its tasks do"
+            )
+        return ",".join(words) or None
+
     @model_validator(mode="before")
     @classmethod
     def _range_of_nodes(cls, value: Any) -> Any:

@@ -31,6 +31,7 @@ from phenomhpc.config import AnyConfig
 from phenomhpc.jobs.attempts import exclude_sick, is_gang
 from phenomhpc.jobs.elastic import end_elastic
 from phenomhpc.jobs.gate import run_gate
+from phenomhpc.jobs.preflight import invisible
 from phenomhpc.jobs.processes import (
     adopt_orphans,
     descendants,
@@ -114,7 +115,7 @@ class _Guard:
         adopt_orphans()
         signal.signal(signal.SIGTERM, self._on_term)
         self._exclude_lost_node(history)
-        code = self._gate() or self._leave_as(self._watch(self._fork()))
+        code = self._see() or self._gate() or self._leave_as(self._watch(self._fork()))
         written = read_task_events(self.paths, self.attempt, self.task)
         after = progress_mark(self.paths, written)
         if code == errors.TASK_REQUEUE and stuck(
@@ -133,6 +134,14 @@ class _Guard:
     @property
     def elastic(self) -> bool:
         return is_gang(self.config) and self.config.cluster.elastic and len(self.place.hosts) > 1
+
+    def _see(self) -> int:
+        """0 when the folders that the work needs are visible on this node."""
+        words = invisible(self.config, self.paths)
+        if not words:
+            return errors.DONE
+        said = f"{'; '.join(words)}; is its file system mounted on this node?"
+        return self._fail(FailureClass.NODE_FAIL, errors.TASK_GATE_REFUSED, said)
 
     def _gate(self) -> int:
         """0 when this node and its peers are fit (or it was not asked); the exit code of a refusal, which is written down."""

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phenomhpc.config import AnyConfig, ConvertConfig, EmbedConfig, PretrainConfig
+from phenomhpc.config.models import RunConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.attempts import exclusions, is_gang, submission_of, units_of
 from phenomhpc.jobs.base import ArrayPlan, GangPlan, Plan, load
-from phenomhpc.runs import RunPaths
+from phenomhpc.jobs.script_code import tree_of
+from phenomhpc.runs import PACKAGE, RunPaths, changed_files
 from phenomhpc.slurm.facts import ClusterFacts
 from phenomhpc.slurm.plan import Submission
 from phenomhpc.slurm.refuse import ask_sbatch, problems_of
@@ -69,7 +71,7 @@ def prepare(
     nodes = config.cluster.nodes if is_gang(config) else 1
     problems = problems_of(config.cluster, nodes, facts) if facts else []
     fits = not problems
-    problems += folder_problems(config, paths)
+    problems += [*_of_code(config), *folder_problems(config, paths)]
     plan: Plan | None = GangPlan(num_nodes=nodes) if is_gang(config) else None
     if planned and not (light and is_gang(config)):
         try:
@@ -99,6 +101,25 @@ def refusal_of(problems: Sequence[str]) -> UsageError:
     if len(lines) == 1:
         return UsageError(lines[0])
     return UsageError("\n  ".join([f"{len(lines)} problems, nothing was submitted:", *lines]))
+
+
+def _of_code(config: AnyConfig) -> list[str]:
+    """With cluster.require_clean: trees whose code differs from their last commit."""
+    if not config.cluster.require_clean:
+        return []
+    trees = [PACKAGE.parent] if (PACKAGE.parent / ".git").exists() else []
+    if isinstance(config, RunConfig) and (tree := tree_of(Path(config.workdir))) is not None:
+        trees.append(tree.root)
+    return [
+        f"--require-clean: {tree} has changes that are not committed ({_few(names)}); commit them, or leave the flag out"
+        for tree in dict.fromkeys(trees)
+        if (names := changed_files(tree))
+    ]
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -172,8 +193,9 @@ def invisible(config: AnyConfig, paths: RunPaths) -> list[str]:
     """Folders that a task needs and does not see on its node, one sentence each."""
     read = [Path(config.store)] if isinstance(config, EmbedConfig) else []
     read += [Path(store) for store in config.store] if isinstance(config, PretrainConfig) else []
-    read += [existing(Path(config.store).parent)] if isinstance(config, ConvertConfig) else []
-    return [f"{path}: is not there on {socket.gethostname()}" for path in read if not path.is_dir()]
+    if isinstance(config, ConvertConfig):
+        read += [Path(plates) for plates in config.plates if not set("*?[") & set(plates)]
+    return [f"{path}: is not there on {socket.gethostname()}" for path in read if not path.exists()]
 
 
 # -- space ------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from phenomhpc.config import AnyConfig, PipelineConfig, dump
 from phenomhpc.errors import PhenomError, UnreachableError, WorkError
+from phenomhpc.jobs.announce import announce
 from phenomhpc.jobs.attempts import (
     AFTER,
     PIPELINE,
@@ -89,12 +90,15 @@ def step(paths: RunPaths, progress: Progress, *, own_job: str | None = None, wat
     config = run_config(paths)
     standing = Standing(ended=False, words="goes on")
     with steward_lock(paths):
-        if read_outcome(paths) is None:
+        ended = read_outcome(paths) is not None
+        if not ended:
             standing = _step(paths, config, progress, own_job, watch)
         outcome = read_outcome(paths)
     if outcome is None:
         return standing
     pipeline = parent_of(paths)
+    if not ended and pipeline is None:  # of a pipeline's stages only the whole is told of
+        announce(paths, config, outcome)
     if pipeline is not None and read_outcome(pipeline) is None:
         step(pipeline, progress, own_job=own_job)
     return Standing(ended=True, words=f"{outcome['state']}: {outcome['message']}")
@@ -361,6 +365,7 @@ def main(root: str) -> int:
                 if read_outcome(paths) is None:
                     words = f"steward: {type(error).__name__}: {error} (log: {paths.log_file('steward', paths.last_attempt())})"
                     write_outcome(paths, state="failed", exit_code=1, message=words)
+                    announce(paths, run_config(paths), {"state": "failed", "exit_code": 1, "message": words})
             return 1
         time.sleep(pause)
         pause = min(1.5 * pause, LONGEST_PAUSE_S)

@@ -31,8 +31,9 @@ from phenomhpc.slurm.submit import snapshot_code
 
 WAIT_POLL_S = 1.0
 # Flags of `submit JOB` that `JOB` here does not have: alone, and with a value behind them.
-_SUBMIT_SWITCHES = {"--dry-run", "--wait"}
+_SUBMIT_SWITCHES = {"--dry-run", "--wait", "--require-clean"}
 _SUBMIT_VALUES = {"--nodes", "--gpus-per-node", "--time", "--partition", "--account", "--qos", "--after"}
+_SUBMIT_VALUES |= {"--exclude", "--mail-type", "--mail-user"}
 
 
 def submit_job(

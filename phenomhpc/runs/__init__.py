@@ -19,7 +19,7 @@ from phenomhpc.runs.events import (
 from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt
 from phenomhpc.runs.manifest import count_units, read_manifest, write_manifest
 from phenomhpc.runs.paths import AttemptPaths, GatePaths, RoundsPaths, RunPaths
-from phenomhpc.runs.provenance import collect_provenance, git
+from phenomhpc.runs.provenance import PACKAGE, changed_files, collect_provenance, git
 from phenomhpc.runs.records import CompletionRecord, canonical_json, digest_of, now, read_record, write_record
 from phenomhpc.runs.run import (
     create_run,
@@ -33,6 +33,7 @@ from phenomhpc.runs.run import (
 from phenomhpc.runs.units import Unit, Units
 
 __all__ = [
+    "PACKAGE",
     "TEMPORARY",
     "UNITS",
     "AttemptPaths",
@@ -47,6 +48,7 @@ __all__ = [
     "Units",
     "attempt_token",
     "canonical_json",
+    "changed_files",
     "check_fence",
     "claim_start",
     "collect_provenance",

@@ -171,3 +171,29 @@ def render_steward(submission: Submission, after: Sequence[str], begin_s: int = 
 {_environment(submission)}
 exec {command}
 """
+
+
+def wants_mail(mail_type: str | None, *, failed: bool) -> bool:
+    """Is a mail asked for when a run ends so?"""
+    words = set((mail_type or "").split(","))
+    return "ALL" in words or ("FAIL" if failed else "END") in words
+
+
+def render_notice(submission: Submission, code: int) -> str:
+    """The script of the job whose own end, with the run's exit code, is what Slurm mails: once per run, whatever its tasks did."""
+    options = _options(
+        {
+            "job-name": f"{submission.run_id}-{'failed' if code else 'finished'}",
+            **_place(submission),
+            "nodes": 1,
+            "ntasks": 1,
+            "cpus-per-task": 1,
+            "mem": "64M",
+            "time": 1,
+            "mail-type": "FAIL" if code else "END",
+            "mail-user": submission.cluster.mail_user,
+            "no-requeue": True,
+            "output": "/dev/null",
+        }
+    )
+    return f"#!/bin/bash\n{chr(10).join(options)}\nexit {code}\n"

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from phenomhpc.runs import RunPaths, read_events
 from tests.cluster import Cluster
+from tests.cluster.cluster import wait_until
 from tests.slurm.test_jobs import Shell, make_shell
 
 JOB = ["submit", "convert", "--plates", "raw", "--store"]
@@ -106,3 +108,20 @@ def test_leaked_variables_of_a_job_change_nothing(lab: Shell, cluster: Cluster, 
     limit = cluster.run(["sacct", "-n", "-X", "-P", "-j", job, "-o", "Timelimit"]).stdout.strip()
     assert limit == "00:07:00"
     cluster.wait_idle(60)
+
+
+def test_the_end_is_told_once_by_a_command_and_by_mail(lab: Shell, cluster: Cluster) -> None:
+    told = lab.folder / "told.txt"
+    words = [*JOB[1:], "store-told", "cluster.max_tasks=3", "--mail-type", "END", "--mail-user", "root"]
+    run = lab.submit(*words, f'cluster.on_end=echo "$PHENOMHPC_RUN $PHENOMHPC_STATE" >> {told}')
+    wait_until("the command was run", told.exists, 60)
+    wait_until("both are written down", lambda: len(announced(run)) == 2, 60)
+    assert told.read_text() == f"{run.id} finished\n"
+    assert announced(run) == [("on_end", None), ("mail", None)]
+    names = cluster.run(["squeue", "-h", "-t", "all", "-o", "%j"]).stdout.split()
+    assert names.count(f"{run.id}-finished") == 1
+    cluster.wait_idle(60)
+
+
+def announced(run: RunPaths) -> list[tuple[str, str | None]]:
+    return [(event["how"], event["problem"]) for event in read_events(run) if event["event"] == "announced"]
