@@ -30,16 +30,9 @@ from phenomhpc.errors import (
     WorkError,
 )
 from phenomhpc.jobs.base import GangPlan, Summary, TaskOutcome
-from phenomhpc.jobs.script import (
-    Ending,
-    Meeting,
-    last_traceback,
-    node_environment,
-    patience,
-    rank_environment,
-    run_script,
-)
+from phenomhpc.jobs.script import Ending, last_traceback, patience, run_script
 from phenomhpc.jobs.script_code import script_folder
+from phenomhpc.jobs.script_environment import Meeting, node_environment, rank_environment
 from phenomhpc.nodes.interface import interface_of
 from phenomhpc.runs import canonical_json, commit, make_folder
 from phenomhpc.slurm.inside import signal_lead_s

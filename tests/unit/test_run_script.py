@@ -13,16 +13,9 @@ import pytest
 
 from phenomhpc.cli.arguments import spread_lists
 from phenomhpc.errors import HungError, ScriptFailedError
-from phenomhpc.jobs.script import (
-    Meeting,
-    Patience,
-    last_traceback,
-    node_environment,
-    patience,
-    rank_environment,
-    run_script,
-)
+from phenomhpc.jobs.script import Patience, last_traceback, patience, run_script
 from phenomhpc.jobs.script_code import copy_tree, tree_of
+from phenomhpc.jobs.script_environment import Meeting, node_environment, rank_environment
 from phenomhpc.jobs.task import _class_of
 from phenomhpc.runs import RunPaths, read_events, read_outcome, read_provenance
 
