@@ -15,7 +15,7 @@ from typing import Any
 
 from phenomhpc.config import AnyConfig
 from phenomhpc.config.models import RunConfig
-from phenomhpc.errors import UsageError
+from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.jobs.retried import read_retries
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, git, read_provenance
@@ -99,8 +99,14 @@ def copy_script(described: Mapping[str, Any], target: Path, progress: Progress) 
         raise UsageError(f"run: {code['root']}: git does not answer; run again, or give snapshot_code=false")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    copy_tree(tree, partial)
-    partial.rename(target)
+    try:
+        copy_tree(tree, partial)
+        partial.rename(target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise WorkError(
+            f"run: {error.filename or tree.root}: cannot be copied: {error.strerror}; snapshot_code=false runs it where it lies"
+        ) from error
     unknown = _names(git(tree.root, "ls-files", "-z", "--others", "--exclude-standard"))
     loose = [name for name in unknown if name.endswith((".py", ".sh"))]
     if loose:

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from phenomhpc.cli.arguments import spread_lists
-from phenomhpc.errors import HungError, ScriptFailedError
+from phenomhpc.errors import HungError, ScriptFailedError, WorkError
 from phenomhpc.jobs.script import Patience, last_traceback, patience, run_script
-from phenomhpc.jobs.script_code import copy_tree, tree_of
+from phenomhpc.jobs.script_code import copy_script, copy_tree, tree_of
 from phenomhpc.jobs.script_environment import Meeting, node_environment, rank_environment
 from phenomhpc.jobs.task import _class_of
+from phenomhpc.progress import silent
 from phenomhpc.runs import RunPaths, read_events, read_outcome, read_provenance
 
 MEETING = Meeting(
@@ -300,3 +301,14 @@ def test_what_cannot_be_run_is_one_line_and_leaves_no_run(tmp_path: Path, words:
     assert done.returncode == 2
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "runs").is_dir() or not list((tmp_path / "runs").iterdir())
+
+
+def test_a_tree_that_cannot_be_copied_is_one_line_and_leaves_no_half_copy(repository: Path, tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "nowhere" / "run")
+    (tmp_path / "nowhere").touch()  # a file where a folder is needed
+    described = {"script_code": {"root": str(repository), "copied": True}}
+    with pytest.raises(
+        WorkError, match=r"cannot be copied: Not a directory; snapshot_code=false runs it where it lies"
+    ):
+        copy_script(described, paths.script_code, silent())
+    assert not paths.script_code.exists()
