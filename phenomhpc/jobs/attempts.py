@@ -28,9 +28,9 @@ from phenomhpc.runs import (
     Units,
     commit,
     open_attempt,
-    read_events,
     read_provenance,
     read_task_events,
+    walk_events,
     write_manifest,
 )
 from phenomhpc.slurm.facts import ClusterFacts, discover
@@ -145,7 +145,7 @@ def submit_next(paths: RunPaths, config: AnyConfig, facts: ClusterFacts | None, 
     whoever calls then has to call `feed_attempt` later.
     What holds when killed: an attempt without slurm.json was never submitted; with one, `feed_attempt` submits the rest.
     """
-    units = units_of(what_is_left(config, paths), config, read_events(paths))
+    units = units_of(what_is_left(config, paths), config, walk_events(paths))
     attempt, token = open_attempt(paths)
     write_manifest(paths.attempt(attempt).manifest, units, token=token)
     num_tasks = units.num_tasks

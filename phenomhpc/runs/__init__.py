@@ -15,6 +15,7 @@ from phenomhpc.runs.events import (
     read_log,
     read_task_events,
     unit_ids,
+    walk_events,
 )
 from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt
 from phenomhpc.runs.manifest import count_units, read_manifest, write_manifest
@@ -76,6 +77,7 @@ __all__ = [
     "remove_temporaries",
     "set_outcome_aside",
     "unit_ids",
+    "walk_events",
     "write_manifest",
     "write_outcome",
     "write_record",

@@ -80,6 +80,11 @@ def read_events(paths: RunPaths, *, attempt: int | None = None) -> list[Event]:
     return _in_order(event for path in _files(paths, attempt) for event in _lines(path))
 
 
+def walk_events(paths: RunPaths) -> Iterator[Event]:
+    """All events of a run, newest attempt first, file after file, for those who stop early."""
+    return (event for path in reversed(_files(paths, None)) for event in _lines(path))
+
+
 def _files(paths: RunPaths, attempt: int | None) -> list[Path]:
     if not paths.events.is_dir():
         return []

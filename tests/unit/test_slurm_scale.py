@@ -11,13 +11,16 @@ import pytest
 
 from phenomhpc.config import ConvertConfig, dump
 from phenomhpc.jobs import attempts, steward
-from phenomhpc.jobs.attempts import CLUSTER
+from phenomhpc.jobs.attempts import CLUSTER, units_of
+from phenomhpc.jobs.base import ArrayPlan
 from phenomhpc.jobs.pack import pack
 from phenomhpc.jobs.status import count_done, run_status, tended_status
 from phenomhpc.progress import silent
 from phenomhpc.runs import (
     EventWriter,
     RunPaths,
+    TaskContext,
+    Unit,
     Units,
     canonical_json,
     commit,
@@ -26,6 +29,7 @@ from phenomhpc.runs import (
     open_attempt,
     read_log,
     read_outcome,
+    walk_events,
     write_manifest,
 )
 from phenomhpc.slurm import facts, queue
@@ -174,3 +178,18 @@ def test_units_of_an_earlier_attempt_count_once(tmp_path: Path) -> None:
     count = count_done(paths, config, read_log(paths))
     assert (count.done, count.total) == (1 + sum(unit.task == 1 for unit in units), 8)
     commit(paths.done_file(1), canonical_json({"attempt": number, "units_done": 4}))
+
+
+def test_a_later_attempt_is_cut_by_what_units_really_took(tmp_path: Path) -> None:
+    paths = run_of(tmp_path, 4)
+    config = ConvertConfig(runs=str(tmp_path), plates=("p",), store="s")
+    names = [f"p/{unit}" for unit in range(4000)]
+    plan = ArrayPlan(units=Units.of_columns({"unit_id": names, "kind": "convert", "cost_s": 60.0}))
+    assert units_of(plan, config, walk_events(paths)).num_tasks == 400  # ten minutes each
+    ctx = TaskContext(paths=paths, attempt=1, task=0, token="t", units=(), progress=silent())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskContext, "check_fence", lambda self: None)
+        ctx.tell_unit(Unit(unit_id="p/0", kind="convert", cost_s=10.0), 20.0)
+    assert units_of(plan, config, walk_events(paths)).num_tasks == 800
+    few = config.model_copy(update={"cluster": config.cluster.model_copy(update={"max_tasks": 3})})
+    assert units_of(plan, few, walk_events(paths)).num_tasks == 3
