@@ -63,8 +63,8 @@ class Prepared:
 def prepare(
     config: AnyConfig, facts: ClusterFacts | None, paths: RunPaths, *, planned: bool = True, light: bool = False
 ) -> Prepared:
-    """Look at all of a run.  planned: its input is there already; light: a gang's input, which takes torch to read, is not
-    looked at (a dry run).
+    """Look at all of a run.  planned: its input is there already; light: the input of a training, which takes torch to
+    read, is not looked at (a dry run).
 
     Raises UsageError listing every problem, UnreachableError when Slurm does not answer.  Makes nothing.
     """
@@ -73,7 +73,7 @@ def prepare(
     fits = not problems
     problems += [*_of_code(config), *folder_problems(config, paths)]
     plan: Plan | None = GangPlan(num_nodes=nodes) if is_gang(config) else None
-    if planned and not (light and is_gang(config)):
+    if planned and not (light and isinstance(config, PretrainConfig)):
         try:
             plan = load(config.kind).plan(config, paths)
         except UsageError as error:

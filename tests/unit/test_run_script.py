@@ -286,6 +286,17 @@ def test_a_failure_is_an_event_with_the_traceback_and_the_scripts_exit_code(tmp_
     assert "in f" in phenomhpc(tmp_path, "why", run.id).stdout
 
 
+def test_a_dry_run_prints_the_script_and_refuses_what_cannot_be_run(tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
+    done = phenomhpc(
+        tmp_path, "submit", "run", "--nodes", "2", "--dry-run", "--", sys.executable, "train.py", "--dry-run"
+    )
+    assert done.returncode == 0 and "#SBATCH --nodes=2" in done.stdout, done.stderr
+    done = phenomhpc(tmp_path, "submit", "run", "--dry-run", "--", sys.executable, "gone.py")
+    assert done.returncode == 2 and "run: gone.py: no such file in" in done.stderr
+    assert not (tmp_path / "runs").is_dir()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
