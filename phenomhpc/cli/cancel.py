@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
+from phenomhpc.cli.complete import complete_run
 from phenomhpc.cli.runs import runs_folder
 
 
 def cancel(
-    run: Annotated[str, typer.Argument(help="A run's ID, the beginning of one, or `last`.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's ID, the beginning of one, or `last`.", autocompletion=complete_run)
+    ],
     folder: Annotated[
         str | None, typer.Option("--runs", help="Folder of the run directories.", show_default=False)
     ] = None,

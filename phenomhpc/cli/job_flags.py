@@ -128,10 +128,19 @@ Action = Callable[[str, dict[str, Any], list[str], dict[str, Any]], None]
 def _parameter(flag: Flag) -> inspect.Parameter:
     import typer  # here: Python callers read the table without a command line
 
+    from phenomhpc.cli.complete import complete_recipe, complete_run
+
+    complete = {"recipe": complete_recipe, "after": complete_run, "checkpoint": complete_run}.get(flag.name)
+
     kind: Any = list[str] if flag.multiple else flag.type
     switch = flag.type is bool
     default = typer.Option(
-        False if switch else None, flag.option, help=flag.help, show_default=False, hidden=flag.hidden
+        False if switch else None,
+        flag.option,
+        help=flag.help,
+        show_default=False,
+        hidden=flag.hidden,
+        autocompletion=complete,
     )
     annotation = bool if switch else kind | None
     return inspect.Parameter(flag.parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -143,6 +152,8 @@ def job_command(kind: str, own: Sequence[Flag], action: Action) -> Callable[...,
     settings: dotted key -> value, None where not given.
     """
     import typer
+
+    from phenomhpc.cli.complete import complete_setting
 
     flags = (*JOB_FLAGS[kind], _RECIPE, *own)
 
@@ -159,7 +170,13 @@ def job_command(kind: str, own: Sequence[Flag], action: Action) -> Callable[...,
                 settings[flag.key] = None if value is None or value is False or value == [] else value
         action(kind, settings, overrides, rest)
 
-    words = typer.Argument(None, metavar="[KEY=VALUE]...", help="Settings over the recipe's.", show_default=False)
+    words = typer.Argument(
+        None,
+        metavar="[KEY=VALUE]...",
+        help="Settings over the recipe's.",
+        show_default=False,
+        autocompletion=complete_setting,
+    )
     parameters = [_parameter(flag) for flag in flags]
     parameters.append(
         inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=words, annotation=list[str] | None)

@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from phenomhpc.cli.arguments import parse_minutes
+from phenomhpc.cli.complete import complete_run
 from phenomhpc.cli.runs import runs_folder
 
 
 def retry(
-    run: Annotated[str, typer.Argument(help="A run's ID, the beginning of one, or `last`.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's ID, the beginning of one, or `last`.", autocompletion=complete_run)
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[CLUSTER.KEY=VALUE]...", help="Other cluster settings.", show_default=False),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from phenomhpc.cli.complete import complete_run
 from phenomhpc.cli.output import print_json, print_table
 from phenomhpc.cli.runs import runs_folder
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def status(
-    run: Annotated[str, typer.Argument(help="A run's ID, the beginning of one, or `last`.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's ID, the beginning of one, or `last`.", autocompletion=complete_run)
+    ],
     folder: Annotated[
         str | None, typer.Option("--runs", help="Folder of the run directories.", show_default=False)
     ] = None,

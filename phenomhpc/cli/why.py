@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from phenomhpc.cli.complete import complete_run
 from phenomhpc.cli.output import print_json
 from phenomhpc.cli.runs import runs_folder
 
@@ -17,7 +18,9 @@ MAX_TRACEBACK_LINES = 30
 
 
 def why(
-    run: Annotated[str, typer.Argument(help="A run's ID, the beginning of one, or `last`.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's ID, the beginning of one, or `last`.", autocompletion=complete_run)
+    ],
     folder: Annotated[
         str | None, typer.Option("--runs", help="Folder of the run directories.", show_default=False)
     ] = None,
