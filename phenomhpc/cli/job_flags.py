@@ -130,7 +130,7 @@ def _parameter(flag: Flag) -> inspect.Parameter:
 
     from phenomhpc.cli.complete import complete_recipe, complete_run
 
-    complete = {"recipe": complete_recipe, "after": complete_run, "checkpoint": complete_run}.get(flag.name)
+    complete: Any = {"recipe": complete_recipe, "after": complete_run, "checkpoint": complete_run}.get(flag.name)
 
     kind: Any = list[str] if flag.multiple else flag.type
     switch = flag.type is bool

@@ -16,6 +16,7 @@ from pathlib import Path
 from phenomhpc.config import AnyConfig, PipelineConfig
 from phenomhpc.errors import PhenomError
 from phenomhpc.jobs.base import ArrayPlan, Plan, load
+from phenomhpc.jobs.folders import bound_folders
 from phenomhpc.jobs.pack import pace_of, pack
 from phenomhpc.jobs.retried import code_of, in_scope, run_config
 from phenomhpc.jobs.task import GANG_KIND
@@ -86,6 +87,7 @@ def submission_of(
         code=code_of(RunPaths(root), attempt),
         facts=facts,
         exclude=exclude,
+        folders=bound_folders(config, RunPaths(root)) if config.cluster.container else (),
     )
 
 

@@ -17,8 +17,10 @@ from phenomhpc.config.models import RunConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.attempts import exclusions, is_gang, submission_of, units_of
 from phenomhpc.jobs.base import ArrayPlan, GangPlan, Plan, load
+from phenomhpc.jobs.folders import folders_of
 from phenomhpc.jobs.script_code import tree_of
 from phenomhpc.runs import PACKAGE, RunPaths, changed_files
+from phenomhpc.slurm.container import problem_of
 from phenomhpc.slurm.facts import ClusterFacts
 from phenomhpc.slurm.plan import Submission
 from phenomhpc.slurm.refuse import ask_sbatch, problems_of
@@ -71,6 +73,8 @@ def prepare(
     nodes = config.cluster.nodes if is_gang(config) else 1
     problems = problems_of(config.cluster, nodes, facts) if facts else []
     fits = not problems
+    contained = problem_of(config.cluster)
+    problems += [contained] if contained else []
     problems += [*_of_code(config), *folder_problems(config, paths)]
     plan: Plan | None = GangPlan(num_nodes=nodes) if is_gang(config) else None
     if planned and not (light and isinstance(config, PretrainConfig)):
@@ -123,18 +127,6 @@ def _few(names: Sequence[str], most: int = 5) -> str:
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
-
-
-def folders_of(config: AnyConfig, paths: RunPaths) -> dict[str, Path]:
-    """Folders that a run reads or writes, by the setting that names them."""
-    found = {"runs": paths.root.parent}
-    if isinstance(config, ConvertConfig):
-        found["store"] = Path(config.store)
-    elif isinstance(config, PretrainConfig):
-        found |= {"store": Path(config.store[0])} if config.store else {}
-    elif isinstance(config, EmbedConfig):
-        found |= {"store": Path(config.store), **({"out": Path(config.out)} if config.out else {})}
-    return {name: path.absolute() for name, path in found.items()}
 
 
 def existing(path: Path) -> Path:

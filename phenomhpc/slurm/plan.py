@@ -43,6 +43,7 @@ class Submission:
     steward_minutes: int
     steward_mem_mb: int
     exclude: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()
 
     @property
     def num_nodes(self) -> int:
@@ -90,8 +91,11 @@ def plan_submission(
     code: Path,
     facts: ClusterFacts | None,
     exclude: tuple[str, ...] = (),
+    folders: tuple[Path, ...] = (),
 ) -> Submission:
-    """The attempt as Slurm will see it.  Raises UsageError listing everything that the cluster would refuse."""
+    """The attempt as Slurm will see it; folders: what its tasks must see, should they run in a container.
+
+    Raises UsageError listing everything that the cluster would refuse."""
     if facts is not None:
         problems = problems_of(cluster, num_tasks if gang else 1, facts)
         if problems:
@@ -117,6 +121,7 @@ def plan_submission(
         if partition
         else STEWARD_MINUTES,
         exclude=exclude,
+        folders=folders,
         steward_mem_mb=min(STEWARD_MEM_MB, partition.mem_mb_per_node) if partition else STEWARD_MEM_MB,
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from phenomhpc.errors import TASK_REQUEUE
 from phenomhpc.runs import RunPaths
+from phenomhpc.slurm.container import PYTHON, wrapping_of
 from phenomhpc.slurm.inside import BEGAN, LEAD, LIMIT
 from phenomhpc.slurm.plan import Submission
 from phenomhpc.slurm.window import Chunk
@@ -37,7 +38,9 @@ def _place(submission: Submission) -> dict[str, object]:
 def command_of(submission: Submission, chunk: Chunk) -> str:
     """What each task runs."""
     root = shlex.quote(str(submission.run_root))
-    return f"{submission.python} -u -m phenomhpc.jobs.slurm_task {root} {submission.attempt} {chunk.offset}"
+    inside = wrapping_of(submission.cluster, submission.folders)
+    python = PYTHON if submission.cluster.container else submission.python
+    return f"{inside.before}{python} -u -m phenomhpc.jobs.slurm_task {root} {submission.attempt} {chunk.offset}"
 
 
 def comment_of(attempt: int, chunk: Chunk) -> str:
@@ -86,6 +89,7 @@ def render(submission: Submission, chunk: Chunk) -> str:
     together = f"--kill-on-bad-exit=0 --wait={GANG_WAIT_S + math.ceil(cluster.gate_wait_s)} " if submission.gang else ""
     if submission.elastic:  # one that is lost has ended, and the others go on
         together = "--kill-on-bad-exit=0 --no-kill --wait=0 "
+    together += wrapping_of(cluster, submission.folders).srun
     job = "$SLURM_JOB_ID" if submission.gang else "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
     task = "0" if submission.gang else f"$(({chunk.offset} + SLURM_ARRAY_TASK_ID))"
     return f"""#!/bin/bash
