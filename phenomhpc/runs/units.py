@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any, overload
@@ -81,6 +81,13 @@ class Units(Sequence[Unit]):
             plain = pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(given.type)
             arrays.append(given.dictionary_encode().cast(field.type) if plain else given.cast(field.type))
         return cls(pa.table(arrays, schema=schema))
+
+    @classmethod
+    def concat(cls, parts: Iterable[Units]) -> Units:
+        """Several after each other, not copied: for who plans plate by plate."""
+        import pyarrow as pa
+
+        return cls(pa.concat_tables([unit_schema().empty_table(), *(part.table for part in parts)]))
 
     def with_tasks(self, tasks: Any) -> Units:
         """The same units, given (as a numpy array) to these tasks."""

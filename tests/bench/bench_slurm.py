@@ -31,14 +31,23 @@ MEGABYTE = 1e6
 UNITS_PER_PLATE = 24
 
 
+# As a planner does that looks at ten thousand plates at a time.
+UNITS_AT_ONCE = 10_000 * UNITS_PER_PLATE
+
+
 def many_units(number: int) -> Units:
     """As conversion names them, of uneven cost (3 to 9 s)."""
+    starts = range(0, number, UNITS_AT_ONCE)
+    return Units.concat(some_units(start, min(UNITS_AT_ONCE, number - start)) for start in starts)
+
+
+def some_units(first: int, number: int) -> Units:
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
     place = np.arange(number, dtype=np.uint32)
-    plates = pa.array([f"EXP-{plate // 96:04d}-P{plate:06d}" for plate in range(-(-number // UNITS_PER_PLATE))])
+    plates = pa.array([_plate(first // UNITS_PER_PLATE + plate) for plate in range(-(-number // UNITS_PER_PLATE))])
     plate = pa.DictionaryArray.from_arrays(pa.array((place // UNITS_PER_PLATE).astype(np.int32)), plates)
     shard = pc.utf8_lpad(pa.array(place % UNITS_PER_PLATE).cast(pa.string()), 5, "0")
     return Units.of_columns(
@@ -48,9 +57,13 @@ def many_units(number: int) -> Units:
             "plate": plate,
             "first": place % UNITS_PER_PLATE * 16,
             "count": 16,
-            "cost_s": 3 + 6 * np.random.default_rng(0).random(number, dtype=np.float32),
+            "cost_s": 3 + 6 * np.random.default_rng(first).random(number, dtype=np.float32),
         }
     )
+
+
+def _plate(number: int) -> str:
+    return f"EXP-{number // 96:04d}-P{number:06d}"
 
 
 def plan(number: int, folder: Path) -> dict[str, Any]:

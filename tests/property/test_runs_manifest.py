@@ -49,6 +49,7 @@ def test_columns_are_the_sequence_they_were_made_of(units: list[Unit]) -> None:
     assert [columns[place] for place in range(len(columns))] == units
     assert list(columns[1:5]) == units[1:5]
     assert list(columns[::-2]) == units[::-2]
+    assert list(Units.concat([columns, columns[:3], Units.of([])])) == units + units[:3]
     assert columns.num_tasks == len({unit.task for unit in units})
     with pytest.raises(IndexError):
         columns[len(units)]
