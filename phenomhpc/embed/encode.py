@@ -1,4 +1,4 @@
-"""Crops in, vectors out: a trained encoder, the same encoder untrained, or the statistics of the pixels.
+"""Crops in, vectors out: a trained encoder, or the same encoder untrained (the statistics of the pixels: intensity.py).
 
 Every batch has the same shape, the last one padded with blank crops; nothing in an encoder mixes the crops of a batch, so
 the padding changes no result.  What does move the last bits of a float32 result is the shape of a batch, a crop's place in it
@@ -15,13 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from phenomhpc.errors import UsageError
 from phenomhpc.models.mae import MaskedAutoencoder, standardise
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 
 
 class CropEncoder(Protocol):
@@ -64,44 +61,3 @@ class VitEncoder:
         ):
             vectors = self._model.encode(crops, self._block, self._pooling)
         return vectors.float().cpu().numpy()
-
-
-class IntensityStatistics:
-    """Mean, standard deviation and percentiles of the raw pixels, per channel: what a map can get without any network.
-
-    Values are in units of the scale (grey levels / scale); percentiles are those of PERCENTILES, of the kind "lower"
-    (a value that occurs).  Features: channel by channel, [mean, std, percentiles...].
-    """
-
-    PER_CHANNEL = 2 + len(PERCENTILES)
-
-    def __init__(self, scale: Sequence[float]) -> None:
-        self._scale = np.asarray(scale, dtype=np.float64)
-
-    @property
-    def num_features(self) -> int:
-        return len(self._scale) * self.PER_CHANNEL
-
-    def encode(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-        flat = pixels.reshape(*pixels.shape[:2], -1)
-        last = flat.shape[-1] - 1
-        ranks = [last * percentile // 100 for percentile in PERCENTILES]
-        quantiles = np.partition(flat, sorted(set(ranks)), axis=-1)[..., ranks]
-        mean = flat.mean(axis=-1, dtype=np.float64)
-        std = flat.std(axis=-1, dtype=np.float64)
-        statistics = np.concatenate([mean[..., None], std[..., None], quantiles], axis=-1) / self._scale[:, None]
-        return statistics.reshape(len(pixels), -1).astype(np.float32)
-
-
-def match_channels(store_channels: Sequence[str], encoder_channels: Sequence[str], store: str) -> list[int]:
-    """Index into the store's channels of each of the encoder's, by name.
-
-    Channels the encoder does not know are left out.  Raises UsageError naming a missing one.
-    """
-    missing = [name for name in encoder_channels if name not in store_channels]
-    if missing:
-        raise UsageError(
-            f"store {store}: has no channel {', '.join(missing)} (it has {', '.join(store_channels)}); "
-            "the checkpoint was trained with it, so embed a store that has it or train on this one"
-        )
-    return [list(store_channels).index(name) for name in encoder_channels]

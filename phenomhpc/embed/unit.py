@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -18,12 +18,14 @@ from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
 from phenomhpc.crops import tile
-from phenomhpc.embed.encode import CropEncoder
 from phenomhpc.embed.folder import EmbeddingsPaths
 from phenomhpc.embed.table import OK, feature_name
 from phenomhpc.embed.wells import PlateWells
 from phenomhpc.progress import Stage
 from phenomhpc.runs import CompletionRecord, commit, now, read_record, write_record
+
+if TYPE_CHECKING:
+    from phenomhpc.embed.encode import CropEncoder
 
 CHECKPOINT = "checkpoint"
 

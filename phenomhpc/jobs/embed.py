@@ -10,24 +10,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import torch
 
 from phenomhpc.config import EmbedConfig
-from phenomhpc.embed.encode import CropEncoder, IntensityStatistics, VitEncoder, match_channels
+from phenomhpc.embed.channels import match_channels
 from phenomhpc.embed.folder import Binding, EmbeddingsPaths, bind, check
+from phenomhpc.embed.intensity import IntensityStatistics
 from phenomhpc.embed.table import OK
 from phenomhpc.embed.unit import CHECKPOINT, Pixels, Writer, embed_unit, is_done
 from phenomhpc.embed.wells import PlateWells, plan_wells
 from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
-from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, load_encoder, newest_committed, read_meta
-from phenomhpc.models.mae import MaskedAutoencoder, build_mae
+from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, newest_committed, read_meta
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, TaskContext, Unit, digest_of, find_run
 from phenomhpc.store import ShardReader, Snapshot, open_store
+
+if TYPE_CHECKING:  # a plan and a dry run do without torch
+    import torch
+
+    from phenomhpc.embed.encode import CropEncoder, VitEncoder
+    from phenomhpc.models.mae import MaskedAutoencoder
 
 UNTRAINED = "untrained"
 INTENSITY = "intensity"
@@ -231,6 +237,8 @@ def _bind_all(config: EmbedConfig, source: Source, folder: EmbeddingsPaths, *, o
 
 
 def _device(config: EmbedConfig) -> torch.device:
+    import torch
+
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("embed: device=cuda: torch sees no GPU here; use device=cpu or auto")
     use_gpu = config.device != "cpu" and torch.cuda.is_available()
@@ -239,6 +247,10 @@ def _device(config: EmbedConfig) -> torch.device:
 
 def _encoders(config: EmbedConfig, source: Source) -> dict[str, CropEncoder]:
     """The checkpoint's encoder and the baselines, by source."""
+    from phenomhpc.embed.encode import VitEncoder
+    from phenomhpc.models.checkpoint import load_encoder
+    from phenomhpc.models.mae import build_mae
+
     device, meta = _device(config), source.meta
     model, _ = load_encoder(source.checkpoint, device)
 

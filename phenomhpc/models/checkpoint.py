@@ -21,15 +21,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
+from typing import TYPE_CHECKING, Any
 
 from phenomhpc.errors import UsageError, WorkError
-from phenomhpc.models.mae import MaskedAutoencoder, outline_mae
+
+if TYPE_CHECKING:  # what a checkpoint says of itself is read without torch, whose import takes seconds
+    import torch
+    from torch import Tensor
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    from phenomhpc.models.mae import MaskedAutoencoder
 
 COMMITTED = "COMMITTED"
 META = "meta.json"
@@ -178,6 +179,9 @@ def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
 
     Raises UsageError for a folder of another user or of other tensors, WorkError when its files cannot be read.
     """
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     require_owned(folder)
     reader = FileSystemReader(folder)
     try:
@@ -193,6 +197,8 @@ def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """sha256 over names, dtypes, shapes and bytes of CPU tensors, in the order of their names."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().contiguous()
@@ -206,6 +212,8 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[Mask
 
     Raises UsageError for a folder that is no checkpoint of this model, WorkError for a damaged one.
     """
+    from phenomhpc.models.mae import outline_mae
+
     meta = read_meta(folder)
     reason = damage(folder)
     if reason is not None:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from phenomhpc.embed.encode import PERCENTILES, IntensityStatistics, VitEncoder, match_channels
+from phenomhpc.embed.channels import match_channels
+from phenomhpc.embed.encode import VitEncoder
+from phenomhpc.embed.intensity import PERCENTILES, IntensityStatistics
 from phenomhpc.errors import UsageError
 from phenomhpc.models.mae import MaskedAutoencoder, build_mae
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,14 @@ def test_a_task_names_the_store_that_it_does_not_see(tmp_path: Path) -> None:
     assert len(invisible(config, RunPaths(tmp_path / "r"))) == 1
     (tmp_path / "gone").mkdir()
     assert invisible(config, RunPaths(tmp_path / "r")) == []
+
+
+@pytest.mark.parametrize("kind", ["convert", "embed", "pretrain", "evaluate"])
+def test_the_plan_of_a_dry_run_imports_no_torch(kind: str) -> None:
+    code = (
+        "import sys, phenomhpc.jobs.submit, phenomhpc.jobs.preflight\n"
+        f"from phenomhpc.jobs.base import load; load({kind!r})\n"
+        "print([name for name in ('torch', 'submitit') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
