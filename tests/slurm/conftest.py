@@ -16,7 +16,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slurm)
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+            # One that brings its own cluster runs beside the others.
+            item.add_marker(pytest.mark.xdist_group("narrow" if item.path.stem == "test_windows" else "slurm"))
             # They wait for Slurm, beside tests that compute on the same cores.
             item.add_marker(pytest.mark.timeout(900))
 

@@ -45,9 +45,8 @@ def test_the_controller_is_killed_and_comes_back_during_a_run(lab: Lab, cluster:
     try:
         seen: list[dict[str, Any]] = []
         step = gang.committed_step()
-        for _ in range(3):
-            watched(lab, gang, seen)
-            watched(lab, array, seen)
+        for run in (gang, array, gang):
+            watched(lab, run, seen)
         blind = [told for told in seen if told["id"] == gang.id]
         assert {told["state"] for told in blind} == {"unknown"}, "nobody can know"
         assert all("last known: " in told["message"] for told in blind), blind[0]["message"]
