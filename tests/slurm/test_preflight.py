@@ -125,3 +125,20 @@ def test_the_end_is_told_once_by_a_command_and_by_mail(lab: Shell, cluster: Clus
 
 def announced(run: RunPaths) -> list[tuple[str, str | None]]:
     return [(event["how"], event["problem"]) for event in read_events(run) if event["event"] == "announced"]
+
+
+def test_cancel_leaves_nothing_behind(lab: Shell, cluster: Cluster) -> None:
+    seconds = "98765"
+    run = lab.submit("run", "--nodes", "2", "cluster.gate=false", "--", "sleep", seconds, wait=False)
+
+    def at_work() -> int:
+        found = [process for number in range(1, 5) for process in cluster.processes_on(number)]
+        return sum(seconds in process.argv for process in found)
+
+    wait_until("the script runs on both nodes", lambda: at_work() >= 2, 120)
+    assert f"{run.id} is cancelled" in lab.type("cancel", run.id).stdout
+    wait_until("no process is left", lambda: at_work() == 0, 60)
+    wait_until("no job of the run is left", lambda: jobs_of(cluster) == [], 60)
+    cluster.wait_idle(60)
+    assert lab.status(run)["state"] == "cancelled"
+    assert not list(run.root.rglob("*.tmp-*")) and not list(run.root.rglob("*.partial"))

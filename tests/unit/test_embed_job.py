@@ -174,3 +174,18 @@ def test_new_takes_only_what_is_absent_of_a_grown_store(tmp_path: Path) -> None:
     screen.embed(out=str(out), new=True)
     assert read_embeddings(out).height == 2 * 8
     assert {path: path.stat().st_mtime_ns for path in first} == first
+
+
+def test_a_dry_run_reads_store_and_checkpoint_without_torch_and_makes_nothing(screen: Screen, tmp_path: Path) -> None:
+    words = ["submit", "embed", "--store", str(screen.store), "--checkpoint", str(screen.checkpoint.root), "--dry-run"]
+    code = (
+        f"import sys\nsys.argv = ['phenomhpc', *{words!r}, '--runs', 'runs']\nfrom phenomhpc.cli.main import main\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
+    )
+    bare = {**os.environ, "PATH": str(tmp_path)}  # no Slurm
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=KILL_LIMIT_S
+    )
+    assert done.stderr.strip() == "False", done.stderr
+    assert "# embed: 3 plates: 3 task(s) in 1 array(s) of Slurm" in done.stdout and "of output" in done.stdout
+    assert list(tmp_path.iterdir()) == []
