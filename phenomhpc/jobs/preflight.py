@@ -75,9 +75,20 @@ def prepare(
     fits = not problems
     contained = problem_of(config.cluster)
     problems += [contained] if contained else []
+    if config.cluster.container and config.cluster.elastic:
+        problems.append(
+            f"--nodes {config.cluster.min_nodes}:{nodes}: the nodes of an elastic gang ask Slurm who is left, and images rarely have "
+            f"its client; with cluster.container give --nodes {nodes}"
+        )
     problems += [*_of_code(config), *folder_problems(config, paths)]
     plan: Plan | None = GangPlan(num_nodes=nodes) if is_gang(config) else None
-    if planned and not (light and isinstance(config, PretrainConfig)):
+    if planned and light and isinstance(config, PretrainConfig):
+        problems += [
+            f"store {store}: does not exist; phenomhpc convert makes one"
+            for store in config.store
+            if not Path(store).is_dir()
+        ]
+    elif planned:
         try:
             plan = load(config.kind).plan(config, paths)
         except UsageError as error:

@@ -31,7 +31,7 @@ CASES = (
     ("a node's network is cut", "2:4", 2, True),
     ("the head's power is cut", "2:4", 0, False),
     ("the head's network is cut", "2:4", 0, True),
-    ("a node's power is cut, --nodes 4", "4", 2, False),
+    ("a node's power is cut, --nodes 3", "3", 2, False),
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 from phenomhpc.config import ConvertConfig, PretrainConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.base import ArrayPlan
-from phenomhpc.jobs.preflight import Space, file_system_of, folder_problems, invisible, refusal_of, space_of
+from phenomhpc.jobs.preflight import Space, file_system_of, folder_problems, invisible, prepare, refusal_of, space_of
 from phenomhpc.jobs.pretrain import num_parameters, output_bytes
 from phenomhpc.models.mae import count_parameters, outline_mae
 from phenomhpc.runs import RunPaths
@@ -89,3 +89,24 @@ def test_the_plan_of_a_dry_run_imports_no_torch(kind: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_elastic_gang_runs_in_no_container(tmp_path: Path) -> None:
+    config = PretrainConfig.model_validate(
+        {
+            "store": (str(tmp_path),),
+            "runs": str(tmp_path / "runs"),
+            "cluster": {"nodes": "2:4", "container": "docker://x/y"},
+        }
+    )
+    with pytest.raises(UsageError, match=r"--nodes 2:4: .* with cluster.container give --nodes 4"):
+        prepare(config, None, RunPaths(tmp_path / "runs" / "r"), light=True)
+
+
+def test_a_dry_run_of_a_training_names_a_store_that_is_not_there(tmp_path: Path) -> None:
+    store = tmp_path / "nope"
+    config = PretrainConfig(store=(str(store),), runs=str(tmp_path / "runs"))
+    with pytest.raises(UsageError, match=f"^store {store}: does not exist; phenomhpc convert makes one$"):
+        prepare(config, None, RunPaths(tmp_path / "runs" / "r"), light=True)
+    store.mkdir()
+    assert prepare(config, None, RunPaths(tmp_path / "runs" / "r"), light=True).submission.gang
