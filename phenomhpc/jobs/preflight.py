@@ -77,8 +77,8 @@ def prepare(
     problems += [contained] if contained else []
     if config.cluster.container and config.cluster.elastic:
         problems.append(
-            f"--nodes {config.cluster.min_nodes}:{nodes}: the nodes of an elastic gang ask Slurm who is left, and images rarely have "
-            f"its client; with cluster.container give --nodes {nodes}"
+            f"--nodes {config.cluster.min_nodes}:{nodes}: the nodes of an elastic gang ask Slurm who is left, and images "
+            f"rarely have its client; with cluster.container give --nodes {nodes}"
         )
     problems += [*_of_code(config), *folder_problems(config, paths)]
     plan: Plan | None = GangPlan(num_nodes=nodes) if is_gang(config) else None
