@@ -28,6 +28,8 @@ def shell(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Shell:
 
 def words(nodes: str, *more: str) -> list[str]:
     sizes = [f"optim.steps={STEPS}", f"checkpoint.every_steps={EVERY}"]
+    # The machine is shared with tests that compute: no node is called lost because it was slow.
+    sizes.append("cluster.lost_after_s=6")
     return ["pretrain", "--store", "store", "--nodes", nodes, "--gpus-per-node", "1", *TINY, *sizes, *more]
 
 
