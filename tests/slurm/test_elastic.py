@@ -102,6 +102,7 @@ def test_after_a_power_cut_training_goes_on_in_the_same_job(
     assert {event["job_id"] for event in of(run, "started")} == {second["job_id"]}
     assert len(of(run, "started")) == 4, "started anew: not in place"
     assert [event["node"] for event in of(run, "excluded")] == [f"n{nodes[rank]}"]
+    assert f"after losing n{nodes[rank]}" in shell.type("why", run.id).stdout
 
 
 @pytest.mark.parametrize("rank", [1, 0], ids=["a node", "the head"])
