@@ -11,13 +11,13 @@ import pytest
 from tests.cluster import Cluster, why_not
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in this folder needs the cluster, and shares it."""
+    """Everything in this folder needs the cluster, and shares that of its worker; a file's tests share what they made there."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slurm)
-            # One that brings its own cluster runs beside the others.
-            item.add_marker(pytest.mark.xdist_group("narrow" if item.path.stem == "test_windows" else "slurm"))
+            item.add_marker(pytest.mark.xdist_group(f"slurm-{item.path.stem}"))
             # They wait for Slurm, beside tests that compute on the same cores.
             item.add_marker(pytest.mark.timeout(900))
 
