@@ -31,7 +31,7 @@ demo: install
 
 # Threads that sleep at OpenMP's barriers, since two workers share the cores.
 test: install-test system-packages
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-nodes:
 	@echo "test-nodes: the Ansible bundle and its tests are still to come"
@@ -58,7 +58,7 @@ bench-gpu:
 
 # The long campaigns; small versions of them are in `make test`.
 soak: install-test system-packages
-	PHENOMHPC_SOAK=1 $(BIN)/pytest -n 2 --dist loadgroup --timeout 7200 $(PYTEST_ARGS)
+	PHENOMHPC_SOAK=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 7200 $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

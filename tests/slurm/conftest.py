@@ -11,13 +11,11 @@ import pytest
 from tests.cluster import Cluster, why_not
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in this folder needs the cluster, and shares that of its worker; a file's tests share what they made there."""
+    """Everything in this folder needs the cluster, and shares that of its worker."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slurm)
-            item.add_marker(pytest.mark.xdist_group(f"slurm-{item.path.stem}"))
             # They wait for Slurm, beside tests that compute on the same cores.
             item.add_marker(pytest.mark.timeout(900))
 
