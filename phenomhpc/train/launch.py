@@ -67,8 +67,17 @@ def launch(config: PretrainConfig, ctx: TaskContext, standing: Standing = always
         return train(config, ctx)
     rest()  # from here on the ranks are watched
     address = socket.gethostbyname(ctx.hosts[ctx.node_rank]) if ctx.num_nodes > 1 else _LOOPBACK
-    _prepare_environment(address, threads)
-    _preload(guarded=ctx.job_id is not None)
+    before = dict(os.environ)
+    try:
+        _prepare_environment(address, threads)
+        _preload(guarded=ctx.job_id is not None)
+        return _under_agent(config, ctx, standing, local, address)
+    finally:  # the caller's next job may be another: its network, its cores
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _under_agent(config: PretrainConfig, ctx: TaskContext, standing: Standing, local: int, address: str) -> TrainResult:
     draws = type(ctx.progress) is not type(progress_module.silent())
     task = dataclasses.replace(ctx, progress=progress_module.silent())
     elastic = config.cluster.elastic and ctx.num_nodes > 1

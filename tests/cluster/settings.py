@@ -86,7 +86,8 @@ def slurm_conf(spec: ClusterSpec, root: Path, *, cgroups: bool) -> str:
         "MinJobAge": 300,
         "WaitTime": 0,
         "BatchStartTimeout": 10,
-        "UnkillableStepTimeout": 15,
+        # A step on a node that was cut off tries for a minute to tell of its end; until then it counts as not killed.
+        "UnkillableStepTimeout": 120,
         "MaxArraySize": 10001,
         "MaxJobCount": 50000,
         "JobRequeue": 1,

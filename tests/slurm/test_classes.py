@@ -75,7 +75,7 @@ def provoked(lab: Lab, request: pytest.FixtureRequest) -> Iterator[dict[str, Fut
 
         futures |= {key: pool.submit(after_calm, what) for key, what in wanted(HARM).items()}
         yield futures
-    lab.cluster.wait_idle(90)
+    lab.cluster.wait_idle(180)
 
 
 def crew(lab: Lab, run: RunPaths, node: int) -> Crew:

@@ -365,6 +365,17 @@ def test_the_job_leaves_pictures_and_a_page_and_the_loss_falls(store: Path, tmp_
     assert values[-10:].mean() < 0.9 * values[:10].mean()
 
 
+def test_a_launch_leaves_the_environment_as_it_was(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever submits a job next, from this process, must not send it to this run's network interface."""
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    before = dict(os.environ)
+    config = settings(store, tmp_path, ranks_per_node=2, optim__steps=1)
+    launch(config, start(new_run(config)))
+    assert dict(os.environ) == before
+
+
 def test_a_task_that_slurm_does_not_bind_uses_no_more_cores_than_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     usable = len(os.sched_getaffinity(0))
     for granted, cores in ((None, usable), ("1", 1), (str(usable + 8), usable), ("odd", usable)):
