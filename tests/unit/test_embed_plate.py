@@ -10,8 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from phenomhpc.embed.encode import CropEncoder, IntensityStatistics
+from phenomhpc.embed.encode import CropEncoder
 from phenomhpc.embed.folder import EmbeddingsPaths
+from phenomhpc.embed.intensity import IntensityStatistics
 from phenomhpc.embed.table import feature_columns, read_embeddings
 from phenomhpc.embed.unit import CHECKPOINT, Pixels, Writer, embed_unit, is_done
 from phenomhpc.embed.wells import plan_wells
