@@ -163,6 +163,17 @@ class ConvertConfig(JobModel):
     store: str = Field("", description="folder of the store; made if absent")
     layout: Literal["auto", "phenix", "rxrx"] = "auto"
     metadata: str | None = Field(None, description="CSV joined by plate and well; default: the one the layout brings")
+    metadata_columns: dict[str, str] = Field(
+        {}, description="column of the store: column of that CSV, where the CSV does not use a known name"
+    )
+    plate_format: Literal[6, 12, 24, 48, 96, 384, 1536] | None = Field(
+        None, description="wells of the plates, where the layout does not say"
+    )
+    z: str = Field(
+        "all",
+        description="all: each plane of a stack is a field; max, focus: one field of each stack; else one plane's name",
+    )
+    timepoint: Annotated[int, Field(ge=0)] | None = Field(None, description="the timepoint to convert; default: all")
     codec: CodecConfig = CodecConfig()
     chunk_px: PositiveInt = Field(128, description="edge of an inner chunk, pixels")
     shard_mb: PositiveInt = Field(
@@ -175,6 +186,11 @@ class ConvertConfig(JobModel):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("z", mode="before")
+    @classmethod
+    def _name_of_plane(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
 
 
 class ModelConfig(Model):

@@ -6,14 +6,14 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phenomhpc.config.models import ConvertConfig
 from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
-from phenomhpc.plates import Plate, PlateFolder, UnreadableImage, find_plates, plane_shape, read_plate
+from phenomhpc.plates import Plate, PlateFolder, ReadOptions, UnreadableImage, find_plates, plane_shape, read_plate
 from phenomhpc.runs import read_record
 from phenomhpc.store.convert import ASSUMED_BYTES_PER_S, Work, convert_unit, plan_units, write_facts
 from phenomhpc.store.layout import StorePaths
@@ -30,7 +30,18 @@ EXPECTED_RATIO = 0.65
 
 
 def _read(found: PlateFolder, config: ConvertConfig) -> Plate:
-    return read_plate(found, Path(config.metadata) if config.metadata else None)
+    return read_plate(found, read_options(config))
+
+
+def read_options(config: ConvertConfig) -> ReadOptions:
+    """What the settings say about how plates are read."""
+    return ReadOptions(
+        metadata=Path(config.metadata) if config.metadata else None,
+        columns=dict(config.metadata_columns),
+        plate_format=config.plate_format,
+        z=config.z,
+        timepoint=config.timepoint,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +63,7 @@ def _plates(config: ConvertConfig) -> Iterator[Plate | BadPlate]:
             plate = _read(found, config)
             _size(plate)
         except UsageError as error:
-            if _is_sound(found):
+            if _is_sound(found, config):
                 raise
             last = str(error)
             yield BadPlate(key=found.key, reason=last)
@@ -63,10 +74,10 @@ def _plates(config: ConvertConfig) -> Iterator[Plate | BadPlate]:
         raise UsageError(last)
 
 
-def _is_sound(found: PlateFolder) -> bool:
+def _is_sound(found: PlateFolder, config: ConvertConfig) -> bool:
     """Can the plate be read without the person's own table?"""
     try:
-        _size(read_plate(found, None))
+        _size(read_plate(found, replace(read_options(config), metadata=None)))
     except UsageError:
         return False
     return True
@@ -76,15 +87,13 @@ def _size(plate: Plate) -> tuple[int, int, str]:
     """Height, width and dtype of a plate: those of its first plane that can be read."""
     reason = "it lists no plane"
     for field in plate.fields:
-        for plane in field.planes:
-            if plane is None:
-                continue
+        for plane in (plane for stack in field.planes for plane in stack if plane is not None):
             try:
                 return plane_shape(plane)
             except UnreadableImage as error:
-                reason = f"{plane.name}: {error}"
+                reason = f"{plane.path.name}: {error}"
             except OSError as error:
-                reason = f"{plane.name}: {error.strerror}"
+                reason = f"{plane.path.name}: {error.strerror}"
     raise UsageError(f"plate {plate.root}: no plane of it can be read ({reason})")
 
 

@@ -13,7 +13,8 @@ from typing import Protocol
 
 from phenomhpc.errors import UsageError
 from phenomhpc.plates import phenix, rxrx
-from phenomhpc.plates.types import Plate, PlateFolder
+from phenomhpc.plates.select import select
+from phenomhpc.plates.types import Plate, PlateFolder, ReadOptions
 
 # A plate lies in the folder named, in one below it, or two below it: ROOT/EXPERIMENT/PLATE.
 DEPTH = 2
@@ -31,8 +32,8 @@ class Layout(Protocol):
     def describe(self, folder: Path) -> PlateFolder:
         """Path, key and names of a plate that sniff() has found."""
 
-    def read(self, found: PlateFolder, metadata: Path | None) -> Plate:
-        """Parse the plate; `metadata` is the CSV given by the user.  Raises UsageError with one line."""
+    def read(self, found: PlateFolder, options: ReadOptions) -> Plate:
+        """Parse the plate, all z planes and timepoints of it.  Raises UsageError with one line."""
 
 
 # In this order: the first that knows a folder has it.
@@ -112,6 +113,6 @@ def _walk(folder: Path, layouts: Sequence[Layout], depth: int) -> Iterator[Plate
         yield from _walk(folder / name, layouts, depth - 1)
 
 
-def read_plate(found: PlateFolder, metadata: Path | None = None) -> Plate:
-    """Parse a found plate; `metadata` joins a CSV by plate and well.  Raises UsageError with one line."""
-    return LAYOUTS[found.layout].read(found, metadata)
+def read_plate(found: PlateFolder, options: ReadOptions = ReadOptions()) -> Plate:  # noqa: B008  frozen
+    """Parse a found plate and keep what `options` ask for.  Raises UsageError with one line."""
+    return select(LAYOUTS[found.layout].read(found, options), options.z, options.timepoint)

@@ -9,13 +9,13 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from phenomhpc.plates.types import UnreadableImage
+from phenomhpc.plates.types import Plane, UnreadableImage
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Plane = NDArray[np.uint8] | NDArray[np.uint16]
+    Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
 # tifffile logs every oddity of a file; what matters becomes an UnreadableImage.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -53,7 +53,7 @@ HEADER_BYTES = 65536
 _DTYPES = ("uint8", "uint16")
 
 
-def read_plane(data: bytes, name: str) -> Plane:
+def read_plane(data: bytes, name: str) -> Pixels:
     """The plane (H, W), uint8 or uint16 in native byte order, of a file's bytes; what they are tells the format.
 
     Raises UnreadableImage with a short reason for anything that is not one whole grey plane: also where a decoder would
@@ -64,7 +64,7 @@ def read_plane(data: bytes, name: str) -> Plane:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            plane: Plane = _decode(data)
+            plane: Pixels = _decode(data)
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise dozens of kinds; every one of them means the same here
@@ -226,11 +226,22 @@ def _decode_tiff(data: bytes) -> Any:
         return page.asarray(maxworkers=1)
 
 
-def plane_shape(path: Path) -> tuple[int, int, str]:
-    """Height, width and dtype (uint8 or uint16) of a plane's file, from its header.
+def plane_bytes(plane: Plane) -> bytes:
+    """The bytes that hold a plane, as they are hashed.  Raises OSError when they cannot be read."""
+    return plane.path.read_bytes()
+
+
+def decode_plane(plane: Plane, data: bytes) -> Pixels:
+    """The pixels (H, W) of a plane, uint8 or uint16, from what plane_bytes() gave.  Raises UnreadableImage."""
+    return read_plane(data, plane.path.name)
+
+
+def plane_shape(plane: Plane) -> tuple[int, int, str]:
+    """Height, width and dtype (uint8 or uint16) of a plane, from its header.
 
     Raises UnreadableImage, or OSError when the file cannot be read.
     """
+    path = plane.path
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)
     if not head:

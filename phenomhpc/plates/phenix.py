@@ -13,7 +13,7 @@ from typing import Any
 
 from phenomhpc.errors import UsageError
 from phenomhpc.plates.metadata import Wells, wells_of_plate
-from phenomhpc.plates.types import Channel, Field, Plate, PlateFolder, Well, plate_key
+from phenomhpc.plates.types import Channel, Field, Plane, Plate, PlateFolder, ReadOptions, Well, plate_key
 
 NAME = "phenix"
 INDEX_NAMES = ("Index.idx.xml", "Index.xml")
@@ -71,15 +71,15 @@ def _texts(element: Any, names: frozenset[str]) -> dict[str, str]:
     return {name: (child.text or "").strip() for child in element if (name := _local(child.tag)) in names}
 
 
-def read(found: PlateFolder, metadata: Path | None) -> Plate:
+def read(found: PlateFolder, options: ReadOptions) -> Plate:
     """Parse the index.  Raises UsageError naming the file for anything malformed or hostile.
 
-    The index does not say what was done to a well: `metadata` is joined by the plate's ID alone.
+    The index does not say what was done to a well: a metadata table is joined by the plate's ID alone.
     """
     index = index_file(found.path)
     if index is None:
         raise UsageError(f"plate {found.path}: its {INDEX_NAMES[0]} is gone")
-    known = wells_of_plate(metadata, None, (found.plate, found.key)) if metadata else {}
+    known = wells_of_plate(options.metadata, None, (found.plate, found.key)) if options.metadata else {}
     about, images = _parse(found, index)
     try:
         return _plate(found, index, about, images, known)
@@ -182,14 +182,14 @@ def _field(
 ) -> Field:
     well, site, timepoint, plane = where
     any_image = next(iter(planes.values()))
-    paths = [_inside(root, planes[slot]["URL"]) if slot in planes else None for slot in range(num_channels)]
+    found = [Plane(_inside(root, planes[slot]["URL"])) if slot in planes else None for slot in range(num_channels)]
     return Field(
         index=number,
         well=well,
         site=site,
         timepoint=timepoint,
         z=str(plane),
-        planes=tuple(paths),
+        planes=tuple((plane,) for plane in found),
         position_x_um=_micrometres(any_image.get("PositionX")),
         position_y_um=_micrometres(any_image.get("PositionY")),
         pixel_size_um=_micrometres(any_image.get("ImageResolutionX")),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from phenomhpc.errors import UsageError
 from phenomhpc.plates.metadata import Wells, wells_of_plate
-from phenomhpc.plates.types import Channel, Field, Plate, PlateFolder, Well, plate_format, plate_key
+from phenomhpc.plates.types import Channel, Field, Plane, Plate, PlateFolder, ReadOptions, Well, plate_format, plate_key
 
 NAME = "rxrx"
 LOOKED_FOR = "RxRx (EXPERIMENT/PlateN/AA02_s1_w3.png)"
@@ -62,18 +62,18 @@ def metadata_beside(folder: Path) -> Path | None:
     return None
 
 
-def read(found: PlateFolder, metadata: Path | None) -> Plate:
+def read(found: PlateFolder, options: ReadOptions) -> Plate:
     """List the plate.  Raises UsageError naming a name or a duplicate that cannot be placed."""
-    metadata = metadata or metadata_beside(found.path)
-    planes: dict[tuple[Well, int], dict[int, Path]] = defaultdict(dict)
+    metadata = options.metadata or metadata_beside(found.path)
+    planes: dict[tuple[Well, int], dict[int, Plane]] = defaultdict(dict)
     for name in sorted(os.listdir(found.path)):  # noqa: PTH208  a million names: no Path objects
         match = _IMAGE.fullmatch(name)
         if match:
             well, site, channel = _place(found, name, match)
             if channel in planes[well, site]:
-                twin = planes[well, site][channel].name
+                twin = planes[well, site][channel].path.name
                 raise UsageError(f"plate {found.path}: {twin} and {name} are the same plane; remove one of them")
-            planes[well, site][channel] = found.path / name
+            planes[well, site][channel] = Plane(found.path / name)
     if not planes:
         raise UsageError(f"plate {found.path}: no image such as AA02_s1_w3.png is left in it")
     known = wells_of_plate(metadata, found.experiment, (found.plate, found.path.name)) if metadata else {}
@@ -87,7 +87,7 @@ def _place(found: PlateFolder, name: str, match: re.Match[str]) -> tuple[Well, i
         raise UsageError(f"plate {found.path}: {name}: {error}") from error
 
 
-def _plate(found: PlateFolder, planes: dict[tuple[Well, int], dict[int, Path]], known: Wells) -> Plate:
+def _plate(found: PlateFolder, planes: dict[tuple[Well, int], dict[int, Plane]], known: Wells) -> Plate:
     numbers = sorted({channel for found_planes in planes.values() for channel in found_planes})
     sites = sorted({site for _, site in planes})
     wells = sorted({well for well, _ in planes} | {Well.parse(name) for name in known})
@@ -106,7 +106,7 @@ def _plate(found: PlateFolder, planes: dict[tuple[Well, int], dict[int, Path]], 
                 index=index,
                 well=well,
                 site=site,
-                planes=tuple(planes.get((well, site), {}).get(number) for number in numbers),
+                planes=tuple((planes.get((well, site), {}).get(number),) for number in numbers),
             )
             for index, (well, site) in enumerate(declared)
         ),

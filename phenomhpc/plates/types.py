@@ -11,6 +11,11 @@ from pathlib import Path
 
 from phenomhpc.errors import UsageError
 
+# Why a field is set aside; the store's fields table has these.
+OK, MISSING_PLANE, UNREADABLE, BAD_SHAPE, DUPLICATE, HOSTILE = (
+    "ok", "missing_plane", "unreadable", "bad_shape", "duplicate", "hostile",
+)  # fmt: skip
+
 _WELL = re.compile(r"([A-Za-z]{1,2})0*([1-9][0-9]{0,2})")
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9._-]")
 # A key becomes a file name with endings; file systems hold 255 bytes.
@@ -66,12 +71,29 @@ class Channel:
     emission_nm: float | None = None
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Plane:
+    """One two-dimensional image: the only one of a file, or one of several.
+
+    path: absolute.  index: None for a file's only image; else its position along the leading axes of what `path` names
+    (an array of an OME-Zarr image is a folder).
+    """
+
+    path: Path
+    index: tuple[int, ...] | None = None
+
+
+# The z planes of one channel in order; one, unless a stack is projected.  None: the layout says that there is none.
+Stack = tuple[Plane | None, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One site of one well: a plane per channel.
+    """One site of one well: for each channel a plane, or the planes of a z stack that become one.
 
-    index: position on the stored array's first axis, from the declared layout.  planes: absolute paths in channel order,
-    None where the layout says that there is none.  Positions and pixel size in micrometres.
+    index: position on the stored array's first axis, from the declared layout.  planes: in channel order.  problem:
+    (status, reason) of a field that its layout declares in a way that cannot be converted; it keeps its slot.  z: the
+    plane's name in the layout, or how a stack was projected.  Positions and pixel size in micrometres.
     """
 
     index: int
@@ -79,7 +101,8 @@ class Field:
     site: int
     timepoint: int = 0
     z: str = ""
-    planes: tuple[Path | None, ...]
+    planes: tuple[Stack, ...]
+    problem: tuple[str, str] | None = None
     position_x_um: float | None = None
     position_y_um: float | None = None
     pixel_size_um: float | None = None
@@ -90,7 +113,9 @@ class Plate:
     """A plate as its layout declares it.
 
     key: EXPERIMENT__PLATE, the name in a store.  metadata: well name -> column -> text; columns are those of the store's
-    fields table (perturbation, gene, is_control ...), a user's own are meta_*.
+    fields table (perturbation, gene, is_control ...), a user's own are meta_*.  projection: how the stacks of its fields
+    become planes, "max" or "focus"; "" where no field has one.  illumination: for each channel what its layout says of
+    uneven light, as JSON text; () where it says nothing.  strays: (thing, reason) of images that have no place on it.
     """
 
     key: str
@@ -104,6 +129,26 @@ class Plate:
     root: Path
     layout: str
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    projection: str = ""
+    illumination: tuple[str | None, ...] = ()
+    strays: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """What a person says about raw plates beside their folders.
+
+    metadata: a CSV joined by plate and well, in place of the one that the layout brings.  columns: column of the store ->
+    column of that CSV, where the names are not known ones.  plate_format: wells of the plates, where the layout does not
+    say.  z: "all" keeps every plane as a field, "max" and "focus" project, a plane's name keeps that one.  timepoint:
+    keeps that one.
+    """
+
+    metadata: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    plate_format: int | None = None
+    z: str = "all"
+    timepoint: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

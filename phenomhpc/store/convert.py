@@ -8,18 +8,15 @@ Begin = remove the record, then what an earlier try left of the shard.  What hol
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
 from google_crc32c import extend
-from google_crc32c import value as crc32c
 
-from phenomhpc.plates import Field, Plate, UnreadableImage, read_plane
+from phenomhpc.plates import Field, Plane, Plate
+from phenomhpc.plates.types import OK
 from phenomhpc.runs import (
     CompletionRecord,
     Unit,
@@ -32,29 +29,24 @@ from phenomhpc.runs import (
     remove_temporaries,
     write_record,
 )
+from phenomhpc.store.fieldpixels import FieldReader
 from phenomhpc.store.layout import StorePaths, unit_id
-from phenomhpc.store.shards import Geometry, Pixels, ShardWriter
+from phenomhpc.store.shards import Geometry, ShardWriter
 from phenomhpc.store.spec import DatasetSpec, Store
 
 KIND = "convert"
-OK, MISSING_PLANE, UNREADABLE, BAD_SHAPE, DUPLICATE = "ok", "missing_plane", "unreadable", "bad_shape", "duplicate"
 # One core reads, decodes and encodes about this much (raw bytes per second); for packing only.
 ASSUMED_BYTES_PER_S = 60e6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """One raw plane as it was read: what the digest binds to."""
-
-    channel: str
-    path: str
-    sha256: str
-    bytes: int
-
-
-def unit_settings(spec: DatasetSpec, geometry: Geometry, fields: range) -> dict[str, Any]:
+def unit_settings(plate: Plate, spec: DatasetSpec, geometry: Geometry, fields: range) -> dict[str, Any]:
     """What else than the sources decides the shard's bytes."""
-    return {"spec": asdict(spec), "geometry": asdict(geometry), "fields": [fields.start, fields.stop]}
+    settings = {"spec": asdict(spec), "geometry": asdict(geometry), "fields": [fields.start, fields.stop]}
+    declared = [
+        [field.well.name, field.site, field.timepoint, field.z, field.problem, field.position_x_um, field.position_y_um,
+         field.pixel_size_um] for field in plate.fields[fields.start : fields.stop]
+    ]  # fmt: skip
+    return {**settings, "declared": declared, "projection": plate.projection}
 
 
 def plan_units(paths: StorePaths, plate: Plate, spec: DatasetSpec, geometry: Geometry) -> tuple[list[Unit], int]:
@@ -66,7 +58,7 @@ def plan_units(paths: StorePaths, plate: Plate, spec: DatasetSpec, geometry: Geo
     pending: list[Unit] = []
     for shard in range(geometry.num_shards):
         fields = geometry.fields_of(shard)
-        settings = unit_settings(spec, geometry, fields)
+        settings = unit_settings(plate, spec, geometry, fields)
         record = read_record(paths.record(plate.key, shard))
         if record and _still_holds(record, settings, plate.fields[fields.start : fields.stop], paths, shard):
             continue
@@ -86,7 +78,7 @@ def plan_units(paths: StorePaths, plate: Plate, spec: DatasetSpec, geometry: Geo
 def _still_holds(
     record: CompletionRecord, settings: Mapping[str, Any], fields: Sequence[Field], paths: StorePaths, shard: int
 ) -> bool:
-    if record.pending != tuple(_stat(path) for field in fields for path in field.planes):
+    if record.pending != _stats(fields):
         return False
     sources = [source for row in record.rows for source in row["sources"]]
     plate = record.unit_id.rsplit("/", 1)[0]
@@ -94,10 +86,15 @@ def _still_holds(
     return same and paths.shard(plate, shard).is_file()
 
 
-def _stat(path: Path | None) -> tuple[str, int, int]:
+def _stats(fields: Iterable[Field]) -> tuple[tuple[str, int, int], ...]:
+    return tuple(_stat(plane) for field in fields for stack in field.planes for plane in stack)
+
+
+def _stat(plane: Plane | None) -> tuple[str, int, int]:
     """[path, bytes, mtime_ns] of a declared plane; sizes of -1 where it is not there."""
-    if path is None:
+    if plane is None:
         return ("", -1, -1)
+    path = plane.path
     try:
         status = path.stat()
     except OSError:
@@ -132,22 +129,23 @@ def convert_unit(
     record_path.unlink(missing_ok=True)
     shard_path.unlink(missing_ok=True)
     remove_temporaries(shard_path.parent, shard_path.name)
-    pending = tuple(_stat(path) for field in fields for path in field.planes)
+    pending = _stats(fields)
     rows: list[dict[str, Any]] = []
     with committing(shard_path, token=work.token) as file:
         counted = _Counted(file)
         writer = ShardWriter(cast(BinaryIO, counted), store.spec, geometry)
+        reader = FieldReader(plate, store.spec, geometry)
         for field in fields:
-            pixels, row, num_bytes = _read_field(field, plate, store.spec, geometry)
-            writer.append(pixels)
-            rows.append(row)
-            advance(num_bytes)
+            found = reader.read(field)
+            writer.append(found.pixels)
+            rows.append(dict(found.row))
+            advance(found.num_bytes)
         writer.finish()
         work.check_fence()
     sources = [source for row in rows for source in row["sources"]]
     record = CompletionRecord(
         unit_id=unit.unit_id,
-        digest=digest_of(KIND, unit_settings(store.spec, geometry, geometry.fields_of(shard)), sources),
+        digest=digest_of(KIND, unit_settings(plate, store.spec, geometry, geometry.fields_of(shard)), sources),
         attempt=work.attempt,
         task=work.task,
         token=work.token,
@@ -177,77 +175,6 @@ class _Counted:
         self._file.write(data)
         self.size += len(data)
         self.crc = extend(self.crc, data)
-
-
-def _read_field(
-    field: Field, plate: Plate, spec: DatasetSpec, geometry: Geometry
-) -> tuple[Pixels | None, dict[str, Any], int]:
-    """A field's pixels (C, H, W), or None when set aside; its row; and the bytes read."""
-    pixels = np.empty((geometry.num_channels, geometry.height, geometry.width), np.dtype(spec.dtype).newbyteorder("<"))
-    sources: list[dict[str, Any]] = []
-    problems: list[tuple[str, str]] = []
-    for position, source, plane, problem in _read_planes(field, plate):
-        if source is not None:
-            sources.append(asdict(source))
-        if problem is None and plane is not None:
-            problem = _misfit(plane, spec, geometry)
-            if problem is None:
-                pixels[position] = plane
-        if problem is not None:
-            problems.append((problem[0], f"{plate.channels[position].name}: {problem[1]}"))
-    status, reason = problems[0] if problems else (OK, None)
-    row = {
-        "field_index": field.index,
-        "well": field.well.name,
-        "row": field.well.row,
-        "column": field.well.column,
-        "site": field.site,
-        "timepoint": field.timepoint,
-        "z": field.z,
-        "status": status,
-        "reason": reason,
-        "position_x_um": field.position_x_um,
-        "position_y_um": field.position_y_um,
-        "pixel_size_um": field.pixel_size_um,
-        "sources": sources,
-        "crc32c": None if problems else crc32c(pixels.tobytes()),
-    }
-    return (None if problems else pixels), row, sum(source["bytes"] for source in sources)
-
-
-Problem = tuple[str, str]
-
-
-def _read_planes(field: Field, plate: Plate) -> Iterator[tuple[int, Source | None, Pixels | None, Problem | None]]:
-    """Each declared plane, read once: hashed and decoded from the same bytes."""
-    for position, path in enumerate(field.planes):
-        if path is None:
-            yield position, None, None, (MISSING_PLANE, "no plane")
-            continue
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            yield position, None, None, (MISSING_PLANE, f"{path.name} does not exist")
-            continue
-        except OSError as error:
-            yield position, None, None, (UNREADABLE, f"{path.name}: {error.strerror}")
-            continue
-        name = str(path.relative_to(plate.root)) if path.is_relative_to(plate.root) else str(path)
-        channel = plate.channels[position].name
-        source = Source(channel=channel, path=name, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
-        try:
-            yield position, source, read_plane(data, path.name), None
-        except UnreadableImage as error:
-            yield position, source, None, (UNREADABLE, f"{path.name}: {error}")
-
-
-def _misfit(plane: Pixels, spec: DatasetSpec, geometry: Geometry) -> Problem | None:
-    if plane.shape != (geometry.height, geometry.width):
-        have, want = "x".join(map(str, plane.shape)), f"{geometry.height}x{geometry.width}"
-        return BAD_SHAPE, f"{have} pixels, the plate has {want}"
-    if plane.dtype != np.dtype(spec.dtype):
-        return BAD_SHAPE, f"{plane.dtype}, the store has {spec.dtype}"
-    return None
 
 
 def write_facts(paths: StorePaths, plate: Plate) -> None:

@@ -38,7 +38,7 @@ def main() -> None:
         root = Path(folder)
         write_plates(root / "raw", SPEC, silent())
         plate = read_plate(find_plates([str(root / "raw")])[0])
-        fields = [[plane for plane in field.planes if plane] for field in plate.fields]
+        fields = [[plane.path for (plane,) in field.planes if plane] for field in plate.fields]
 
         def convert() -> None:
             shutil.rmtree(root / "store", ignore_errors=True)

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phenomhpc.crops import Loader, Sampler
-from phenomhpc.plates import find_plates, read_plane, read_plate
+from phenomhpc.plates import decode_plane, find_plates, plane_bytes, read_plate
 from phenomhpc.plates.synthetic.biology import LATENTS, SyntheticSpec, plate_effect
 from phenomhpc.plates.synthetic.painting import paint_field
 from phenomhpc.progress import silent
@@ -87,8 +87,8 @@ def painted(dtype: Literal["uint8", "uint16"], fields: int) -> NDArray[Any]:
 
 def photographed(dtype: str, fields: int, raw: Path) -> NDArray[Any]:
     """(F, 6, 2048, 2048): the real field tiled and turned; as uint8, scaled to each channel's 99.9th percentile."""
-    plate = read_plate(find_plates([str(raw)])[0], None)
-    planes = [read_plane(path.read_bytes(), path.name) for path in plate.fields[0].planes if path is not None]
+    plate = read_plate(find_plates([str(raw)])[0])
+    planes = [decode_plane(plane, plane_bytes(plane)) for (plane,) in plate.fields[0].planes if plane is not None]
     field = np.stack(planes)
     if dtype == "uint8":
         top = np.percentile(field, 99.9, axis=(1, 2), keepdims=True)

@@ -90,9 +90,9 @@ def test_a_sparse_plate_keeps_every_plane_at_its_declared_position(
         assert len(plate.channels) == len(numbers)
         for field in plate.fields:
             found = images.get((field.well.row, field.well.column, field.site), set())
-            for number, plane in zip(numbers, field.planes, strict=True):
+            for number, (plane,) in zip(numbers, field.planes, strict=True):
                 assert (plane is not None) == (number in found)
-                assert plane is None or f"_s{field.site}_{written[0]}{number}." in plane.name
+                assert plane is None or f"_s{field.site}_{written[0]}{number}." in plane.path.name
 
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=8))

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates import Channel, Field, Plate, PlateFolder, Well, find_plates, plate_key, read_plate
+from phenomhpc.plates import (
+    Channel,
+    Field,
+    Plane,
+    Plate,
+    PlateFolder,
+    ReadOptions,
+    Well,
+    find_plates,
+    plate_key,
+    read_plate,
+)
 from phenomhpc.plates.find import LAYOUTS
 from phenomhpc.plates.synthetic import write_plates
 from phenomhpc.progress import silent
@@ -57,8 +68,8 @@ def test_missing_files_and_wells_keep_their_slots(raw: Path, tmp_path: Path) -> 
         plane.unlink()
     plate = read_plate(find_plates([str(folder)])[0])
     assert [field.well.name for field in plate.fields] == ["A01", "A02", "A03", "B01", "B02", "B03"]
-    assert [plane is None for plane in plate.fields[0].planes] == [False, False, True, False, False, False]
-    assert all(plane is None for plane in plate.fields[1].planes)
+    assert [plane is None for (plane,) in plate.fields[0].planes] == [False, False, True, False, False, False]
+    assert all(plane is None for (plane,) in plate.fields[1].planes)
 
 
 def test_two_sources_of_one_key_are_refused_naming_both(raw: Path, tmp_path: Path) -> None:
@@ -85,9 +96,9 @@ def test_a_well_without_images_that_the_metadata_list_keeps_its_slot(raw: Path, 
     (tmp_path / "raw" / "metadata.csv").unlink()
     without = read_plate(find_plates([str(folder)])[0])
     assert [field.well.name for field in without.fields] == ["A01", "A03", "B01", "B02", "B03"]
-    known = read_plate(find_plates([str(folder)])[0], raw / "metadata.csv")
+    known = read_plate(find_plates([str(folder)])[0], ReadOptions(metadata=raw / "metadata.csv"))
     assert [field.well.name for field in known.fields] == ["A01", "A02", "A03", "B01", "B02", "B03"]
-    assert known.fields[1].planes == (None,) * 6
+    assert known.fields[1].planes == ((None,),) * 6
 
 
 def test_fields_go_by_row_column_and_site_past_z(tmp_path: Path) -> None:
@@ -102,7 +113,7 @@ def test_fields_go_by_row_column_and_site_past_z(tmp_path: Path) -> None:
     assert (plate.rows, plate.columns) == (32, 48)
     assert [channel.name for channel in plate.channels] == ["w1", "w3"]
     last = plate.fields[-1].planes
-    assert last[0] is None and last[1] == folder / "AA02_s2_3.jp2"
+    assert last == ((None,), (Plane(folder / "AA02_s2_3.jp2"),))
 
 
 def test_two_files_of_one_plane_are_refused_naming_both(raw: Path, tmp_path: Path) -> None:
@@ -155,11 +166,11 @@ class OneWell:
     def describe(self, folder: Path) -> PlateFolder:
         return PlateFolder(path=folder, layout=self.NAME, key=folder.name, experiment="E", plate=folder.name)
 
-    def read(self, found: PlateFolder, metadata: Path | None) -> Plate:
-        plane = found.path / (found.path / "plate.txt").read_text()
+    def read(self, found: PlateFolder, options: ReadOptions) -> Plate:
+        plane = Plane(found.path / (found.path / "plate.txt").read_text())
         return Plate(
             key=found.key, experiment="E", plate=found.plate, rows=1, columns=1, channels=(Channel(index=0, name="c"),),
-            fields=(Field(index=0, well=Well(row=1, column=1), site=1, planes=(plane,)),), root=found.path, layout=self.NAME,
+            fields=(Field(index=0, well=Well(row=1, column=1), site=1, planes=((plane,),)),), root=found.path, layout=self.NAME,
         )  # fmt: skip
 
 
@@ -170,7 +181,7 @@ def test_another_layout_plugs_in_as_one_object(raw: Path, tmp_path: Path, monkey
     (tmp_path / "mine" / "plate.txt").write_text("image.tif")
     found = {plate.key: plate for plate in find_plates([str(tmp_path / "raw"), str(tmp_path / "mine")])}
     assert set(found) == {"SYN-01__Plate1", "SYN-02__Plate1", "mine"}
-    assert read_plate(found["mine"]).fields[0].planes == (tmp_path / "mine" / "image.tif",)
+    assert read_plate(found["mine"]).fields[0].planes == ((Plane(tmp_path / "mine" / "image.tif"),),)
 
 
 def test_plate_names_become_keys_that_never_meet() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from phenomhpc.plates import UnreadableImage, plane_shape, read_plane
+from phenomhpc.plates import Plane, UnreadableImage, plane_shape, read_plane
 from phenomhpc.plates.synthetic.writing import encode
 
 
@@ -26,7 +26,7 @@ def test_every_format_comes_back_and_a_cut_file_never_passes_for_a_whole_one(
     assert np.array_equal(read_plane(data, "x"), noise)
     path = tmp_path / f"x.{image_format}"
     path.write_bytes(data)
-    assert plane_shape(path) == (61, 83, dtype)
+    assert plane_shape(Plane(path)) == (61, 83, dtype)
     for cut in [*range(0, len(data), max(1, len(data) // 60)), len(data) - 1]:
         try:
             plane = read_plane(data[:cut], "x")
@@ -143,7 +143,7 @@ def test_what_is_no_plane_is_refused_by_both_readers(data: bytes, said: str, tmp
     path.write_bytes(data)
     if "compression" not in said:  # seen by decoding only
         with pytest.raises(UnreadableImage, match=said):
-            plane_shape(path)
+            plane_shape(Plane(path))
 
 
 def test_a_small_file_that_claims_a_large_plane_is_refused_before_memory_is_taken() -> None:
@@ -166,6 +166,6 @@ def test_a_file_without_a_header_has_no_shape(tmp_path: Path) -> None:
     }.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UnreadableImage):
-            plane_shape(tmp_path / name)
+            plane_shape(Plane(tmp_path / name))
     with pytest.raises(FileNotFoundError):
-        plane_shape(tmp_path / "absent")
+        plane_shape(Plane(tmp_path / "absent"))

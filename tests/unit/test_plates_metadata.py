@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates import find_plates, read_plate
+from phenomhpc.plates import ReadOptions, find_plates, read_plate
 from phenomhpc.plates.metadata import wells_of_plate
 from phenomhpc.plates.synthetic import write_plates
 from phenomhpc.progress import silent
@@ -36,7 +36,7 @@ def test_rxrx_metadata_are_joined_by_experiment_plate_and_well(raw: Path) -> Non
 def test_smiles_with_commas_and_rxrx1_names_are_read(raw: Path, tmp_path: Path) -> None:
     table = tmp_path / "m.csv"
     table.write_text('experiment,plate,well,sirna,SMILES,my_note\nSYN-01,1,A01,s1,"C(C,N)",hello\n')
-    plate = read_plate(find_plates([str(raw / "SYN-01")])[0], table)
+    plate = read_plate(find_plates([str(raw / "SYN-01")])[0], ReadOptions(metadata=table))
     row = plate.metadata["A01"]
     assert (row["smiles"], row["treatment"], row["perturbation"], row["meta_my_note"]) == (
         "C(C,N)",
@@ -49,7 +49,7 @@ def test_smiles_with_commas_and_rxrx1_names_are_read(raw: Path, tmp_path: Path) 
 def test_a_csv_with_a_wrong_well_is_refused_by_line(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("plate,well,gene\n1,A01,G\n1,77,G\n")
     with pytest.raises(UsageError, match=r"m.csv: line 3: '77' is no well"):
-        read_plate(find_plates([str(raw / "SYN-01")])[0], tmp_path / "m.csv")
+        read_plate(find_plates([str(raw / "SYN-01")])[0], ReadOptions(metadata=tmp_path / "m.csv"))
 
 
 def table(folder: Path, text: str) -> Path:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates import UnreadableImage, find_plates, plane_shape, read_plane, read_plate
+from phenomhpc.plates import (
+    ReadOptions,
+    UnreadableImage,
+    decode_plane,
+    find_plates,
+    plane_bytes,
+    plane_shape,
+    read_plane,
+    read_plate,
+)
 from tests.unit.raw_plates import image, phenix
 
 
@@ -19,14 +28,14 @@ def test_the_real_phenix_plate_is_16_by_24_and_its_well_a01(shared_data: Path) -
     assert [field.well.name for field in plate.fields] == ["A01"]
     assert [channel.name for channel in plate.channels][-2:] == ["HOECHST 33342", "Brightfield"]
     assert plate.fields[0].pixel_size_um == pytest.approx(0.5979760809567617)
-    assert plane_shape(plate.fields[0].planes[0]) == (1080, 1080, "uint16")  # type: ignore[arg-type]
+    assert plane_shape(plate.fields[0].planes[0][0]) == (1080, 1080, "uint16")  # type: ignore[arg-type]
 
 
 def test_a_phenix_plane_that_is_not_listed_stays_a_hole_and_order_is_declared(tmp_path: Path) -> None:
     images = image(10, "d.tiff", row=2) + image(1, "a.tiff", row=2) + image(2, "b.tiff") + image(1, "c.tiff")
     plate = read_plate(find_plates([str(phenix(tmp_path / "m", images))])[0])
     assert [channel.name for channel in plate.channels] == ["c1", "c2", "c10"]
-    names = [[plane.name if plane else None for plane in field.planes] for field in plate.fields]
+    names = [[plane.path.name if plane else None for (plane,) in field.planes] for field in plate.fields]
     assert names == [["c.tiff", "b.tiff", None], ["a.tiff", None, "d.tiff"]]
 
 
@@ -64,9 +73,9 @@ def test_the_real_planes_have_the_pixels_that_tifffile_reads(shared_data: Path) 
     import tifffile
 
     plate = read_plate(find_plates([str(shared_data / "phenix")])[0])
-    for plane in plate.fields[0].planes:
+    for (plane,) in plate.fields[0].planes:
         assert plane is not None
-        assert np.array_equal(read_plane(plane.read_bytes(), plane.name), tifffile.imread(plane))
+        assert np.array_equal(decode_plane(plane, plane_bytes(plane)), tifffile.imread(plane.path))
 
 
 def test_a_cut_real_plane_is_refused_also_where_only_its_last_byte_is_gone(shared_data: Path) -> None:
@@ -103,7 +112,7 @@ def test_fields_go_by_well_site_timepoint_and_plane(tmp_path: Path) -> None:
 def test_metadata_are_joined_by_the_plates_id_alone(tmp_path: Path) -> None:
     table = tmp_path / "m.csv"
     table.write_text("experiment_name,plate,well,gene\nE1,P1,A01,TP53\nE1,P2,A01,MYC\n")
-    plate = read_plate(find_plates([str(phenix(tmp_path / "m", image(1, "a")))])[0], table)
+    plate = read_plate(find_plates([str(phenix(tmp_path / "m", image(1, "a")))])[0], ReadOptions(metadata=table))
     assert {well: row["perturbation"] for well, row in plate.metadata.items()} == {"A01": "TP53"}
 
 

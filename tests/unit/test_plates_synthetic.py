@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from phenomhpc.plates import find_plates, read_plane, read_plate
+from phenomhpc.plates import decode_plane, find_plates, plane_bytes, read_plane, read_plate
 from phenomhpc.plates.synthetic import CHANNELS, LATENTS, SyntheticSpec, genes_of, write_plates
 from phenomhpc.plates.synthetic.biology import plate_effect, wells_of
 from phenomhpc.plates.synthetic.painting import paint_field
@@ -67,7 +67,7 @@ def test_perturbed_wells_differ_from_controls_and_pathways_look_alike(tmp_path: 
     plate = read_plate(find_plates([str(tmp_path)])[0])
     by_gene: dict[str, list[np.ndarray]] = {}
     for field in plate.fields:
-        planes = [read_plane(plane.read_bytes(), "x").astype(float) for plane in field.planes if plane]
+        planes = [read_plane(plane.path.read_bytes(), "x").astype(float) for (plane,) in field.planes if plane]
         grain = [np.abs(np.diff(plane, axis=0)).mean() for plane in planes]
         by_gene.setdefault(plate.metadata[field.well.name].get("gene", "control"), []).append(
             np.log([*(plane.mean() for plane in planes), *(plane.std() for plane in planes), *grain])
@@ -114,9 +114,9 @@ def test_planes_have_the_size_dtype_and_channels_asked_for(tmp_path: Path) -> No
         assert [(field.well.name, field.site) for field in plate.fields] == [
             (well, site) for well in ("A01", "A02", "A03") for site in (1, 2)
         ]
-        for plane in plate.fields[0].planes:
+        for (plane,) in plate.fields[0].planes:
             assert plane is not None
-            read = read_plane(plane.read_bytes(), plane.name)
+            read = decode_plane(plane, plane_bytes(plane))
             assert read.shape == (80, 80) and read.dtype == dtype
 
 

@@ -1,0 +1,117 @@
+"""A field's pixels from its raw planes, and what was found on the way: each source read once, hashed and decoded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from google_crc32c import value as crc32c
+
+from phenomhpc.plates import Field, Plane, Plate, UnreadableImage, decode_plane, plane_bytes
+from phenomhpc.plates.project import Projection
+from phenomhpc.plates.types import BAD_SHAPE, MISSING_PLANE, OK, UNREADABLE, Stack
+from phenomhpc.store.shards import Geometry, Pixels
+from phenomhpc.store.spec import DatasetSpec
+
+Problem = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One raw plane as it was read: what the digest binds to."""
+
+    channel: str
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldPixels:
+    """pixels (C, H, W), None when the field is set aside; its row of the fields table; bytes read."""
+
+    pixels: Pixels | None
+    row: Mapping[str, Any]
+    num_bytes: int
+
+
+class FieldReader:
+    """Reads the fields of one plate, one at a time into the same buffer: what read() returns holds until the next one."""
+
+    def __init__(self, plate: Plate, spec: DatasetSpec, geometry: Geometry) -> None:
+        self._plate, self._geometry = plate, geometry
+        self._dtype = np.dtype(spec.dtype)
+        shape = (geometry.num_channels, geometry.height, geometry.width)
+        self._pixels: Pixels = np.empty(shape, self._dtype.newbyteorder("<"))
+
+    def read(self, field: Field) -> FieldPixels:
+        """The field; planes that are missing, unreadable or of another size or dtype set it aside, all others are hashed."""
+        sources: list[Source] = []
+        problems: list[Problem] = [field.problem] if field.problem else []
+        for channel, stack in enumerate(field.planes):
+            problem = self._channel(channel, stack, sources)
+            if problem is not None:
+                problems.append((problem[0], f"{self._plate.channels[channel].name}: {problem[1]}"))
+        status, reason = problems[0] if problems else (OK, None)
+        row = {
+            "field_index": field.index,
+            "well": field.well.name,
+            "row": field.well.row,
+            "column": field.well.column,
+            "site": field.site,
+            "timepoint": field.timepoint,
+            "z": field.z,
+            "status": status,
+            "reason": reason,
+            "position_x_um": field.position_x_um,
+            "position_y_um": field.position_y_um,
+            "pixel_size_um": field.pixel_size_um,
+            "sources": [asdict(source) for source in sources],
+            "crc32c": None if problems else crc32c(self._pixels),
+        }
+        num_bytes = sum(source.bytes for source in sources)
+        return FieldPixels(pixels=None if problems else self._pixels, row=row, num_bytes=num_bytes)
+
+    def _channel(self, channel: int, stack: Stack, sources: list[Source]) -> Problem | None:
+        """Fill one channel from its planes; returns the first problem."""
+        projection = Projection(self._plate.projection)
+        first: Problem | None = None
+        for plane in stack or (None,):
+            pixels, problem = self._plane(channel, plane, sources)
+            first = first or problem
+            if pixels is not None and first is None:
+                projection.add(pixels)
+        if first is None:
+            self._pixels[channel] = projection.result()
+        return first
+
+    def _plane(self, channel: int, plane: Plane | None, sources: list[Source]) -> tuple[Pixels | None, Problem | None]:
+        if plane is None:
+            return None, (MISSING_PLANE, "no plane")
+        path, root = plane.path, self._plate.root
+        try:
+            data = plane_bytes(plane)
+        except FileNotFoundError:
+            return None, (MISSING_PLANE, f"{path.name} does not exist")
+        except OSError as error:
+            return None, (UNREADABLE, f"{path.name}: {error.strerror}")
+        name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+        digest = hashlib.sha256(data).hexdigest()
+        sources.append(Source(channel=self._plate.channels[channel].name, path=name, sha256=digest, bytes=len(data)))
+        try:
+            pixels = decode_plane(plane, data)
+        except UnreadableImage as error:
+            return None, (UNREADABLE, f"{path.name}: {error}")
+        return pixels, self._misfit(pixels)
+
+    def _misfit(self, plane: Pixels) -> Problem | None:
+        geometry = self._geometry
+        if plane.shape != (geometry.height, geometry.width):
+            have, want = "x".join(map(str, plane.shape)), f"{geometry.height}x{geometry.width}"
+            return BAD_SHAPE, f"{have} pixels, the plate has {want}"
+        if plane.dtype != self._dtype:
+            return BAD_SHAPE, f"{plane.dtype}, the store has {self._dtype}"
+        return None
