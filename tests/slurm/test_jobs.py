@@ -151,8 +151,9 @@ def losses(run: RunPaths) -> dict[int, tuple[float, str]]:
 def test_a_power_cut_in_mid_training_changes_no_loss_at_any_step(
     shell: Shell, converted: RunPaths, cluster: Cluster
 ) -> None:
-    calm = shell.submit(*pretrain_words(steps=24, every=4))
-    cut = shell.submit(*pretrain_words(steps=24, every=4), wait=False)
+    steps = 120  # enough that a fast machine has not finished when the cut comes
+    calm = shell.submit(*pretrain_words(steps=steps, every=4))
+    cut = shell.submit(*pretrain_words(steps=steps, every=4), wait=False)
 
     def checkpoints() -> int:
         return sum(event["event"] == "checkpoint" for event in read_events(cut))
@@ -169,7 +170,7 @@ def test_a_power_cut_in_mid_training_changes_no_loss_at_any_step(
     events = read_events(cut)
     assert sum(event["event"] == "resumed" for event in events) >= 1
     assert losses(cut) == losses(calm)
-    assert len(losses(calm)) == 24
+    assert len(losses(calm)) == steps
     cluster.wait_idle(90)
 
 
