@@ -179,6 +179,9 @@ class ConvertConfig(JobModel):
     shard_mb: PositiveInt = Field(
         1024, description="raw pixels of one shard, MiB; the number of fields per shard follows"
     )
+    new: bool = Field(
+        False, description="pass over plates that the store holds whole, without looking whether they changed"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes of a run here; 0: one per core")
     max_set_aside: Fraction = Field(0.01, description="share of fields set aside above which the run fails")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from phenomhpc.config import AnyConfig, PipelineConfig
 from phenomhpc.errors import PhenomError
-from phenomhpc.jobs.base import ArrayPlan, Plan, load
+from phenomhpc.jobs.base import ArrayPlan, Plan, begin, has_next_stage, load
 from phenomhpc.jobs.folders import bound_folders
 from phenomhpc.jobs.pack import pace_of, pack
 from phenomhpc.jobs.retried import code_of, in_scope, run_config
@@ -28,6 +28,7 @@ from phenomhpc.runs import (
     Unit,
     Units,
     commit,
+    first_kind,
     open_attempt,
     read_provenance,
     read_task_events,
@@ -137,7 +138,15 @@ def units_of(plan: Plan, config: AnyConfig, events: Iterable[Event] = ()) -> Uni
 def what_is_left(config: AnyConfig, paths: RunPaths) -> Plan:
     """What is missing, and was asked for: a retry may have chosen among it."""
     plan = load(config.kind).plan(config, paths)
-    return replace(plan, units=in_scope(paths, plan.units)) if isinstance(plan, ArrayPlan) else plan
+    if isinstance(plan, ArrayPlan) and not plan.following:
+        return replace(plan, units=in_scope(paths, plan.units))
+    return plan
+
+
+def stage_follows(paths: RunPaths, config: AnyConfig) -> bool:
+    """Does another stage follow when the newest attempt is done?"""
+    manifest = paths.attempt(paths.last_attempt()).manifest
+    return has_next_stage(config.kind, first_kind(manifest) if manifest.is_file() else None)
 
 
 def submit_next(paths: RunPaths, config: AnyConfig, facts: ClusterFacts | None, *, mem_mb: int | None = None) -> None:
@@ -147,6 +156,7 @@ def submit_next(paths: RunPaths, config: AnyConfig, facts: ClusterFacts | None, 
     whoever calls then has to call `feed_attempt` later.
     What holds when killed: an attempt without slurm.json was never submitted; with one, `feed_attempt` submits the rest.
     """
+    begin(config, paths)
     units = units_of(what_is_left(config, paths), config, walk_events(paths))
     attempt, token = open_attempt(paths)
     write_manifest(paths.attempt(attempt).manifest, units, token=token)

@@ -20,7 +20,8 @@ KINDS = ("convert", "pretrain", "embed", "evaluate", "run")
 class ArrayPlan:
     """Independent units.  `units` are those still to be done (millions of them as Units); `num_done` were found complete.
 
-    set_aside: (thing, reason) of input that no unit can be made of.  output_bytes: what the units are expected to write.
+    set_aside: (thing, reason) of input that no unit can be made of.  output_bytes: what the units, and those of the stages
+    after them, are expected to write.  following: the units of the stage after this one, in words; "": there is none.
     """
 
     units: Sequence[Unit]
@@ -28,6 +29,7 @@ class ArrayPlan:
     noun: str = "units"
     set_aside: tuple[tuple[str, str], ...] = ()
     output_bytes: int | None = None
+    following: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,19 @@ class JobModule(Protocol):
 
     def workers(self, config: Any, units: Sequence[Unit]) -> int:
         """How many processes share the units of a run here."""
+
+
+def begin(config: Any, paths: RunPaths, *, anew: bool = False) -> None:
+    """Let a job note in the run's folder what it plans from, where it does so.  anew: what it noted before may be outdated."""
+    module = load(config.kind)
+    if hasattr(module, "begin"):
+        module.begin(config, paths, anew=anew)
+
+
+def has_next_stage(kind: str, unit_kind: str | None) -> bool:
+    """Does another stage of a job follow when the units of this kind are done?  None: there were no units."""
+    stages = getattr(load(kind), "STAGES", ())
+    return unit_kind in stages[:-1]
 
 
 def load(kind: str) -> JobModule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import multiprocessing
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +18,7 @@ from typing import Any
 
 from phenomhpc.config import AnyConfig, dump
 from phenomhpc.errors import FencedError, NoCheckpointError, PhenomError, StopRequested, UsageError, WorkError
-from phenomhpc.jobs.base import ArrayPlan, Plan, Summary, load
+from phenomhpc.jobs.base import ArrayPlan, Plan, Summary, begin, has_next_stage, load
 from phenomhpc.jobs.pack import pack
 from phenomhpc.jobs.script_code import describe_code
 from phenomhpc.jobs.task import GANG_KIND, run_task
@@ -101,8 +102,9 @@ def run_here(
         if existed:
             progress.say(f"going on with run {paths.id}, which has the same settings and had not finished")
         try:
-            plan = job.plan(config, paths)
-            _attempt(config, paths, plan, progress)
+            begin(config, paths, anew=True)
+            while _attempt(config, paths, job.plan(config, paths), progress):
+                pass
             summary = job.finish(config, paths, progress)
         except PhenomError as error:
             if isinstance(error, UsageError) and not existed and not paths.last_attempt():
@@ -116,13 +118,11 @@ def run_here(
 
 
 def _forget(paths: RunPaths) -> None:
-    for file in paths.root.iterdir():
-        file.unlink()
-    paths.root.rmdir()
+    shutil.rmtree(paths.root)
 
 
-def _attempt(config: AnyConfig, paths: RunPaths, plan: Plan, progress: Progress) -> None:
-    """Do what the plan says as one attempt."""
+def _attempt(config: AnyConfig, paths: RunPaths, plan: Plan, progress: Progress) -> bool:
+    """Do what the plan says as one attempt; does another stage follow?"""
     attempt, token = open_attempt(paths)
     if isinstance(plan, ArrayPlan):
         workers = max(1, min(load(config.kind).workers(config, plan.units), len(plan.units)))
@@ -135,12 +135,13 @@ def _attempt(config: AnyConfig, paths: RunPaths, plan: Plan, progress: Progress)
     if isinstance(plan, ArrayPlan) and plan.num_done:
         progress.say(f"{plan.num_done} {plan.noun} were complete already")
     if not units:
-        return
+        return False
     if workers == 1:
         for task in range(units.num_tasks):
             _check(paths, attempt, task, run_task(str(paths.root), attempt, task, progress=progress))
     else:
         _in_processes(paths, attempt, units, workers, progress)
+    return has_next_stage(config.kind, units[0].kind)
 
 
 def _check(paths: RunPaths, attempt: int, task: int, code: int) -> None:

@@ -232,7 +232,8 @@ def describe(prepared: Prepared) -> list[str]:
     config, plan, submission = prepared.config, prepared.plan, prepared.submission
     if isinstance(plan, ArrayPlan):
         done = f", {plan.num_done} are done already" if plan.num_done else ""
-        what = f"{len(plan.units)} {plan.noun}{done}: {_arrays(submission)}"
+        then = f", then {plan.following}" if plan.following else ""
+        what = f"{len(plan.units)} {plan.noun}{done}: {_arrays(submission)}{then}"
     else:
         what = f"one job of {submission.num_nodes} node(s), a task on each"
     gpus = f", {config.cluster.gpus_per_node} GPU(s) per node" if config.cluster.gpus_per_node else ""

@@ -8,6 +8,7 @@ next step (a `status`, say) finds retry.json and carries it out.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
 from phenomhpc.config.overrides import parse_override
 from phenomhpc.errors import SET_ASIDE, WRONG_USE, UnreachableError, UsageError, WorkError
 from phenomhpc.jobs.attempts import AFTER, is_gang, parent_of, stage_paths, steward_lock, submission_of
-from phenomhpc.jobs.base import ArrayPlan, load
+from phenomhpc.jobs.base import ArrayPlan, has_next_stage, load
 from phenomhpc.jobs.retried import Retry, run_config, units_by_id, with_cluster, write_retry
 from phenomhpc.jobs.script_code import copy_script, describe_code
 from phenomhpc.jobs.status import on_slurm
@@ -181,7 +182,8 @@ def _with_input_set_aside(paths: RunPaths, config: AnyConfig, missing: Sequence[
         return []
     last = {event["unit_id"]: event.get("set_aside") for event in read_events(paths) if event["event"] == "unit"}
     ids = {unit for unit, num in last.items() if num} - {unit.unit_id for unit in missing}
-    return sorted(unit.unit_id for unit in units_by_id(paths, ids))
+    units = units_by_id(paths, ids)
+    return sorted(unit.unit_id for unit in units if not has_next_stage(config.kind, unit.kind))
 
 
 def _reopen(paths: RunPaths, retry: Retry | None) -> None:
@@ -192,6 +194,7 @@ def _reopen(paths: RunPaths, retry: Retry | None) -> None:
             raise UsageError(f"run {paths.id}: goes on already; phenomhpc status {paths.id}")
         if retry is not None:
             write_retry(paths.attempt(paths.last_attempt()), retry)
+            shutil.rmtree(paths.surveys, ignore_errors=True)  # raw plates may have been mended since
         asked = {name: value for name, value in asdict(retry).items() if name in _TOLD} if retry else {}
         was, message = str(outcome["state"]), str(outcome["message"])
         emit(paths, paths.last_attempt(), "retried", was=was, message=message, **asked)

@@ -18,6 +18,7 @@ from phenomhpc.runs import (
     Event,
     RunPaths,
     count_units,
+    first_kind,
     list_runs,
     read_log,
     read_manifest,
@@ -276,7 +277,8 @@ def _count_units(paths: RunPaths, events: Sequence[Event]) -> Count:
         event["task"]: event.get("units_done") for event in own if event["event"] == "finished"
     }
     now = unit_ids(event for event in own if event["task"] not in finished)
-    earlier = unit_ids(event for event in events if event["attempt"] < newest)
+    before = _first_of_stage(paths, newest)
+    earlier = unit_ids(event for event in events if before <= event["attempt"] < newest)
     if not earlier and None not in finished.values():  # how many there are is known without the names of all
         planned = [event["num_units"] for event in own if event["event"] == "submitted" and "num_units" in event]
         total = planned[-1] if planned else count_units(manifest)
@@ -285,6 +287,18 @@ def _count_units(paths: RunPaths, events: Sequence[Event]) -> Count:
     names, tasks = table["unit_id"].to_pylist(), table["task"].to_pylist()
     done = earlier | now | {name for name, task in zip(names, tasks, strict=True) if task in finished}
     return Count(done=len(done), total=len(done.union(names)) or None)
+
+
+def _first_of_stage(paths: RunPaths, newest: int) -> int:
+    """The first attempt of the stage that the newest one belongs to: units of other stages are another kind."""
+    kind = first_kind(paths.attempt(newest).manifest)
+    first = newest
+    while first > 1:
+        manifest = paths.attempt(first - 1).manifest
+        if manifest.is_file() and first_kind(manifest) not in (kind, None):
+            break
+        first -= 1
+    return first
 
 
 def progress_of(paths: RunPaths) -> str:

@@ -29,6 +29,7 @@ from phenomhpc.jobs.attempts import (
     feed_attempt,
     memory_of,
     parent_of,
+    stage_follows,
     stage_paths,
     stage_runs_of,
     steward_lock,
@@ -160,6 +161,8 @@ def run_mark(paths: RunPaths) -> str:
 
 def _act(decision: Decision, seen: Observation, paths: RunPaths, config: AnyConfig, progress: Progress) -> None:
     mem_mb = None
+    if decision.action == Action.FINISH and stage_follows(paths, config):
+        decision = replace(decision, action=Action.NEXT_STAGE, reason="this stage is done, the next follows")
     if decision.action in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
         mem_mb = memory_of(paths, seen.attempt)
         if decision.action == Action.MORE_MEMORY:
@@ -171,6 +174,8 @@ def _act(decision: Decision, seen: Observation, paths: RunPaths, config: AnyConf
     if decision.action == Action.FINISH:
         cancel_jobs(seen.live)  # of a gang that was requeued after its last step
         _finish(paths, config, progress)
+    elif decision.action == Action.NEXT_STAGE:
+        _try_next(paths, config)
     elif decision.action in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
         cancel_jobs(seen.strays)
         _exclude(paths, config, seen, decision)

@@ -18,7 +18,7 @@ from phenomhpc.runs.events import (
     walk_events,
 )
 from phenomhpc.runs.fence import attempt_token, check_fence, claim_start, open_attempt
-from phenomhpc.runs.manifest import count_units, read_manifest, write_manifest
+from phenomhpc.runs.manifest import count_units, first_kind, read_manifest, write_manifest
 from phenomhpc.runs.paths import AttemptPaths, GatePaths, RoundsPaths, RunPaths
 from phenomhpc.runs.provenance import PACKAGE, changed_files, collect_provenance, git
 from phenomhpc.runs.records import CompletionRecord, canonical_json, digest_of, now, read_record, write_record
@@ -60,6 +60,7 @@ __all__ = [
     "create_run",
     "digest_of",
     "find_run",
+    "first_kind",
     "git",
     "list_runs",
     "make_folder",

@@ -81,6 +81,16 @@ def read_manifest(path: Path, *, task: int | None = None, columns: Sequence[str]
     return units if task is None else units.of_task(task)
 
 
+def first_kind(path: Path) -> str | None:
+    """The kind of the units of a manifest; None where it has none.  Raises as read_manifest does."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1, columns=["kind"]):
+            return str(batch.column(0)[0].as_py())
+    return None
+
+
 def count_units(path: Path) -> int:
     """How many units a manifest has, from its index alone.  Raises FileNotFoundError when there is none."""
     import pyarrow.parquet as pq

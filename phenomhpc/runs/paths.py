@@ -6,7 +6,7 @@ RUNS/ID/
   code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/ rounds-START/
                         parting-START/ outcome.json retry.json code/ code-script/}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
-  checkpoints/step-XXXXXXXX/  embeddings/  output/  code-script/
+  checkpoints/step-XXXXXXXX/  embeddings/  output/  code-script/  survey/PLATE.{json,parquet}
 """
 
 from __future__ import annotations
@@ -230,6 +230,26 @@ class RunPaths:
     @property
     def embeddings(self) -> Path:
         return self.root / "embeddings"
+
+    @property
+    def surveys(self) -> Path:
+        """What a conversion found of its plates before it converted them."""
+        return self.root / "survey"
+
+    def survey(self, plate: str) -> Path:
+        return self.surveys / f"{plate}.json"
+
+    def declared(self, plate: str) -> Path:
+        """The plate as its layout declares it."""
+        return self.surveys / f"{plate}.parquet"
+
+    def surveyed(self) -> list[str]:
+        """Keys of the plates that were surveyed, sorted."""
+        if not self.surveys.is_dir():
+            return []
+        return sorted(
+            entry.name.removesuffix(".json") for entry in self.surveys.iterdir() if entry.name.endswith(".json")
+        )
 
     @property
     def metrics(self) -> Path:

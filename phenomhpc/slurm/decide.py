@@ -48,6 +48,7 @@ class Action(StrEnum):
 
     WAIT = "wait"
     FINISH = "finish"
+    NEXT_STAGE = "next_stage"
     NEXT_ATTEMPT = "next_attempt"
     MORE_MEMORY = "more_memory"
     STOP = "stop"

@@ -49,30 +49,35 @@ def unit_settings(plate: Plate, spec: DatasetSpec, geometry: Geometry, fields: r
     return {**settings, "declared": declared, "projection": plate.projection}
 
 
-def plan_units(paths: StorePaths, plate: Plate, spec: DatasetSpec, geometry: Geometry) -> tuple[list[Unit], int]:
-    """The units of a plate that are still to be done, and how many are done: one unit per shard.
+def pending_shards(paths: StorePaths, plate: Plate, spec: DatasetSpec, geometry: Geometry) -> list[int]:
+    """The shards of a plate that are still to be written.
 
-    A unit is done when its record's digest fits the settings and the planes have the sizes and times they had.
+    One is done when its record's digest fits the settings and the planes have the sizes and times they had.
     """
-    field_bytes = geometry.num_channels * geometry.height * geometry.width * spec.itemsize
-    pending: list[Unit] = []
-    for shard in range(geometry.num_shards):
+
+    def holds(shard: int) -> bool:
         fields = geometry.fields_of(shard)
-        settings = unit_settings(plate, spec, geometry, fields)
         record = read_record(paths.record(plate.key, shard))
-        if record and _still_holds(record, settings, plate.fields[fields.start : fields.stop], paths, shard):
-            continue
-        cost = field_bytes * len(fields) / ASSUMED_BYTES_PER_S
-        unit = Unit(
-            unit_id=unit_id(plate.key, shard),
-            kind=KIND,
-            plate=plate.key,
-            first=fields.start,
-            count=len(fields),
-            cost_s=cost,
+        settings = unit_settings(plate, spec, geometry, fields)
+        return record is not None and _still_holds(
+            record, settings, plate.fields[fields.start : fields.stop], paths, shard
         )
-        pending.append(unit)
-    return pending, geometry.num_shards - len(pending)
+
+    return [shard for shard in range(geometry.num_shards) if not holds(shard)]
+
+
+def shard_unit(plate: str, spec: DatasetSpec, geometry: Geometry, shard: int) -> Unit:
+    """The unit of work that is one shard."""
+    fields = geometry.fields_of(shard)
+    field_bytes = geometry.num_channels * geometry.height * geometry.width * spec.itemsize
+    return Unit(
+        unit_id=unit_id(plate, shard),
+        kind=KIND,
+        plate=plate,
+        first=fields.start,
+        count=len(fields),
+        cost_s=field_bytes * len(fields) / ASSUMED_BYTES_PER_S,
+    )
 
 
 def _still_holds(

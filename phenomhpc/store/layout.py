@@ -11,6 +11,7 @@ STORE/
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,19 @@ class StorePaths:
     def facts(self, plate: str) -> Path:
         """What the raw plate said beside its pixels: geometry of the plate, metadata per well."""
         return self.records(plate) / "plate.json"
+
+    def is_converted(self, plate: str) -> bool:
+        """Has the plate been sealed with all its shards?"""
+        try:
+            with (self.images(plate) / "zarr.json").open("rb") as file:
+                raw = json.load(file)
+            wanted = -(-raw["shape"][0] // raw["chunk_grid"]["configuration"]["chunk_shape"][0])
+            shards = sum(1 for entry in (self.images(plate) / "c").iterdir() if entry.name.isdigit())
+        except FileNotFoundError:
+            return False
+        records = self.records(plate)
+        recorded = sum(1 for entry in records.iterdir() if entry.stem.isdigit()) if records.is_dir() else wanted
+        return bool(shards == recorded == wanted and self.fields(plate).is_file())
 
     def converted_plates(self) -> list[str]:
         """Keys of the plates that have an array, sorted."""
