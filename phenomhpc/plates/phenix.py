@@ -1,32 +1,29 @@
-"""Opera Phenix and Operetta: a measurement's Index.idx.xml (namespace HarmonyV5) lists every image.
+"""Opera Phenix and Operetta: the index of a measurement (Harmony V4 to V7) lists every image.
 
-Layout of the file: Plates/Plate has the plate's size, Images/Image one entry per plane with row, column, field, plane
-(z), timepoint, channel, position and pixel size in metres.
+A measurement's folder holds Index.idx.xml or Index.xml, itself or in its Images/; images are named relative to it.  What is
+wrong with an entry is its field's problem; only an index that cannot be read as XML, or says nothing of the plate, refuses
+the plate.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates.metadata import Wells, wells_of_plate
-from phenomhpc.plates.types import Channel, Field, Plane, Plate, PlateFolder, ReadOptions, Well, plate_key
+from phenomhpc.plates.collect import MAX_COLUMNS, MAX_ROWS, Declarations, Place, count, plate_size, shown, well_of
+from phenomhpc.plates.harmony import Texts, profile_json, walk_index
+from phenomhpc.plates.metadata import wells_of_plate
+from phenomhpc.plates.types import Channel, Plate, PlateFolder, ReadOptions, plate_format, plate_key
 
 NAME = "phenix"
-INDEX_NAMES = ("Index.idx.xml", "Index.xml")
+INDEX_NAMES = ("Index.idx.xml", "Index.xml", "Index.ref.xml")
 MICROMETRES_PER_METRE = 1e6
 LOOKED_FOR = "Opera Phenix (Index.idx.xml)"
-# The largest plate made has 48 x 72 wells; sites, timepoints and planes are 16 bits in a store.
-MAX_ROWS, MAX_COLUMNS, MAX_COUNT = 48, 72, 65535
-_OF_PLATE = frozenset({"PlateRows", "PlateColumns", "MeasurementID"})
-# An image has two dozen entries; keeping these bounds the memory of a large index.
-_OF_IMAGE = frozenset(
-    {"URL", "Row", "Col", "FieldID", "PlaneID", "TimepointID", "ChannelID", "ChannelName", "PositionX", "PositionY"}
-    | {"ImageResolutionX", "MainExcitationWavelength", "MainEmissionWavelength"}
-)
+# Harmony 7 exports flat fields beside the images, its archive too.
+_PROFILE_FOLDERS = ("FFC_Profile", "flatfieldcorrection")
 
 
 def index_file(folder: Path) -> Path | None:
@@ -63,16 +60,63 @@ def _plate_name(index: Path) -> str:
     return index.parent.parent.name if index.parent.name.lower() == "images" else index.parent.name
 
 
-def _local(tag: str) -> str:
-    return tag.rsplit("}", 1)[-1]
+class _Index:
+    """What an index says, image by image.  The plate comes first in it, so that places can be checked as they come."""
 
+    def __init__(self, index: Path) -> None:
+        self.fields = Declarations(index.parent, names_z=True)
+        self.about: Texts = {}
+        self.channels: dict[str, Texts] = {}
+        self._size: tuple[int, int] | None = None
 
-def _texts(element: Any, names: frozenset[str]) -> dict[str, str]:
-    return {name: (child.text or "").strip() for child in element if (name := _local(child.tag)) in names}
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the plate; the largest there is where the index does not say.  Raises ValueError."""
+        if self._size is None:
+            rows, columns = self.about.get("PlateRows"), self.about.get("PlateColumns")
+            self._size = plate_size(rows, columns) if rows or columns else (MAX_ROWS, MAX_COLUMNS)
+        return self._size
+
+    @property
+    def says_size(self) -> bool:
+        return bool(self.about.get("PlateRows"))
+
+    def plate(self, texts: Texts) -> None:
+        self.about = self.about or texts
+
+    def entry(self, channel: str, texts: Texts) -> None:
+        """Facts of a channel; the Maps of an index each have some."""
+        known = self.channels.setdefault(channel, {})
+        known.update({name: text for name, text in texts.items() if text and name not in known})
+
+    def image(self, texts: Texts) -> None:
+        size = self.size
+        url = texts.get("URL", "")
+        try:
+            place = Place(
+                well_of(texts.get("Row"), texts.get("Col"), *size),
+                count(texts.get("FieldID"), "FieldID"),
+                count(texts.get("TimepointID"), "TimepointID", 0),
+                count(texts.get("PlaneID"), "PlaneID", 1),
+            )
+        except ValueError as error:
+            self.fields.stray(shown(url or texts.get("id", "an image")), str(error))
+            return
+        channel = texts.get("ChannelID", "")
+        if not channel:
+            self.fields.fault(place, f"image {shown(url)} names no channel")
+            return
+        facts = self.channels.setdefault(channel, {})
+        for name in ("ChannelName", "MainExcitationWavelength", "MainEmissionWavelength", "ImageResolutionX"):
+            if texts.get(name):
+                facts.setdefault(name, texts[name])
+        resolution = texts.get("ImageResolutionX") or facts.get("ImageResolutionX")
+        where = (_micrometres(texts.get("PositionX")), _micrometres(texts.get("PositionY")), _micrometres(resolution))
+        self.fields.add(place, channel, url or None, where)
 
 
 def read(found: PlateFolder, options: ReadOptions) -> Plate:
-    """Parse the index.  Raises UsageError naming the file for anything malformed or hostile.
+    """Parse the index, as a stream.  Raises UsageError naming the file when nothing can be made of it.
 
     The index does not say what was done to a well: a metadata table is joined by the plate's ID alone.
     """
@@ -80,133 +124,77 @@ def read(found: PlateFolder, options: ReadOptions) -> Plate:
     if index is None:
         raise UsageError(f"plate {found.path}: its {INDEX_NAMES[0]} is gone")
     known = wells_of_plate(options.metadata, None, (found.plate, found.key)) if options.metadata else {}
-    about, images = _parse(found, index)
+    said = _Index(index)
     try:
-        return _plate(found, index, about, images, known)
-    except (KeyError, ValueError) as error:
-        what = f"an image or the plate lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise UsageError(f"plate {found.path}: {index.name} is malformed or hostile: {what}") from error
-
-
-def _parse(found: PlateFolder, index: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """What the index says of the plate, and of every image; no entity is expanded, nothing external fetched."""
-    from xml.etree.ElementTree import ParseError
-
-    from defusedxml.common import DefusedXmlException
-    from defusedxml.ElementTree import iterparse
-
-    about: dict[str, str] = {}
-    images: list[dict[str, str]] = []
-    try:
-        with index.open("rb") as file:
-            for _, element in iterparse(file, events=("end",), forbid_dtd=True):
-                tag = _local(element.tag)
-                if tag == "Plate" and not about:
-                    about = _texts(element, _OF_PLATE)
-                elif tag == "Image" and len(element):
-                    images.append(_texts(element, _OF_IMAGE))
-                    element.clear()
-    except (ParseError, DefusedXmlException, LookupError, ValueError) as error:
-        what = str(error) or type(error).__name__
-        raise UsageError(f"plate {found.path}: {index.name} is malformed or hostile: {what}") from error
-    except OSError as error:
-        raise UsageError(f"plate {found.path}: {index.name} cannot be read ({error.strerror})") from error
-    return about, images
-
-
-def _plate(found: PlateFolder, index: Path, about: dict[str, str], images: list[dict[str, str]], known: Wells) -> Plate:
-    if not images:
-        raise ValueError("it lists no image")
-    channels = _channels(images)
-    rows, columns = int(about["PlateRows"]), int(about["PlateColumns"])
-    if not (1 <= rows <= MAX_ROWS and 1 <= columns <= MAX_COLUMNS):
-        raise ValueError(f"no plate has {rows} x {columns} wells")
-    position = {key: place for place, key in enumerate(channels)}
-    planes: dict[tuple[Well, int, int, int], dict[int, dict[str, str]]] = defaultdict(dict)
-    for image in images:
-        well = Well(row=int(image["Row"]), column=int(image["Col"]))
-        if well.row > rows or well.column > columns:
-            raise ValueError(f"well {well.name} lies outside the plate of {rows} x {columns}")
-        where = (well, _count(image, "FieldID", None), _count(image, "TimepointID", 0), _count(image, "PlaneID", 1))
-        slot = position[image["ChannelID"]]
-        if slot in planes[where]:
-            raise ValueError(f"{well.name} field {where[1]} channel {image['ChannelID']} is listed twice")
-        planes[where][slot] = image
-    fields = []
-    for number, (where, found_planes) in enumerate(sorted(planes.items(), key=lambda entry: entry[0])):
-        fields.append(_field(number, where, found_planes, len(channels), index.parent))
+        walk_index(index, said.plate, said.image, said.entry)
+        rows, columns = said.size if said.says_size else plate_format(said.fields.wells, options.plate_format)
+    except ValueError as error:
+        raise UsageError(f"plate {found.path}: {index.name} is malformed or hostile: {error}") from error
+    numbers = _in_order(said.fields)
+    if not numbers:
+        first = f" (first: {said.fields.strays[0][0]}: {said.fields.strays[0][1]})" if said.fields.strays else ""
+        raise UsageError(f"plate {found.path}: {index.name} lists no image that has a place on the plate{first}")
+    _add_profiles(found.path, said)
+    channels = _channels(numbers, said.channels)
+    profiles = tuple(profile_json(said.channels[number].get("FlatfieldProfile")) for number in numbers)
     return Plate(
         key=found.key,
         experiment=found.experiment,
         plate=found.plate,
-        measurement=about.get("MeasurementID"),
+        measurement=said.about.get("MeasurementID"),
         rows=rows,
         columns=columns,
-        channels=tuple(channels.values()),
-        fields=tuple(fields),
+        channels=channels,
+        fields=said.fields.fields(numbers),
         root=index.parent,
         layout=NAME,
         metadata=known,
+        illumination=profiles if any(profiles) else (),
+        strays=said.fields.strays,
     )
 
 
-def _count(image: dict[str, str], name: str, default: int | None) -> int:
-    """A field's, timepoint's or plane's number, as small as the store's columns hold."""
-    number = int(image[name] if default is None else image.get(name) or default)
-    if not 0 <= number <= MAX_COUNT:
-        raise ValueError(f"{name} {number} is out of range")
-    return number
+def _in_order(fields: Declarations) -> list[str]:
+    """The IDs of the channels that images have, as numbers go."""
+    return sorted((str(channel) for channel in fields.channels()), key=lambda text: (len(text), text))
 
 
-def _channels(images: list[dict[str, str]]) -> dict[str, Channel]:
-    """Channels by their ID, in the order of the IDs as numbers; two of one name are told apart by it."""
-    found: dict[str, dict[str, str]] = {}
-    for image in images:
-        found.setdefault(image["ChannelID"], image)
-    names = Counter(image.get("ChannelName") for image in found.values())
-    channels: dict[str, Channel] = {}
-    for position, key in enumerate(sorted(found, key=lambda text: (len(text), text))):
-        image = found[key]
-        name = image.get("ChannelName") or f"channel {key}"
-        channels[key] = Channel(
-            index=position,
-            name=name if names[image.get("ChannelName")] == 1 else f"{name} (channel {key})",
-            excitation_nm=_number(image.get("MainExcitationWavelength")),
-            emission_nm=_number(image.get("MainEmissionWavelength")),
+def _add_profiles(folder: Path, said: _Index) -> None:
+    """Flat fields that lie in a file of their own, for channels whose index has none."""
+    if any("FlatfieldProfile" in texts for texts in said.channels.values()):
+        return
+    for place in (folder, folder.parent):
+        for name in _PROFILE_FOLDERS:
+            files = sorted(place.glob(f"{name}/*.xml"))[:1]
+            for file in files:
+                walk_index(file, lambda texts: None, lambda texts: None, said.entry)
+                return
+
+
+def _channels(numbers: Sequence[str], facts: dict[str, Texts]) -> tuple[Channel, ...]:
+    """Channels in the order of their IDs; two of one name are told apart by it."""
+    names = Counter(facts[number].get("ChannelName") for number in numbers)
+    channels = []
+    for position, number in enumerate(numbers):
+        said = facts[number]
+        name = said.get("ChannelName") or f"channel {number}"
+        channels.append(
+            Channel(
+                index=position,
+                name=name if names[said.get("ChannelName")] == 1 else f"{name} (channel {number})",
+                excitation_nm=_number(said.get("MainExcitationWavelength")),
+                emission_nm=_number(said.get("MainEmissionWavelength")),
+            )
         )
-    return channels
-
-
-def _field(
-    number: int, where: tuple[Well, int, int, int], planes: dict[int, dict[str, str]], num_channels: int, root: Path
-) -> Field:
-    well, site, timepoint, plane = where
-    any_image = next(iter(planes.values()))
-    found = [Plane(_inside(root, planes[slot]["URL"])) if slot in planes else None for slot in range(num_channels)]
-    return Field(
-        index=number,
-        well=well,
-        site=site,
-        timepoint=timepoint,
-        z=str(plane),
-        planes=tuple((plane,) for plane in found),
-        position_x_um=_micrometres(any_image.get("PositionX")),
-        position_y_um=_micrometres(any_image.get("PositionY")),
-        pixel_size_um=_micrometres(any_image.get("ImageResolutionX")),
-    )
-
-
-def _inside(root: Path, url: str) -> Path:
-    """A file of the measurement; one that leaves its folder is refused."""
-    path = PurePosixPath(url)
-    if not url or path.is_absolute() or ".." in path.parts or "\\" in url or ":" in url:
-        raise ValueError(f"image {url!r} leaves the measurement's folder")
-    return root / path
+    return tuple(channels)
 
 
 def _number(text: str | None) -> float | None:
-    """None also for the INF and NaN that some indices hold."""
-    value = float(text) if text else None
+    """None also for the INF and NaN that some indices hold, and for what is no number."""
+    try:
+        value = float(text) if text else None
+    except ValueError:
+        return None
     return value if value is not None and math.isfinite(value) else None
 
 

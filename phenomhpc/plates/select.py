@@ -6,10 +6,12 @@ from collections import defaultdict
 from dataclasses import replace
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates.types import Field, Plate, Well
+from phenomhpc.plates.types import Field, Plate, Stack, Well
 
 ALL = "all"
 PROJECTIONS = ("max", "focus")
+# The z plane of a projection that the instrument made.
+PROJECTED = "0"
 
 
 def select(plate: Plate, z: str = ALL, timepoint: int | None = None) -> Plate:
@@ -45,10 +47,13 @@ def _projected(fields: tuple[Field, ...], how: str) -> tuple[Field, ...]:
         groups[field.well, field.site, field.timepoint].append(field)
     merged = []
     for group in groups.values():
-        stacks = tuple(
-            tuple(plane for stack in channel for plane in stack)
-            for channel in zip(*(field.planes for field in group), strict=True)
-        )
+        stacks = tuple(_stack(group, channel) for channel in range(len(group[0].planes)))
         problem = next((field.problem for field in group if field.problem), None)
         merged.append(replace(group[0], planes=stacks, problem=problem, z=how))
     return tuple(merged)
+
+
+def _stack(group: list[Field], channel: int) -> Stack:
+    """A channel's z planes; the instrument's own projection ("0") only where it left no others."""
+    slices = tuple(plane for field in group if field.z != PROJECTED for plane in field.planes[channel])
+    return slices or tuple(plane for field in group for plane in field.planes[channel])

@@ -183,14 +183,27 @@ def plate_key(*parts: str) -> str:
 
 
 # Rows and columns of the plates that are made.
-PLATE_FORMATS = ((8, 12), (16, 24), (32, 48))
+PLATE_FORMATS = ((2, 3), (3, 4), (4, 6), (6, 8), (8, 12), (16, 24), (32, 48))
+# Of plates with fewer wells nobody guesses: a corner of a larger plate looks the same.
+_GUESSED = 96
 
 
-def plate_format(wells: list[Well]) -> tuple[int, int]:
-    """The smallest made plate (rows, columns) that holds all wells; their own extent where none does."""
+def plate_format(wells: list[Well], num_wells: int | None = None) -> tuple[int, int]:
+    """Rows and columns of the plate with so many wells; where that is not said, of the smallest made one of at least 96 that
+    holds all wells, or their own extent where none does.
+
+    Raises ValueError when the plate said is too small for its wells, or not made.
+    """
     rows = max((well.row for well in wells), default=1)
     columns = max((well.column for well in wells), default=1)
-    for size in PLATE_FORMATS:
+    if num_wells is not None:
+        found = [size for size in PLATE_FORMATS if size[0] * size[1] == num_wells]
+        if not found:
+            raise ValueError(f"no plate of {num_wells} wells is made")
+        if rows > found[0][0] or columns > found[0][1]:
+            raise ValueError(f"row {rows}, column {columns} lie outside a plate of {num_wells} wells")
+        return found[0]
+    for size in (size for size in PLATE_FORMATS if size[0] * size[1] >= _GUESSED):
         if rows <= size[0] and columns <= size[1]:
             return size
     return rows, columns

@@ -77,9 +77,11 @@ class FieldReader:
 
     def _channel(self, channel: int, stack: Stack, sources: list[Source]) -> Problem | None:
         """Fill one channel from its planes; returns the first problem."""
+        if not stack:
+            return MISSING_PLANE, "not imaged at this z plane; --z max or focus makes one field of a stack"
         projection = Projection(self._plate.projection)
         first: Problem | None = None
-        for plane in stack or (None,):
+        for plane in stack:
             pixels, problem = self._plane(channel, plane, sources)
             first = first or problem
             if pixels is not None and first is None:

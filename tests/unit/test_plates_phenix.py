@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from phenomhpc.plates import (
     read_plane,
     read_plate,
 )
+from phenomhpc.plates.harmony import profile_json, walk_index
 from tests.unit.raw_plates import image, phenix
 
 
@@ -45,28 +48,157 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>'
 @pytest.mark.parametrize(
     ("images", "plate", "head", "said"),
     [
-        (image(1, "../../etc/passwd"), None, "", "leaves the measurement's folder"),
-        (image(1, "/etc/passwd"), None, "", "leaves the measurement's folder"),
-        (image(1, "a") + image(1, "b"), None, "", "listed twice"),
         ("", None, "", "lists no image"),
-        (image(1, "a", row=0), None, "", "row 0"),
         (image(1, "a", row=17), None, "", "Q01 lies outside the plate of 16 x 24"),
-        (image(1, "a"), "", "", "lacks 'PlateRows'"),
         (image(1, "a"), None, BOMB, "malformed or hostile"),
         ("<Image", None, "", "malformed or hostile"),
-        (image(1, "a", field=70000), None, "", "FieldID 70000 is out of range"),
-        (image(1, "a").replace("<Row>1", "<Row>x"), None, "", "invalid literal"),
-        (image(1, "a\\\\b"), None, "", "leaves the measurement's folder"),
         (image(1, "a"), "<PlateRows>99999</PlateRows><PlateColumns>1</PlateColumns>", "", "no plate has 99999 x 1"),
+        (image(1, "a"), "<PlateRows>9e9</PlateRows><PlateColumns>1</PlateColumns>", "", "no plate has 9e9 x 1"),
     ],
 )
-def test_a_malformed_or_hostile_index_is_refused_in_one_line(
+def test_an_index_of_which_nothing_can_be_made_is_refused_in_one_line(
     images: str, plate: str | None, head: str, said: str, tmp_path: Path
 ) -> None:
     folder = phenix(tmp_path / "m", images, head=head) if plate is None else phenix(tmp_path / "m", images, plate, head)
     with pytest.raises(UsageError, match=said) as caught:
         read_plate(find_plates([str(folder)])[0])
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "said"),
+    [
+        ("../../etc/passwd", "hostile", "leaves the plate's folder"),
+        ("/etc/passwd", "hostile", "leaves the plate's folder"),
+        ("a\\b", "hostile", "leaves the plate's folder"),
+        ("C:/a", "hostile", "leaves the plate's folder"),
+        ("https://host/a", "hostile", "leaves the plate's folder"),
+        ("good-2", "duplicate", "good-2 and good-2 are the same plane"),
+    ],
+)
+def test_a_hostile_or_doubled_entry_costs_its_field_only(url: str, status: str, said: str, tmp_path: Path) -> None:
+    images = image(1, "good-1") + image(1, "good-2", field=2) + image(1, url, field=2) + image(1, "good-3", field=3)
+    plate = read_plate(find_plates([str(phenix(tmp_path / "m", images))])[0])
+    assert [field.site for field in plate.fields] == [1, 2, 3]
+    assert plate.fields[0].problem is None and plate.fields[2].problem is None
+    problem = plate.fields[1].problem
+    assert problem is not None and problem[0] == status and said in problem[1]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (image(1, "x", row=0), "its row '0' is out of range"),
+        (image(1, "x", row=17), "Q01 lies outside the plate of 16 x 24"),
+        (image(1, "x", field=70000), "FieldID '70000' is out of range"),
+        (image(1, "x", field=-1), "FieldID '-1' is out of range"),
+        (image(1, "x").replace("<Row>1", "<Row>x"), "invalid literal"),
+        (image(1, "x").replace("<Row>1</Row>", ""), "it lacks its row"),
+        (image(1, "x").replace("<FieldID>1", "<FieldID>" + "9" * 5000), "is out of range"),
+    ],
+)
+def test_an_entry_without_a_place_is_a_stray_and_the_rest_is_read(entry: str, said: str, tmp_path: Path) -> None:
+    plate = read_plate(find_plates([str(phenix(tmp_path / "m", image(1, "good") + entry))])[0])
+    assert [field.well.name for field in plate.fields] == ["A01"] and plate.fields[0].problem is None
+    ((thing, reason),) = plate.strays
+    assert thing == "'x'" and said in reason and len(reason) < 200
+
+
+def test_an_index_that_does_not_say_the_plate_takes_the_smallest_or_the_one_that_is_said(tmp_path: Path) -> None:
+    found = find_plates([str(phenix(tmp_path / "m", image(1, "a", row=9), plate=""))])[0]
+    assert (read_plate(found).rows, read_plate(found).columns) == (16, 24)
+    assert read_plate(found, ReadOptions(plate_format=1536)).rows == 32
+    with pytest.raises(UsageError, match="row 9, column 1 lie outside a plate of 96 wells"):
+        read_plate(found, ReadOptions(plate_format=96))
+
+
+V7 = "43B2A954-E3C3-47E1-B392-6635266B0DD3/HarmonyV7"
+FLAT = (
+    "{Background: {Character: NonFlat, Mean: INF, Profile: {Coefficients: [[1.5], [0.1, -2E-1]], Dims: [2160, 2160], "
+    "Origin: [1079.5, 1079.5], Scale: [0.00046, 0.00046], Type: Polynomial}, Quality: NaN}, Channel: 1, "
+    "ChannelName: HOECHST 33342, DNA, Version: Acapella:2013}"
+)
+
+
+def harmony_7(folder: Path, *, beside: bool) -> Path:
+    """An export of Harmony 7: facts of a channel in Maps, flat fields there or in a file beside."""
+    flat = f"<FlatfieldProfile>{FLAT}</FlatfieldProfile>"
+    entries = "".join(
+        f'<Entry ChannelID="{channel}"><ChannelName>{name}</ChannelName><ImageResolutionX Unit="m">3.0E-07</ImageResolutionX>'
+        f'<MainEmissionWavelength Unit="nm">{nm}</MainEmissionWavelength></Entry>'
+        for channel, name, nm in ((2, "Alexa 488", 522), (1, "DAPI", 456))
+    )
+    images = "".join(
+        f"<Image Version='1'><id>x</id><State>Ok</State><URL>r02c03f01p01-ch{channel}sk1fk1fl1.tiff</URL><Row>2</Row><Col>3</Col>"
+        f"<FieldID>1</FieldID><PlaneID>1</PlaneID><TimepointID>1</TimepointID><ChannelID>{channel}</ChannelID>"
+        f'<PositionX Unit="m">0.0003</PositionX><PositionY Unit="um">5</PositionY></Image>'
+        for channel in (1, 2)
+    )
+    maps = f'<Maps><Map><Entry ChannelID="1">{"" if beside else flat}</Entry></Map><Map>{entries}</Map></Maps>'
+    text = (
+        f'<?xml version="1.0" encoding="utf-8"?><EvaluationInputData Version="2" xmlns="{V7}"><Plates><Plate><PlateID>P7</PlateID>'
+        f"<PlateRows>8</PlateRows><PlateColumns>12</PlateColumns><Well id='0203'/></Plate></Plates>{maps}"
+        f"<Images>{images}</Images></EvaluationInputData>"
+    )
+    (folder / "Images").mkdir(parents=True)
+    (folder / "Images" / "Index.xml").write_text(text)
+    if beside:
+        (folder / "FFC_Profile").mkdir()
+        one = f'<Root xmlns="{V7}"><Maps><Map><Entry ChannelID="1">{flat}</Entry></Map></Maps></Root>'
+        (folder / "FFC_Profile" / "FFC_Profile_P7.xml").write_text(one)
+    return folder
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_harmony_7_has_the_facts_of_its_channels_in_maps(beside: bool, tmp_path: Path) -> None:
+    (found,) = find_plates([str(harmony_7(tmp_path / "m", beside=beside))])
+    plate = read_plate(found)
+    assert (plate.key, plate.rows, plate.columns) == ("P7", 8, 12)
+    assert [(channel.name, channel.emission_nm) for channel in plate.channels] == [
+        ("DAPI", 456.0),
+        ("Alexa 488", 522.0),
+    ]
+    (field,) = plate.fields
+    assert (field.well.name, field.timepoint, field.z) == ("B03", 1, "1")
+    assert field.pixel_size_um == pytest.approx(0.3)
+    assert (field.position_x_um, field.position_y_um) == pytest.approx((300.0, 5.0))
+    assert field.planes[1][0].path == tmp_path / "m" / "Images" / "r02c03f01p01-ch2sk1fk1fl1.tiff"  # type: ignore[union-attr]
+    assert plate.illumination[1] is None and plate.illumination[0] is not None
+    said = json.loads(plate.illumination[0])
+    assert said["kind"] == "phenix" and said["profile"]["ChannelName"] == "HOECHST 33342, DNA"
+    background = said["profile"]["Background"]
+    assert background["Profile"]["Coefficients"] == [[1.5], [0.1, -0.2]] and background["Mean"] == "INF"
+
+
+def test_the_real_flat_fields_are_kept_number_for_number(shared_data: Path) -> None:
+    plate = read_plate(find_plates([str(shared_data / "phenix")])[0])
+    said = [json.loads(text) for text in plate.illumination if text]
+    assert len(said) == 6
+    assert said[0]["profile"]["Background"]["Profile"]["Coefficients"][0] == [1.236]
+    assert said[0]["profile"]["Foreground"]["Profile"]["Coefficients"][4] == [-4.4769, -1.1136, 1.0412, -0.3679, 0.9251]
+    assert said[0]["profile"]["Background"]["Mean"] == 1039.144 and said[0]["profile"]["Version"] == "Acapella:2013"
+    assert said[5]["profile"]["Background"]["Profile"]["Type"] == "Identity"
+
+
+@pytest.mark.parametrize("text", ["{", "[[[[[", "{a: " * 100, "{Background: {}} trailing", "}"])
+def test_a_flat_field_that_cannot_be_parsed_is_kept_as_text(text: str, tmp_path: Path) -> None:
+    assert json.loads(profile_json(text) or "") == {"kind": "phenix", "text": text}
+
+
+def test_memory_does_not_grow_with_the_index(tmp_path: Path) -> None:
+    def peak(fields: int) -> int:
+        images = "".join(image(1, f"{field}.tiff", field=field) for field in range(1, fields + 1))
+        folder = phenix(tmp_path / str(fields), images)
+        seen = 0
+        tracemalloc.start()
+        for _ in range(2):  # imports are counted in the first
+            tracemalloc.reset_peak()
+            walk_index(folder / "Index.idx.xml", lambda _: None, lambda _: None, lambda *_: None)
+            seen = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return seen
+
+    assert peak(8000) < 1.5 * peak(500)
 
 
 def test_the_real_planes_have_the_pixels_that_tifffile_reads(shared_data: Path) -> None:
