@@ -28,6 +28,7 @@ from phenomhpc.jobs.survey import (
     plates_of,
     shards_left,
     spec_of,
+    survey_again,
     survey_here,
     survey_plate,
     surveys_of,
@@ -168,6 +169,7 @@ def _convert(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
     for unit in ctx.units:
         by_plate[str(unit.plate)].append(unit)
     set_aside: list[tuple[str, str]] = []
+    survey_again(ctx.paths, config, by_plate)
     store = create_store(config.store, _spec(config, ctx.paths)) if by_plate else None
     with ctx.progress.stage("convert", sum(unit.count for unit in ctx.units), "fields") as stage:
         meter = _Meter(stage)

@@ -7,7 +7,7 @@ stage of its own, whose tasks parse the indices, so that a login node only lists
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -228,6 +228,16 @@ def survey_here(paths: RunPaths, config: ConvertConfig) -> None:
         spec = existing_spec(config)
         for folder in missing:
             write_survey(paths, *survey_plate(folder, config, spec))
+
+
+def survey_again(paths: RunPaths, config: ConvertConfig, keys: Iterable[str]) -> None:
+    """Note those of these plates of which nothing is noted: somebody has removed it."""
+    missing = {key for key in keys if not paths.survey(key).is_file()}
+    if missing:
+        spec = existing_spec(config)
+        for folder in find_plates(config.plates, config.layout):
+            if folder.key in missing:
+                write_survey(paths, *survey_plate(folder, config, spec))
 
 
 def surveys_of(paths: RunPaths, config: ConvertConfig) -> tuple[list[Survey], list[PlateFolder]]:

@@ -61,7 +61,8 @@ def test_every_unit_is_done_exactly_once_whatever_the_queue_holds(lab: Lab, narr
         seen.update({line.split("|")[2] for line in lines})
         indexes = [int(line.split("|")[1]) for line in lines if line.split("|")[1].isdigit()]
         assert max(indexes, default=0) < MAX_ARRAY
-        assert sum(line.endswith("|RUNNING") for line in lines) <= 12 + 1, "throttled, beside the steward"
+        running = [line for line in lines if line.endswith("|RUNNING") and line.split("|")[1].isdigit()]
+        assert len(running) <= 12, "throttled"
         if not cut and len(of_kind(run, "finished")) > TASKS // 4:
             narrow.power_cut(2)  # some of its tasks are at work, and must be done anew elsewhere
             cut = True

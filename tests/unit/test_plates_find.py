@@ -131,8 +131,8 @@ def test_plates_of_several_layouts_below_one_folder_are_all_found(raw: Path, tmp
     found = find_plates([str(tmp_path)])
     assert [(plate.key, plate.layout) for plate in found] == [("P1", "phenix"), ("SYN-01__Plate1", "rxrx")]
     assert [plate.key for plate in find_plates([str(tmp_path)], "rxrx")] == ["SYN-01__Plate1"]
-    with pytest.raises(UsageError, match="--layout cellvoyager: no such layout; allowed: auto, phenix, rxrx"):
-        find_plates([str(tmp_path)], "cellvoyager")
+    with pytest.raises(UsageError, match="--layout cellvoyage: no such layout; allowed: auto, phenix, cellvoyager"):
+        find_plates([str(tmp_path)], "cellvoyage")
 
 
 def test_one_plate_named_twice_is_one_plate(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
