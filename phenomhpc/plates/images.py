@@ -53,8 +53,10 @@ HEADER_BYTES = 65536
 _DTYPES = ("uint8", "uint16")
 
 
-def read_plane(data: bytes, name: str) -> Pixels:
+def read_plane(data: bytes, name: str, out: Pixels | None = None) -> Pixels:
     """The plane (H, W), uint8 or uint16 in native byte order, of a file's bytes; what they are tells the format.
+
+    out: where the pixels are put, if it has the plane's shape and dtype; another plane is a new array, as without it.
 
     Raises UnreadableImage with a short reason for anything that is not one whole grey plane: also where a decoder would
     fill what is missing with zeros.  Damage inside the pixels is found where the format has checksums (PNG, zlib TIFF).
@@ -64,7 +66,7 @@ def read_plane(data: bytes, name: str) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            plane: Pixels = _decode(data)
+            plane: Pixels = _decode(data, out)
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise dozens of kinds; every one of them means the same here
@@ -92,21 +94,30 @@ def _refuse_huge(height: int, width: int) -> None:
         raise UnreadableImage(f"claims {height}x{width} pixels")
 
 
-def _decode(data: bytes) -> Any:
+def _decode(data: bytes, out: Pixels | None) -> Any:
     import imagecodecs
 
     if data.startswith(_PNG):
         _refuse_damaged_png(data)
-        _refuse_huge(*_png_header(data)[:2])
-        return imagecodecs.png_decode(data)
+        header = _png_header(data)
+        _refuse_huge(*header[:2])
+        return imagecodecs.png_decode(data, out=_fitting(out, *header))
     if data.startswith(_JP2):
-        _refuse_huge(*_jp2_header(data)[:2])
+        header = _jp2_header(data)
+        _refuse_huge(*header[:2])
         if data.startswith(_CODESTREAM) and not data.endswith(b"\xff\xd9"):
             raise UnreadableImage("truncated JPEG 2000")
-        return imagecodecs.jpeg2k_decode(data)
+        return imagecodecs.jpeg2k_decode(data, out=_fitting(out, *header))
     if data.startswith(_TIFF):
-        return _decode_tiff(data)
+        return _decode_tiff(data, out)
     raise UnreadableImage("neither TIFF, PNG nor JPEG 2000")
+
+
+def _fitting(out: Pixels | None, height: int, width: int, dtype: str) -> Pixels | None:
+    """`out` where a plane of this kind fits into it, and decoders can write into it as it lies."""
+    if out is None or out.shape != (height, width) or str(out.dtype) != dtype or not out.flags.c_contiguous:
+        return None
+    return out
 
 
 def _refuse_damaged_png(data: bytes) -> None:
@@ -202,7 +213,7 @@ def _refuse_cut_header(tiff: Any, page: Any, data: bytes) -> None:
         at += 4 + 2 * word
 
 
-def _decode_tiff(data: bytes) -> Any:
+def _decode_tiff(data: bytes, out: Pixels | None) -> Any:
     import imagecodecs
     import tifffile
 
@@ -219,11 +230,16 @@ def _decode_tiff(data: bytes) -> Any:
         if page.compression == _TIFF_LZW:
             # libtiff decodes LZW 2.4 times as fast, and damaged data crash imagecodecs' own decoder (2026.3.6), which
             # tifffile uses; of zlib, libtiff would skip the checksum.
-            plane = imagecodecs.tiff_decode(data, index=0)
+            plane = imagecodecs.tiff_decode(
+                data, index=0, out=_fitting(out, page.imagelength, page.imagewidth, str(page.dtype))
+            )
             if plane.shape != page.shape or plane.dtype != page.dtype:
                 raise UnreadableImage("has a TIFF header that can be read in two ways")
             return plane
-        return page.asarray(maxworkers=1)
+        native = tiff.byteorder == "<" or page.dtype.itemsize == 1
+        return page.asarray(
+            maxworkers=1, out=_fitting(out, page.imagelength, page.imagewidth, str(page.dtype)) if native else None
+        )
 
 
 def plane_bytes(plane: Plane) -> bytes:
@@ -231,9 +247,12 @@ def plane_bytes(plane: Plane) -> bytes:
     return plane.path.read_bytes()
 
 
-def decode_plane(plane: Plane, data: bytes) -> Pixels:
-    """The pixels (H, W) of a plane, uint8 or uint16, from what plane_bytes() gave.  Raises UnreadableImage."""
-    return read_plane(data, plane.path.name)
+def decode_plane(plane: Plane, data: bytes, out: Pixels | None = None) -> Pixels:
+    """The pixels (H, W) of a plane, uint8 or uint16, from what plane_bytes() gave; in `out` where they fit.
+
+    Raises UnreadableImage.
+    """
+    return read_plane(data, plane.path.name, out)
 
 
 def plane_shape(plane: Plane) -> tuple[int, int, str]:

@@ -79,10 +79,15 @@ class FieldReader:
         """Fill one channel from its planes; returns the first problem."""
         if not stack:
             return MISSING_PLANE, "not imaged at this z plane; --z max or focus makes one field of a stack"
+        if len(stack) == 1:
+            pixels, problem = self._plane(channel, stack[0], sources, self._pixels[channel])
+            if problem is None and pixels is not None and not np.shares_memory(pixels, self._pixels):
+                self._pixels[channel] = pixels
+            return problem
         projection = Projection(self._plate.projection)
         first: Problem | None = None
         for plane in stack:
-            pixels, problem = self._plane(channel, plane, sources)
+            pixels, problem = self._plane(channel, plane, sources, None)
             first = first or problem
             if pixels is not None and first is None:
                 projection.add(pixels)
@@ -90,7 +95,9 @@ class FieldReader:
             self._pixels[channel] = projection.result()
         return first
 
-    def _plane(self, channel: int, plane: Plane | None, sources: list[Source]) -> tuple[Pixels | None, Problem | None]:
+    def _plane(
+        self, channel: int, plane: Plane | None, sources: list[Source], out: Pixels | None
+    ) -> tuple[Pixels | None, Problem | None]:
         if plane is None:
             return None, (MISSING_PLANE, "no plane")
         path, root = plane.path, self._plate.root
@@ -104,7 +111,7 @@ class FieldReader:
         digest = hashlib.sha256(data).hexdigest()
         sources.append(Source(channel=self._plate.channels[channel].name, path=name, sha256=digest, bytes=len(data)))
         try:
-            pixels = decode_plane(plane, data)
+            pixels = decode_plane(plane, data, out)
         except UnreadableImage as error:
             return None, (UNREADABLE, f"{path.name}: {error}")
         return pixels, self._misfit(pixels)

@@ -157,7 +157,7 @@ def read_geometry(paths: StorePaths, plate: str) -> Geometry:
 class ShardWriter:
     """Streams one shard into an open file: append() each field in order, then finish().
 
-    Memory: one padded field and one encoded chunk.  The same fields give the same bytes.
+    Memory: one chunk, raw and encoded.  The same fields give the same bytes.
     """
 
     def __init__(self, file: BinaryIO, spec: DatasetSpec, geometry: Geometry) -> None:
@@ -167,26 +167,26 @@ class ShardWriter:
         self._offset = 0
         edge = geometry.chunk_px
         dtype = np.dtype(spec.dtype).newbyteorder("<")
-        self._padded = np.zeros(
-            (geometry.num_channels, geometry.chunk_rows * edge, geometry.chunk_columns * edge), dtype
-        )
-        self._chunk = np.empty((geometry.num_channels, edge, edge), dtype)
+        self._chunk = np.zeros((geometry.num_channels, edge, edge), dtype)
 
     def append(self, pixels: Pixels | None) -> None:
         """Add the next field, (C, H, W) of the store's dtype; None for a field set aside, stored as zeros."""
-        view = self._padded[:, : self._geometry.height, : self._geometry.width]
-        view[...] = 0 if pixels is None else pixels
-        for chunk in self._chunks():
+        for chunk in self._chunks(pixels):
             data = chunk.tobytes() if self._compressor is None else self._compressor.encode(chunk)
             self._file.write(data)
             self._entries.append((self._offset, len(data)))
             self._offset += len(data)
 
-    def _chunks(self) -> Iterator[Pixels]:
-        edge = self._geometry.chunk_px
-        for row in range(self._geometry.chunk_rows):
-            for column in range(self._geometry.chunk_columns):
-                self._chunk[...] = self._padded[:, row * edge : (row + 1) * edge, column * edge : (column + 1) * edge]
+    def _chunks(self, pixels: Pixels | None) -> Iterator[Pixels]:
+        """One after the other in the same buffer, so that a field is copied once; what lies behind its edge is zero."""
+        geometry, edge = self._geometry, self._geometry.chunk_px
+        for y in range(0, geometry.height, edge):
+            for x in range(0, geometry.width, edge):
+                height, width = min(edge, geometry.height - y), min(edge, geometry.width - x)
+                if pixels is None or height < edge or width < edge:
+                    self._chunk[...] = 0
+                if pixels is not None:
+                    self._chunk[:, :height, :width] = pixels[:, y : y + height, x : x + width]
                 yield self._chunk
 
     def finish(self) -> None:
