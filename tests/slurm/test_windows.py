@@ -20,7 +20,7 @@ from tests.cluster.cluster import wait_until
 from tests.cluster.settings import ClusterSpec
 from tests.slurm.provoking import Lab, of_kind
 
-# One plate has one tiny field: a unit of the survey, and a unit of the conversion.  make soak asks for ten times as many (PHENOMHPC_SOAK).
+# One plate has one tiny field: a unit of the survey, and one of the conversion.  make soak asks for ten times as many.
 SOAK = bool(os.environ.get("PHENOMHPC_SOAK"))
 UNITS, TASKS, MAX_ARRAY, MAX_SUBMIT = (25_000, 2_500, 1001, 500) if SOAK else (1_250, 110, 101, 50)
 LIMIT_S = 5400 if SOAK else 840
