@@ -179,6 +179,7 @@ class ConvertConfig(JobModel):
     shard_mb: PositiveInt = Field(
         1024, description="raw pixels of one shard, MiB; the number of fields per shard follows"
     )
+    qc: bool = Field(True, description="measure focus, saturation, background, signal and nuclei of every field")
     new: bool = Field(
         False, description="pass over plates that the store holds whole, without looking whether they changed"
     )

@@ -1,7 +1,9 @@
 """data.where: a filter on the fields table in a small language, e.g. `focus > 0.2 and plate in ["A__1", "A__2"]`.
 
 Comparisons (<, <=, >, >=, ==, !=, in, not in, chained), and, or, not, parentheses, numbers, quoted strings, true, false and
-column names; col["..."] for a name that is no word.  A field whose value is missing passes neither a condition nor its
+column names; col["..."] for a name that is no word.  Of the measures of quality, which have a value for each channel, focus,
+saturated, background and signal mean all channels (the comparison holds when it holds for every one), focus["DNA"] one of
+them; nuclei is the count of nuclei.  A field whose value is missing passes neither a condition nor its
 contrary.  Read by Python's parser, of whose nodes all others are refused; nothing is evaluated as code.
 """
 
@@ -35,8 +37,16 @@ MAX_CHARACTERS = 20_000
 _NAMED = {"true": True, "false": False, "True": True, "False": False}
 
 
-def compile_where(text: str, columns: Sequence[str]) -> pl.Expr:
-    """The filter as a polars expression over `columns`.  Raises UsageError naming what is not understood."""
+# Short names of the measures: of the fields table's columns, those with a value for each channel, and one without.
+_QC_LISTS = {name: f"qc_{name}" for name in ("focus", "saturated", "background", "signal")}
+_QC = {**_QC_LISTS, "nuclei": "qc_nuclei"}
+
+
+def compile_where(text: str, columns: Sequence[str], channels: Sequence[str] = ()) -> pl.Expr:
+    """The filter as a polars expression over `columns`; channels: their names, in stored order.
+
+    Raises UsageError naming what is not understood.
+    """
     line = _one_line(text)
     if len(line) > MAX_CHARACTERS:
         raise UsageError(f"data.where={line[:40]}...: {len(line)} characters, {MAX_CHARACTERS} at most")
@@ -44,7 +54,7 @@ def compile_where(text: str, columns: Sequence[str]) -> pl.Expr:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of invalid escapes in quoted strings, which are taken as they stand
             tree = ast.parse(line, mode="eval").body
-        return _Compiler(line, columns).condition(tree)
+        return _Compiler(line, columns, channels).condition(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else "nested too deeply"
         raise UsageError(
@@ -67,8 +77,8 @@ def _column_name(node: ast.expr) -> str | None:
 
 
 class _Compiler:
-    def __init__(self, text: str, columns: Sequence[str]) -> None:
-        self._text, self._columns = text, columns
+    def __init__(self, text: str, columns: Sequence[str], channels: Sequence[str]) -> None:
+        self._text, self._columns, self._channels = text, columns, channels
 
     def _refuse(self, what: str) -> UsageError:
         return UsageError(f"data.where={self._text}: {what}")
@@ -98,14 +108,48 @@ class _Compiler:
             return found if isinstance(op, ast.In) else ~found
         if type(op) not in _COMPARE:
             raise self._refuse("`is` is not supported; write ==")
-        compared: pl.Expr = _COMPARE[type(op)](self._operand(left), self._operand(right))
+        compare = _COMPARE[type(op)]
+        for one, other, swapped in ((left, right, False), (right, left, True)):
+            if (name := self._of_all_channels(one)) is not None:
+                return self._every_channel(name, compare, other, swapped)
+        compared: pl.Expr = compare(self._operand(left), self._operand(right))
         return compared
+
+    def _of_all_channels(self, node: ast.expr) -> str | None:
+        """The column of a measure that a node names for all channels at once."""
+        name = _column_name(node) or ""
+        if name in self._columns and name not in _QC_LISTS.values():
+            return None  # a person's own column of that name
+        return _QC_LISTS.get(name, name if name in _QC_LISTS.values() else None)
+
+    def _every_channel(
+        self, column: str, compare: Callable[[Any, Any], Any], other: ast.expr, swapped: bool
+    ) -> pl.Expr:
+        import polars as pl
+
+        value = pl.lit(self._literal(other))
+        element = compare(value, pl.element()) if swapped else compare(pl.element(), value)
+        held: pl.Expr = self._column(column).list.eval(element).list.all()
+        return held
+
+    def _of_one_channel(self, node: ast.expr) -> pl.Expr | None:
+        """focus["DNA"]: a measure of one channel."""
+        if not (isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in _QC_LISTS):
+            return None
+        inner = node.slice
+        name = inner.id if isinstance(inner, ast.Name) else inner.value if isinstance(inner, ast.Constant) else None
+        if name not in self._channels:
+            raise self._refuse(f"{ast.unparse(node)}: no such channel; there are {', '.join(self._channels) or 'none'}")
+        value: pl.Expr = self._column(_QC_LISTS[node.value.id]).list.get(list(self._channels).index(str(name)))
+        return value
 
     def _operand(self, node: ast.expr) -> Any:
         import polars as pl
 
         if (name := _column_name(node)) is not None:
             return self._column(name)
+        if (one := self._of_one_channel(node)) is not None:
+            return one
         return pl.lit(self._literal(node))
 
     def _literal(self, node: ast.expr) -> str | int | float | bool:
@@ -123,20 +167,27 @@ class _Compiler:
         import polars as pl
 
         if name not in self._columns:
+            name = _QC.get(name, name)
+        if name in _QC.values() and name not in self._columns:
+            raise self._refuse(f"{name}: the store's fields were converted without it; convert with qc=true")
+        if name not in self._columns:
             near = difflib.get_close_matches(name, self._columns, 3, 0.4)
             hint = f"nearest: {', '.join(near)}" if near else f"there are {', '.join(self._columns[:20])}"
             raise self._refuse(f"{name}: no such column of the fields table; {hint}")
         return pl.col(name)
 
 
-def eligible_rows(fields: pl.DataFrame, text: str) -> NDArray[np.int64]:
-    """Rows of the snapshot's table (its `field_no`) whose field passes the filter, ascending; a null does not pass."""
+def eligible_rows(fields: pl.DataFrame, text: str, channels: Sequence[str] = ()) -> NDArray[np.int64]:
+    """Rows of the snapshot's table (its `field_no`) whose field passes the filter, ascending; a null does not pass.
+
+    channels: the names of the store's channels, in stored order.
+    """
     import numpy as np
     import polars as pl
     from polars.exceptions import PolarsError
 
     try:
-        condition = compile_where(text, [name for name in fields.columns if name != "field_no"])
+        condition = compile_where(text, [name for name in fields.columns if name != "field_no"], channels)
         kept = fields.filter(pl.col("field_no").is_not_null() & condition)["field_no"]
     except (PolarsError, TypeError, OverflowError) as error:
         first = str(error).splitlines()[0]

@@ -32,6 +32,7 @@ from phenomhpc.jobs.survey import (
     survey_here,
     survey_plate,
     surveys_of,
+    treatment_of,
     write_survey,
 )
 from phenomhpc.plates import PlateFolder
@@ -197,7 +198,7 @@ def _convert_plate(
         _leave_when_asked(ctx, unit)
         work = Work(attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence)
         started = time.monotonic()
-        record = convert_unit(store, plate, geometry, unit, work, meter.advance)
+        record = convert_unit(store, plate, geometry, unit, work, treatment_of(config), meter.advance)
         set_aside += record.set_aside
         ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside))
     return set_aside

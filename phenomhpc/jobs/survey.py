@@ -18,6 +18,7 @@ from phenomhpc.plates import Plate, PlateFolder, ReadOptions, UnreadableImage, f
 from phenomhpc.plates.declared import dump_plate, load_plate
 from phenomhpc.runs import RunPaths, commit
 from phenomhpc.store.convert import pending_shards
+from phenomhpc.store.fieldpixels import Treatment
 from phenomhpc.store.layout import StorePaths
 from phenomhpc.store.shards import Geometry
 from phenomhpc.store.spec import DatasetSpec, fields_per_shard, open_store, refuse_difference, shuffle_for
@@ -59,6 +60,11 @@ def read_options(config: ConvertConfig) -> ReadOptions:
     )
 
 
+def treatment_of(config: ConvertConfig) -> Treatment:
+    """What the settings say about what is done with pixels."""
+    return Treatment(qc=config.qc)
+
+
 def survey_plate(found: PlateFolder, config: ConvertConfig, spec: DatasetSpec | None) -> tuple[Survey, Plate | None]:
     """Read a plate and compare it with the store, if there is one (spec); one that cannot be read is set aside.
 
@@ -85,7 +91,7 @@ def survey_plate(found: PlateFolder, config: ConvertConfig, spec: DatasetSpec | 
     except UsageError as error:
         return Survey(key=found.key, reason=str(error)), None
     paths = StorePaths(Path(config.store).absolute())
-    pending = pending_shards(paths, plate, spec, geometry)
+    pending = pending_shards(paths, plate, spec, geometry, treatment_of(config))
     return replace(survey, pending=tuple((shard, _stamp(paths, plate.key, shard)) for shard in pending)), plate
 
 

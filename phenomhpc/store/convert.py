@@ -29,7 +29,7 @@ from phenomhpc.runs import (
     remove_temporaries,
     write_record,
 )
-from phenomhpc.store.fieldpixels import FieldReader
+from phenomhpc.store.fieldpixels import FieldReader, Treatment
 from phenomhpc.store.layout import StorePaths, unit_id
 from phenomhpc.store.shards import Geometry, ShardWriter
 from phenomhpc.store.spec import DatasetSpec, Store
@@ -41,17 +41,21 @@ _BUFFER_BYTES = 4 * 2**20
 ASSUMED_BYTES_PER_S = 60e6
 
 
-def unit_settings(plate: Plate, spec: DatasetSpec, geometry: Geometry, fields: range) -> dict[str, Any]:
+def unit_settings(
+    plate: Plate, spec: DatasetSpec, geometry: Geometry, fields: range, treatment: Treatment
+) -> dict[str, Any]:
     """What else than the sources decides the shard's bytes."""
     settings = {"spec": asdict(spec), "geometry": asdict(geometry), "fields": [fields.start, fields.stop]}
     declared = [
         [field.well.name, field.site, field.timepoint, field.z, field.problem, field.position_x_um, field.position_y_um,
          field.pixel_size_um] for field in plate.fields[fields.start : fields.stop]
     ]  # fmt: skip
-    return {**settings, "declared": declared, "projection": plate.projection}
+    return {**settings, **treatment.settings(), "declared": declared, "projection": plate.projection}
 
 
-def pending_shards(paths: StorePaths, plate: Plate, spec: DatasetSpec, geometry: Geometry) -> list[int]:
+def pending_shards(
+    paths: StorePaths, plate: Plate, spec: DatasetSpec, geometry: Geometry, treatment: Treatment
+) -> list[int]:
     """The shards of a plate that are still to be written.
 
     One is done when its record's digest fits the settings and the planes have the sizes and times they had.
@@ -60,7 +64,7 @@ def pending_shards(paths: StorePaths, plate: Plate, spec: DatasetSpec, geometry:
     def holds(shard: int) -> bool:
         fields = geometry.fields_of(shard)
         record = read_record(paths.record(plate.key, shard))
-        settings = unit_settings(plate, spec, geometry, fields)
+        settings = unit_settings(plate, spec, geometry, fields, treatment)
         return record is not None and _still_holds(
             record, settings, plate.fields[fields.start : fields.stop], paths, shard
         )
@@ -120,7 +124,13 @@ class Work:
 
 
 def convert_unit(
-    store: Store, plate: Plate, geometry: Geometry, unit: Unit, work: Work, advance: Callable[[int], None]
+    store: Store,
+    plate: Plate,
+    geometry: Geometry,
+    unit: Unit,
+    work: Work,
+    treatment: Treatment,
+    advance: Callable[[int], None],
 ) -> CompletionRecord:
     """Write one shard and its record; `advance(bytes read)` is called after each field.
 
@@ -141,7 +151,7 @@ def convert_unit(
     with committing(shard_path, token=work.token, buffering=_BUFFER_BYTES) as file:
         counted = _Counted(file)
         writer = ShardWriter(cast(BinaryIO, counted), store.spec, geometry)
-        reader = FieldReader(plate, store.spec, geometry)
+        reader = FieldReader(plate, store.spec, geometry, treatment)
         for field in fields:
             found = reader.read(field)
             writer.append(found.pixels)
@@ -152,7 +162,9 @@ def convert_unit(
     sources = [source for row in rows for source in row["sources"]]
     record = CompletionRecord(
         unit_id=unit.unit_id,
-        digest=digest_of(KIND, unit_settings(plate, store.spec, geometry, geometry.fields_of(shard)), sources),
+        digest=digest_of(
+            KIND, unit_settings(plate, store.spec, geometry, geometry.fields_of(shard), treatment), sources
+        ),
         attempt=work.attempt,
         task=work.task,
         token=work.token,

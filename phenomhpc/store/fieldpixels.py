@@ -10,13 +10,24 @@ from typing import Any
 import numpy as np
 from google_crc32c import value as crc32c
 
-from phenomhpc.plates import Field, Plane, Plate, UnreadableImage, decode_plane, plane_bytes
+from phenomhpc.plates import Field, Plane, Plate, UnreadableImage, decode_plane, plane_bytes, qc
 from phenomhpc.plates.project import Projection
 from phenomhpc.plates.types import BAD_SHAPE, MISSING_PLANE, OK, UNREADABLE, Stack
 from phenomhpc.store.shards import Geometry, Pixels
 from phenomhpc.store.spec import DatasetSpec
 
 Problem = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treatment:
+    """What is done with the pixels of a field beside storing them.  qc: measure their quality."""
+
+    qc: bool = True
+
+    def settings(self) -> dict[str, Any]:
+        """What a record's digest binds to."""
+        return {"qc": qc.VERSION if self.qc else None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +52,9 @@ class FieldPixels:
 class FieldReader:
     """Reads the fields of one plate, one at a time into the same buffer: what read() returns holds until the next one."""
 
-    def __init__(self, plate: Plate, spec: DatasetSpec, geometry: Geometry) -> None:
-        self._plate, self._geometry = plate, geometry
+    def __init__(self, plate: Plate, spec: DatasetSpec, geometry: Geometry, treatment: Treatment) -> None:
+        self._plate, self._geometry, self._treatment = plate, geometry, treatment
+        self._dna = qc.dna_channel([channel.name for channel in plate.channels])
         self._dtype = np.dtype(spec.dtype)
         shape = (geometry.num_channels, geometry.height, geometry.width)
         self._pixels: Pixels = np.empty(shape, self._dtype.newbyteorder("<"))
@@ -56,7 +68,7 @@ class FieldReader:
             if problem is not None:
                 problems.append((problem[0], f"{self._plate.channels[channel].name}: {problem[1]}"))
         status, reason = problems[0] if problems else (OK, None)
-        row = {
+        row: dict[str, Any] = {
             "field_index": field.index,
             "well": field.well.name,
             "row": field.well.row,
@@ -72,6 +84,8 @@ class FieldReader:
             "sources": [asdict(source) for source in sources],
             "crc32c": None if problems else crc32c(self._pixels),
         }
+        if self._treatment.qc and not problems:
+            row |= qc.measure(self._pixels, self._dna, field.pixel_size_um).columns()
         num_bytes = sum(source.bytes for source in sources)
         return FieldPixels(pixels=None if problems else self._pixels, row=row, num_bytes=num_bytes)
 

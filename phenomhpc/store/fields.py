@@ -31,6 +31,11 @@ PIXEL_COLUMNS: dict[str, Any] = {
     "pixel_size_um": pl.Float64,
     "sources": pl.List(SOURCE),
     "crc32c": pl.UInt32,
+    "qc_focus": pl.List(pl.Float32),
+    "qc_saturated": pl.List(pl.Float32),
+    "qc_background": pl.List(pl.Float32),
+    "qc_signal": pl.List(pl.Float32),
+    "qc_nuclei": pl.Int32,
 }
 # What a metadata table says of a well; a plate's reader maps its own names to these, the rest becomes meta_*.
 METADATA_COLUMNS: dict[str, Any] = {

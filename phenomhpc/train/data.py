@@ -44,7 +44,7 @@ class CropSource:
             crop_px=config.model.crop_px,
             crops_per_visit=config.data.crops_per_visit,
             flips=config.data.flips,
-            eligible=None if where is None else eligible_rows(snapshot.fields(), where),
+            eligible=None if where is None else eligible_rows(snapshot.fields(), where, snapshot.channels),
         )
         return cls(config=config, snapshot=snapshot, sampler=sampler)
 

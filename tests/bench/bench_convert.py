@@ -46,6 +46,7 @@ from phenomhpc.progress import silent
 from phenomhpc.runs import read_events
 from phenomhpc.store import Store, create_store
 from phenomhpc.store.convert import Work, convert_unit, shard_unit
+from phenomhpc.store.fieldpixels import Treatment
 from phenomhpc.store.shards import Geometry, Pixels, compressor_of, write_array_metadata
 
 MEGABYTE = 1e6
@@ -177,14 +178,14 @@ class Bench:
 
         return bare
 
-    def convert(self, store: Store, *, hashing: bool = True) -> Callable[[], None]:
+    def convert(self, store: Store, *, hashing: bool = True, qc: bool = False) -> Callable[[], None]:
         work = Work(attempt=1, task=0, token="bench", check_fence=lambda: None)
         units = [shard_unit(self.plate.key, store.spec, self.geometry, n) for n in range(self.geometry.num_shards)]
 
         def run() -> None:
             with contextlib.nullcontext() if hashing else mock.patch("phenomhpc.store.fieldpixels.hashlib", _NoHash):
                 for unit in units:
-                    convert_unit(store, self.plate, self.geometry, unit, work, lambda num_bytes: None)
+                    convert_unit(store, self.plate, self.geometry, unit, work, Treatment(qc=qc), lambda num_bytes: None)
 
         return run
 
@@ -334,9 +335,9 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         print(
-            "| source | limit, CPU s | ours / limit | / limit with I/O | sha256 adds | MB/s of it | MB read, written |"
+            "| source | limit, CPU s | ours / limit | / limit, I/O | sha256 adds | MB/s of it | QC / without | MB read, written |"
         )
-        print("|---|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|---|")
         for name, kind in formats(asked.fields).items():
             bench = Bench.make(Path(folder) / name.replace(" ", "-"), kind, asked.edge)
             store = bench.store()
@@ -345,6 +346,7 @@ def main() -> int:
                 "I/O": bench.files(store),
                 "ours": bench.convert(store, hashing=False),
                 "sha256": bench.convert(store),
+                "QC": bench.convert(store, qc=True),
             }
             found = medians(cases, asked.passes, bench.clear)
             read = sum(plane.path.stat().st_size for field in bench.plate.fields for (plane,) in field.planes if plane)
@@ -354,11 +356,19 @@ def main() -> int:
             rows.append({"source": name, **found, "read": read, "written": written})
             ratio = judge(f"{name}: ours / limit", found["ours"] / found["limit"], TARGETS["limit"])
             with_files = found["ours"] / (found["limit"] + found["I/O"])
+            quality = judge(f"{name}: QC", found["QC"] / found["sha256"], TARGETS["QC"])
             moved = f"{read / MEGABYTE:.0f}, {written / MEGABYTE:.0f}"
-            print(
-                f"| {name} | {found['limit']:.3f} | {ratio} | {with_files:.2f} | {more:.3f} s | {hashed:.0f} | {moved} |",
-                flush=True,
+            words = (
+                name,
+                f"{found['limit']:.3f}",
+                ratio,
+                f"{with_files:.2f}",
+                f"{more:.3f} s",
+                f"{hashed:.0f}",
+                quality,
+                moved,
             )
+            print(f"| {' | '.join(words)} |", flush=True)
             shutil.rmtree(bench.root)
         bench = Bench.make(Path(folder) / "writers", formats(asked.fields)["TIFF, raw"], asked.edge)
         store = bench.store()
