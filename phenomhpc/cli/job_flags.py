@@ -50,6 +50,7 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
             key="plate_format",
         ),
         Flag(name="z", help="Of z stacks: all planes as fields, max or focus projected, or one plane's name.", key="z"),
+        Flag(name="verify", help="Read every shard back from the disk before it counts.", type=bool, key="verify"),
         Flag(name="new", help="Pass over plates that the store holds whole.", type=bool, key="new"),
         Flag(name="timepoint", help="The timepoint to convert; default: all.", type=int, key="timepoint"),
         _RUNS,

@@ -180,6 +180,7 @@ class ConvertConfig(JobModel):
         1024, description="raw pixels of one shard, MiB; the number of fields per shard follows"
     )
     qc: bool = Field(True, description="measure focus, saturation, background, signal and nuclei of every field")
+    verify: bool = Field(False, description="read every shard back from the disk before it counts as written")
     new: bool = Field(
         False, description="pass over plates that the store holds whole, without looking whether they changed"
     )

@@ -196,7 +196,9 @@ def _convert_plate(
     set_aside: list[tuple[str, str]] = []
     for unit in units:
         _leave_when_asked(ctx, unit)
-        work = Work(attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence)
+        work = Work(
+            attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence, verify=config.verify
+        )
         started = time.monotonic()
         record = convert_unit(store, plate, geometry, unit, work, treatment_of(config), meter.advance)
         set_aside += record.set_aside

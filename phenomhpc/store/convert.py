@@ -9,12 +9,14 @@ Begin = remove the record, then what an earlier try left of the shard.  What hol
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
 
 from google_crc32c import extend
 
+from phenomhpc.errors import WorkError
 from phenomhpc.plates import Field, Plane, Plate
 from phenomhpc.plates.types import OK
 from phenomhpc.runs import (
@@ -33,6 +35,7 @@ from phenomhpc.store.fieldpixels import FieldReader, Treatment
 from phenomhpc.store.layout import StorePaths, unit_id
 from phenomhpc.store.shards import Geometry, ShardWriter
 from phenomhpc.store.spec import DatasetSpec, Store
+from phenomhpc.store.verify import check_shard
 
 KIND = "convert"
 # Chunks of 100 kB each, written one by one, cost twice the CPU time of this.
@@ -115,12 +118,13 @@ def _stat(plane: Plane | None) -> tuple[str, int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Who converts, and the fence to pass before anything is committed."""
+    """Who converts, and the fence to pass before anything is committed.  verify: read back what was written."""
 
     attempt: int
     task: int
     token: str
     check_fence: Callable[[], None]
+    verify: bool = False
 
 
 def convert_unit(
@@ -148,17 +152,13 @@ def convert_unit(
     remove_temporaries(shard_path.parent, shard_path.name)
     pending = _stats(fields)
     rows: list[dict[str, Any]] = []
-    with committing(shard_path, token=work.token, buffering=_BUFFER_BYTES) as file:
-        counted = _Counted(file)
-        writer = ShardWriter(cast(BinaryIO, counted), store.spec, geometry)
-        reader = FieldReader(plate, store.spec, geometry, treatment)
-        for field in fields:
-            found = reader.read(field)
-            writer.append(found.pixels)
-            rows.append(dict(found.row))
-            advance(found.num_bytes)
-        writer.finish()
-        work.check_fence()
+    counted = _write_shard(store, plate, geometry, unit, work, treatment, rows, advance)
+    if work.verify and _damage(store, plate, geometry, unit, rows):
+        rows.clear()
+        counted = _write_shard(store, plate, geometry, unit, work, treatment, rows, lambda num_bytes: None)
+        if damage := _damage(store, plate, geometry, unit, rows):
+            shard_path.unlink(missing_ok=True)
+            raise WorkError(f"{shard_path}: what was written twice is not what is read back ({damage}); check the disk")
     sources = [source for row in rows for source in row["sources"]]
     record = CompletionRecord(
         unit_id=unit.unit_id,
@@ -177,6 +177,42 @@ def convert_unit(
     )
     write_record(record_path, record)
     return record
+
+
+def _write_shard(
+    store: Store,
+    plate: Plate,
+    geometry: Geometry,
+    unit: Unit,
+    work: Work,
+    treatment: Treatment,
+    rows: list[dict[str, Any]],
+    advance: Callable[[int], None],
+) -> _Counted:
+    """Commit the shard and append its fields' rows; what was written, counted."""
+    shard_path = store.paths.shard(plate.key, unit.first // geometry.fields_per_shard)
+    with committing(shard_path, token=work.token, buffering=_BUFFER_BYTES) as file:
+        counted = _Counted(file)
+        writer = ShardWriter(cast(BinaryIO, counted), store.spec, geometry)
+        reader = FieldReader(plate, store.spec, geometry, treatment)
+        for field in plate.fields[unit.first : unit.first + unit.count]:
+            found = reader.read(field)
+            writer.append(found.pixels)
+            rows.append(dict(found.row))
+            advance(found.num_bytes)
+        writer.finish()
+        work.check_fence()
+    return counted
+
+
+def _damage(store: Store, plate: Plate, geometry: Geometry, unit: Unit, rows: Sequence[dict[str, Any]]) -> str:
+    """What is wrong with the shard as the disk has it: the page cache is asked to forget it first."""
+    shard = unit.first // geometry.fields_per_shard
+    with store.paths.shard(plate.key, shard).open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return "; ".join(
+        f"{entry.thing}: {entry.reason}" for entry in check_shard(store, plate.key, geometry, shard, rows)[:1]
+    )
 
 
 def _name(plate: Plate, row: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ STORE/
   plates/PLATE.shardindex               all shard indices of the plate, by seal, rebuildable
   snapshots/DIGEST/, snapshots/LATEST   immutable field lists; which one is newest
   .progress/PLATE/UNIT.json             completion records
+  sums.json                             checksums of all of these but shards and their indices, by seal
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class StorePaths:
     @property
     def dataset(self) -> Path:
         return self.root / "dataset.json"
+
+    @property
+    def sums(self) -> Path:
+        return self.root / "sums.json"
 
     @property
     def plates(self) -> Path:

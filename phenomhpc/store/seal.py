@@ -16,6 +16,7 @@ from phenomhpc.store.shardindex import write_shard_index
 from phenomhpc.store.shards import Geometry, read_geometry
 from phenomhpc.store.snapshot import TABLE_DTYPE, Snapshot, write_snapshot
 from phenomhpc.store.spec import Store
+from phenomhpc.store.sums import write_sums
 
 # For uint16, pixels are divided by this percentile over a keyed sample of fields before standardisation.
 SCALE_PERCENTILE = 99.9
@@ -61,6 +62,7 @@ def _seal(store: Store, progress: Progress) -> Snapshot:
         raise UsageError(f"store {store.paths.root}: no usable field to seal; convert plates first")
     fields_now = pl.concat(frames, how="diagonal_relaxed")
     digest = write_snapshot(store, kept, table, fields_now, _scale(store, kept, table))
+    write_sums(store.paths)
     return Snapshot.open(store, digest)
 
 

@@ -25,6 +25,7 @@ from phenomhpc.plates.synthetic import SyntheticSpec, write_plates
 from phenomhpc.progress import silent
 from phenomhpc.runs import RunPaths, list_runs, read_outcome
 from phenomhpc.store import Snapshot, open_store
+from phenomhpc.store.verify import verify
 
 SPEC = SyntheticSpec(experiments=1, plates_per_experiment=2, plate_rows=3, plate_columns=4, field_px=80, num_genes=4)
 
@@ -83,35 +84,54 @@ def test_zarr_and_tensorstore_read_what_was_painted(size: int, dtype: str, tmp_p
             assert np.array_equal(array[field, channel], plane)
 
 
-def test_ten_kills_at_random_moments_leave_the_arrays_of_an_undisturbed_run(raw: Path, tmp_path: Path) -> None:
+KILLS = 200 if os.environ.get("PHENOMHPC_SOAK") else 20
+
+
+@pytest.mark.timeout(3600 if KILLS > 20 else 300)
+def test_kills_at_random_moments_with_two_workers_leave_the_store_of_an_undisturbed_run(
+    raw: Path, tmp_path: Path
+) -> None:
+    """All processes at once as in a power cut, or one of the workers; then the same command again."""
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     convert(calm, raw)
     program = (
         "import sys; from pathlib import Path; from tests.unit.test_convert_job import convert;"
-        "convert(Path(sys.argv[1]), Path(sys.argv[2]))"
+        "convert(Path(sys.argv[1]), Path(sys.argv[2]), workers=2)"
     )
     command = [sys.executable, "-c", program, str(killed), str(raw)]
     began = time.monotonic()
-    subprocess.run([*command[:3], str(tmp_path / "timing"), str(raw)], check=True, timeout=60)
+    subprocess.run([*command[:3], str(tmp_path / "timing"), str(raw)], check=True, timeout=120)
     whole = time.monotonic() - began
     moments = random.Random(20240607)
     kills = tries = 0
-    while kills < 10:
-        process = subprocess.Popen(command)
+    while kills < KILLS:
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
         # Start-up is half of it; the kill is to fall into the work.
-        time.sleep(moments.uniform(0.35, 1.0) * whole)
+        time.sleep(moments.uniform(0.4, 1.0) * whole)
         if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+            workers = children(process.pid)
+            if workers and moments.random() < 0.3:
+                os.kill(moments.choice(workers), signal.SIGKILL)
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
             kills += 1
         else:  # it was quicker than the timed one: start over with an empty store, and earlier kills
             shutil.rmtree(killed)
             whole *= 0.9
         process.wait()
         tries += 1
-        assert tries < 60, f"{kills} kills in {tries} tries"
+        assert tries < 6 * KILLS, f"{kills} kills in {tries} tries"
     convert(killed, raw)
     assert arrays(killed / "store") == arrays(calm / "store")
     assert Snapshot.open(open_store(killed / "store")).digest == Snapshot.open(open_store(calm / "store")).digest
+    assert not verify(open_store(killed / "store"), silent()).damage
+    assert not [path for path in (killed / "store").rglob("*.tmp-*") if ".zarr" in str(path)]
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes of a process, without its resource tracker."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split() if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def test_only_what_changed_is_converted_again(raw: Path, tmp_path: Path) -> None:
