@@ -23,7 +23,7 @@ Sums = dict[str, tuple[int, int, int]]
 def write_sums(paths: StorePaths) -> None:
     """Commit the sums of what lies there now, unless they are there already."""
     before, problem = read_sums(paths)
-    found: Sums = {}
+    found: Sums = {name: sum_ for name, sum_ in before.items() if _is_left_out(paths, name)}
     for path in _files(paths):
         name, status = str(path.relative_to(paths.root)), path.stat()
         known = before.get(name)
@@ -54,10 +54,8 @@ def check_sums(paths: StorePaths) -> Iterator[tuple[str, str]]:
     sums, problem = read_sums(paths)
     if problem:
         yield str(paths.sums.relative_to(paths.root)), problem
-    copied = not paths.progress.is_dir()
-    hidden = f"{paths.progress.relative_to(paths.root)}{os.sep}"
     for name, (size, _, crc) in sums.items():
-        if copied and name.startswith(hidden):
+        if _is_left_out(paths, name):
             continue
         try:
             data = (paths.root / name).read_bytes()
@@ -69,6 +67,11 @@ def check_sums(paths: StorePaths) -> Iterator[tuple[str, str]]:
             continue
         if len(data) != size or crc32c(data) != crc:
             yield name, "is not what was sealed (while a conversion goes on: seal, and verify again)"
+
+
+def _is_left_out(paths: StorePaths, name: str) -> bool:
+    """Of a store that was copied without its .progress: does the file belong there?"""
+    return name.startswith(f"{paths.progress.name}{os.sep}") and not paths.progress.is_dir()
 
 
 def _files(paths: StorePaths) -> Iterator[Path]:
