@@ -13,6 +13,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phenomhpc.config.models import ConvertConfig
@@ -38,6 +39,7 @@ from phenomhpc.jobs.survey import (
 from phenomhpc.plates import PlateFolder
 from phenomhpc.runs import Unit, read_record
 from phenomhpc.store.convert import ASSUMED_BYTES_PER_S, KIND, Work, convert_unit, shard_unit, write_facts
+from phenomhpc.store.layout import StorePaths
 from phenomhpc.store.shards import write_array_metadata
 from phenomhpc.store.spec import DatasetSpec, Store, create_store, open_store
 
@@ -123,6 +125,8 @@ def run(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
     except OSError as error:
         what = error.strerror or str(error)
         hint = "; make room and run again to go on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        if not StorePaths(Path(config.store)).dataset.is_file():
+            hint = "; is the file system still mounted? run again when it is"
         raise WorkError(f"store {config.store}: cannot be written ({what}); what was committed stays{hint}") from error
 
 

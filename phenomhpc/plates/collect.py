@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -74,7 +75,8 @@ class Declarations:
         """
         entry = self._fields.setdefault(place, _Declared())
         if entry.position_um == (None, None, None):
-            entry.position_um = position_um
+            x, y, pixel = (value if value is not None and math.isfinite(value) else None for value in position_um)
+            entry.position_um = (x, y, pixel if pixel is not None and pixel > 0 else None)
         if name is not None and not is_inside(name):
             entry.problem = entry.problem or (HOSTILE, f"image {shown(name)} leaves the plate's folder")
             entry.planes[channel] = None

@@ -146,6 +146,10 @@ def convert_unit(
     started = now()
     fields = plate.fields[unit.first : unit.first + unit.count]
     work.check_fence()
+    if not paths.dataset.is_file():  # an empty folder where a file system was mounted would take the rest
+        raise WorkError(
+            f"store {paths.root}: its dataset.json is gone; is the file system still mounted? run again when it is"
+        )
     make_folder(shard_path.parent)
     record_path.unlink(missing_ok=True)
     shard_path.unlink(missing_ok=True)

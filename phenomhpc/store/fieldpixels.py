@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,11 +11,15 @@ from typing import Any
 import numpy as np
 from google_crc32c import value as crc32c
 
+from phenomhpc.errors import WorkError
 from phenomhpc.plates import Field, Plane, Plate, UnreadableImage, decode_plane, plane_bytes, qc
 from phenomhpc.plates.project import Projection
 from phenomhpc.plates.types import BAD_SHAPE, MISSING_PLANE, OK, UNREADABLE, Stack
 from phenomhpc.store.shards import Geometry, Pixels
 from phenomhpc.store.spec import DatasetSpec
+
+# What a file system says that is not there any more; of one bad file it says other things.
+_GONE = (errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN, errno.ETIMEDOUT)
 
 Problem = tuple[str, str]
 
@@ -118,8 +123,11 @@ class FieldReader:
         try:
             data = plane_bytes(plane)
         except FileNotFoundError:
+            self._refuse_vanished()
             return None, (MISSING_PLANE, f"{path.name} does not exist")
         except OSError as error:
+            if error.errno in _GONE:
+                raise WorkError(f"plate {root}: cannot be reached ({error.strerror}); run again when it can") from error
             return None, (UNREADABLE, f"{path.name}: {error.strerror}")
         name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
         digest = hashlib.sha256(data).hexdigest()
@@ -129,6 +137,12 @@ class FieldReader:
         except UnreadableImage as error:
             return None, (UNREADABLE, f"{path.name}: {error}")
         return pixels, self._misfit(pixels)
+
+    def _refuse_vanished(self) -> None:
+        """A folder that is not there any more is no plate without images: nothing is set aside for it."""
+        root = self._plate.root
+        if not root.is_dir():
+            raise WorkError(f"plate {root}: its folder is gone; is the file system still mounted? run again when it is")
 
     def _misfit(self, plane: Pixels) -> Problem | None:
         geometry = self._geometry

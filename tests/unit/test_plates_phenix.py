@@ -254,6 +254,12 @@ def test_an_index_of_infinite_positions_has_none(tmp_path: Path) -> None:
     assert (field.position_x_um, field.position_y_um, field.pixel_size_um) == (None, None, None)
 
 
+def test_positions_too_large_for_a_number_are_none(tmp_path: Path) -> None:
+    images = image(1, "a").replace("<Row>", "<PositionX>1e308</PositionX><PositionY>-1e305</PositionY><Row>")
+    field = read_plate(find_plates([str(phenix(tmp_path / "m", images))])[0]).fields[0]
+    assert (field.position_x_um, field.position_y_um) == (None, None)
+
+
 def test_an_index_that_is_gone_by_the_time_is_named(tmp_path: Path) -> None:
     folder = phenix(tmp_path / "m", image(1, "a"))
     (found,) = find_plates([str(folder)])
