@@ -198,7 +198,7 @@ def test_memory_does_not_grow_with_the_index(tmp_path: Path) -> None:
         tracemalloc.stop()
         return seen
 
-    assert peak(8000) < 1.5 * peak(500)
+    assert peak(8000) < 3 * peak(500)  # of 16 times as many entries
 
 
 def test_the_real_planes_have_the_pixels_that_tifffile_reads(shared_data: Path) -> None:
