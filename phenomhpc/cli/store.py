@@ -1,4 +1,4 @@
-"""phenomhpc store inspect | verify | seal."""
+"""phenomhpc store inspect | verify | seal | annotate."""
 
 from __future__ import annotations
 
@@ -124,3 +124,44 @@ def seal(store: StorePath) -> None:
 
     snapshot = seal_store(open_store(store), console())
     print(f"snapshot {snapshot.digest}: {snapshot.num_fields} fields of {len(snapshot.plates)} plate(s)")
+
+
+@app.command()
+def annotate(
+    store: StorePath,
+    metadata: Annotated[Path, typer.Option(help="CSV joined by plate and well.", show_default=False)],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="STORE_COLUMN=CSV_COLUMN, as often as needed.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change; write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Join metadata that came later, or corrected ones, and make a new snapshot; no pixel is touched."""
+    from dataclasses import asdict
+
+    from phenomhpc.errors import UsageError
+    from phenomhpc.progress import console
+    from phenomhpc.store import open_store
+    from phenomhpc.store.annotate import annotate as annotate_store
+    from phenomhpc.store.annotate import words_of
+
+    mapped = {}
+    for text in columns or []:
+        name, equals, column = text.partition("=")
+        if not equals:
+            raise UsageError(f"--column {text}: is no STORE_COLUMN=CSV_COLUMN")
+        mapped[name] = column
+    opened = open_store(store)
+    done = annotate_store(opened, metadata, console(), columns=mapped, dry_run=dry_run)
+    if as_json:
+        print_json(asdict(done))
+        return
+    first = next(iter((*done.changed, *done.gained)), None)
+    shown = f" (first: {' '.join(first)})" if first else ""
+    print(
+        f"{len(done.gained)} well(s) gained metadata, {len(done.changed)} changed{shown}, {done.same} are as they were",
+        end="",
+    )
+    print(words_of(done.left, metadata, opened.paths))
+    print(f"snapshot {done.snapshot}" if done.snapshot else "nothing was written")

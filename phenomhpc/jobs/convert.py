@@ -21,6 +21,7 @@ from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
 from phenomhpc.jobs.survey import (
     Survey,
+    declared_head,
     declared_plate,
     existing_spec,
     fitting,
@@ -37,7 +38,9 @@ from phenomhpc.jobs.survey import (
     write_survey,
 )
 from phenomhpc.plates import PlateFolder
+from phenomhpc.plates.metadata import PlateWells, unmatched
 from phenomhpc.runs import Unit, read_record
+from phenomhpc.store.annotate import wells_of, words_of, write_unmatched
 from phenomhpc.store.convert import ASSUMED_BYTES_PER_S, KIND, Work, convert_unit, shard_unit, write_facts
 from phenomhpc.store.layout import StorePaths
 from phenomhpc.store.shards import write_array_metadata
@@ -73,6 +76,12 @@ def plan(config: ConvertConfig, paths: RunPaths) -> ArrayPlan:
     bad = tuple((survey.key, survey.reason) for survey in surveys if survey.reason is not None)
     if surveys and len(bad) == len(surveys):
         raise UsageError(bad[0][1])
+    if config.metadata and surveys and not any(survey.num_annotated for survey in surveys):
+        keys = ", ".join(survey.key for survey in surveys[:3])
+        raise UsageError(
+            f"--metadata {config.metadata}: says nothing of any of these plates ({keys}); see its columns for experiment, plate "
+            "and well, and metadata_columns"
+        )
     units: list[Unit] = []
     num_done = 0
     for survey in surveys:
@@ -224,21 +233,30 @@ def finish(config: ConvertConfig, paths: RunPaths, progress: Progress) -> Summar
     store = open_store(config.store)
     set_aside: list[tuple[str, str]] = []
     num_fields = 0
+    plates: list[PlateWells] = []
     for survey in surveys:
         if survey.reason is not None:
             continue
         geometry = geometry_of(config, survey, store.spec)
-        write_facts(store.paths, declared_plate(paths, survey.key))
+        head = declared_head(paths, survey.key)
+        write_facts(store.paths, head)
+        wells: set[str] = set()
         for shard in range(geometry.num_shards):
             record = read_record(store.paths.record(survey.key, shard))
             if record is not None:
                 set_aside += record.set_aside
                 num_fields += len(record.rows)
+                wells |= {row["well"] for row in record.rows}
+        plates.append(wells_of(head, frozenset(wells)))
     snapshot = seal(store, progress)
     share = max(len(set_aside) / max(num_fields, 1), len(bad) / len(surveys))
     ok = num_fields - len(set_aside)
     text = f"{ok} of {num_fields} fields are in {config.store}, {len(snapshot.plates)} plate(s), snapshot {snapshot.digest[:12]}"
     text += f"; {len(bad)} plate(s) set aside" if bad else ""
+    if config.metadata:
+        left = unmatched(Path(config.metadata), plates, config.metadata_columns)
+        write_unmatched(store.paths, left)
+        text += words_of(left, Path(config.metadata), store.paths)
     if share > config.max_set_aside:
         thing, reason = [*bad, *set_aside][0]
         whole = f"{len(bad)} plate(s) and {len(set_aside)}" if bad else str(len(set_aside))

@@ -15,7 +15,7 @@ from typing import Any
 from phenomhpc.config.models import ConvertConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.plates import Plate, PlateFolder, ReadOptions, UnreadableImage, find_plates, plane_shape, read_plate
-from phenomhpc.plates.declared import dump_plate, load_plate
+from phenomhpc.plates.declared import dump_plate, load_head, load_plate
 from phenomhpc.runs import RunPaths, commit
 from phenomhpc.store.convert import pending_shards
 from phenomhpc.store.fieldpixels import Treatment
@@ -34,8 +34,8 @@ Stamp = tuple[int, int, int] | None
 class Survey:
     """One plate.  reason: why it is set aside as a whole; the rest then says nothing.
 
-    size: height, width, dtype of its planes.  pending: the shards to be written and what record each had; None: the store
-    was not there yet, so all of them.
+    size: height, width, dtype of its planes.  num_annotated: wells of which a table says something.  pending: the shards
+    to be written and what record each had; None: the store was not there yet, so all of them.
     """
 
     key: str
@@ -43,6 +43,7 @@ class Survey:
     channels: tuple[str, ...] = ()
     size: tuple[int, int, str] = (0, 0, "")
     num_fields: int = 0
+    num_annotated: int = 0
     pending: tuple[tuple[int, Stamp], ...] | None = None
 
 
@@ -83,6 +84,7 @@ def survey_plate(found: PlateFolder, config: ConvertConfig, spec: DatasetSpec | 
         channels=tuple(channel.name for channel in plate.channels),
         size=size,
         num_fields=len(plate.fields),
+        num_annotated=len(plate.metadata),
     )
     if spec is None:
         return survey, plate
@@ -224,6 +226,11 @@ def read_survey(paths: RunPaths, key: str) -> Survey | None:
 def declared_plate(paths: RunPaths, key: str) -> Plate:
     """A plate that the run has surveyed."""
     return load_plate(paths.declared(key).read_bytes())
+
+
+def declared_head(paths: RunPaths, key: str) -> Plate:
+    """The same without its fields."""
+    return load_head(paths.declared(key).read_bytes())
 
 
 def survey_here(paths: RunPaths, config: ConvertConfig) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from phenomhpc.errors import UsageError
 from phenomhpc.plates.collect import MAX_COLUMNS, MAX_ROWS, Declarations, Place, count, plate_size, shown, well_of
-from phenomhpc.plates.metadata import wells_of_plate
+from phenomhpc.plates.metadata import joined
 from phenomhpc.plates.types import Channel, Field, Plate, PlateFolder, ReadOptions, plate_format, plate_key
 
 NAME = "cellvoyager"
@@ -44,7 +44,7 @@ def describe(folder: Path) -> PlateFolder:
 
 def read(found: PlateFolder, options: ReadOptions) -> Plate:
     """Parse the lists, as streams.  Raises UsageError with one line when nothing can be made of them."""
-    known = wells_of_plate(options.metadata, found.experiment, (found.plate,)) if options.metadata else {}
+    known = joined(options, found.experiment, (found.plate,))
     details = _Details.read(found.path)
     fields = Declarations(found.path, names_z=True)
     imaged: set[tuple[Source, int]] = set()

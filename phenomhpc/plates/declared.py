@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,19 @@ def load_plate(data: bytes) -> Plate:
     import pyarrow.parquet as pq
 
     table = pq.read_table(io.BytesIO(data))
-    header: dict[str, Any] = json.loads(table.schema.metadata[_HEADER])
+    return replace(load_head(data), fields=tuple(_field(row) for row in table.to_pylist()))
+
+
+def load_head(data: bytes) -> Plate:
+    """The same without its fields: what is said of the whole plate."""
+    import pyarrow.parquet as pq
+
+    header: dict[str, Any] = json.loads(pq.read_schema(io.BytesIO(data)).metadata[_HEADER])
     header["channels"] = tuple(Channel(**channel) for channel in header["channels"])
     header["root"] = Path(header["root"])
     header["illumination"] = tuple(header["illumination"])
     header["strays"] = tuple((thing, reason) for thing, reason in header["strays"])
-    return Plate(**header, fields=tuple(_field(row) for row in table.to_pylist()))
+    return Plate(**header, fields=())
 
 
 def _schema() -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from phenomhpc.errors import UsageError
 from phenomhpc.plates.collect import Declarations, Place, count, is_inside, shown
-from phenomhpc.plates.metadata import Wells, wells_of_plate
+from phenomhpc.plates.metadata import Wells, joined
 from phenomhpc.plates.types import HOSTILE, Channel, Plate, PlateFolder, ReadOptions, Well, plate_format, plate_key
 
 NAME = "gallery"
@@ -89,7 +89,7 @@ def read(found: PlateFolder, options: ReadOptions) -> Plate:
     if path is None:
         raise UsageError(f"plate {found.path}: its load_data.csv is gone")
     names = [name.removeprefix(_FILE) for name in _header(path) if name.startswith(_FILE)]
-    known = wells_of_plate(options.metadata, found.experiment, (found.plate,)) if options.metadata else {}
+    known = joined(options, found.experiment, (found.plate,))
     finder = _Finder(found.path)
     fields = Declarations(finder.top)
     first: Row = {}

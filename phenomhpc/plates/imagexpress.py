@@ -20,7 +20,7 @@ from pathlib import Path
 
 from phenomhpc.errors import UsageError
 from phenomhpc.plates.collect import MAX_COUNT, Declarations, Place, shown
-from phenomhpc.plates.metadata import Wells, wells_of_plate
+from phenomhpc.plates.metadata import Wells, joined
 from phenomhpc.plates.metaseries import Declared, ImageFacts, image_facts, read_htd
 from phenomhpc.plates.types import UNREADABLE, Channel, Plate, PlateFolder, ReadOptions, Well, plate_format, plate_key
 
@@ -81,7 +81,7 @@ def describe(folder: Path) -> PlateFolder:
 
 def read(found: PlateFolder, options: ReadOptions) -> Plate:
     """List the plate and read its HTD; without one, the heads of its images.  Raises UsageError with one line."""
-    known = wells_of_plate(options.metadata, found.experiment, (found.plate,)) if options.metadata else {}
+    known = joined(options, found.experiment, (found.plate,))
     fields = Declarations(found.path)
     images = list(_images(found.path, fields))
     htds = sorted(name for name in os.listdir(found.path) if name.lower().endswith(".htd"))  # noqa: PTH208

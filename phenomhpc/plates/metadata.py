@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import functools
 import sys
 from collections import defaultdict
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates.types import Well
+from phenomhpc.plates.types import ReadOptions, Well
 
 Wells = dict[str, dict[str, str]]
 CONTROL_TREATMENT = "EMPTY_control"
@@ -48,25 +49,84 @@ _DROPPED = {"experiment", "plate", "well"}
 _TABLES_KEPT = 4
 
 
-def wells_of_plate(path: Path, experiment: str | None, plates: Iterable[str]) -> Wells:
+def wells_of_plate(
+    path: Path, experiment: str | None, plates: Iterable[str], columns: Mapping[str, str] | None = None
+) -> Wells:
     """Well name -> column -> text for a plate, known by any of several names; empty when the CSV has no row for it.
 
-    experiment: None where the layout does not say it; the plate's name alone then decides.  A column of the user's own
-    comes as meta_NAME, as far as all rows of a well agree on it (a table may have one row per site).
+    columns: the store's name of a column -> the CSV's, where that is none of the known ones.  experiment: None where the
+    layout does not say it; the plate's name alone then decides.  A column of the user's own comes as meta_NAME, as far as all
+    rows of a well agree on it (a table may have one row per site).
     Raises UsageError naming the file, and the column or line that is wrong.
     """
-    try:
-        status = path.stat()
-        table = _read(path, status.st_mtime_ns, status.st_size, experiment)
-    except FileNotFoundError as error:
-        raise UsageError(f"metadata {path}: no such file") from error
-    except OSError as error:
-        raise UsageError(f"metadata {path}: cannot be read ({error.strerror})") from error
+    table = _table(path, experiment, columns or {})
     for name in plates:
         rows = table.plates.get(_plate_number(name))
         if rows:
             return _joined(path, table, name, rows)
     return {}
+
+
+def joined(options: ReadOptions, experiment: str | None, plates: Iterable[str], beside: Path | None = None) -> Wells:
+    """What a person's table, or the one that lies beside the plate, says of its wells; nothing where there is none."""
+    if options.metadata is not None:
+        return wells_of_plate(options.metadata, experiment, plates, options.columns)
+    return wells_of_plate(beside, experiment, plates) if beside is not None else {}
+
+
+def _table(path: Path, experiment: str | None, columns: Mapping[str, str]) -> _Table:
+    try:
+        status = path.stat()
+        return _read(path, status.st_mtime_ns, status.st_size, experiment, tuple(sorted(columns.items())))
+    except FileNotFoundError as error:
+        raise UsageError(f"metadata {path}: no such file") from error
+    except OSError as error:
+        raise UsageError(f"metadata {path}: cannot be read ({error.strerror})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlateWells:
+    """A plate as a table is joined to it: its key in the store, its names, and the wells that have images."""
+
+    key: str
+    experiment: str | None
+    names: tuple[str, ...]
+    wells: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmatched:
+    """What a join left over.  without_row: (plate's key, well) with images; without_images: (plate, well) as in the table."""
+
+    without_row: tuple[tuple[str, str], ...]
+    without_images: tuple[tuple[str, str], ...]
+
+
+def unmatched(path: Path, plates: Sequence[PlateWells], columns: Mapping[str, str] | None = None) -> Unmatched:
+    """What does not match between a table and plates, both ways.  Raises UsageError as wells_of_plate() does."""
+    table = _table(path, None, columns or {})
+    by_number: dict[str, list[PlateWells]] = defaultdict(list)
+    for plate in plates:
+        for name in dict.fromkeys(map(_plate_number, plate.names)):
+            by_number[name].append(plate)
+    met: dict[str, set[str]] = defaultdict(set)
+    left: list[tuple[str, str]] = []
+    for number, rows in table.plates.items():
+        for line, experiment, cells in rows:
+            try:
+                well = Well.parse(cells[table.columns["well"]]).name
+            except ValueError as error:
+                raise UsageError(f"metadata {path}: line {line}: {error}") from error
+            ours = [
+                plate for plate in by_number.get(number, ())
+                if well in plate.wells and (not experiment or plate.experiment in (None, experiment))
+            ]  # fmt: skip
+            for plate in ours:
+                met[plate.key].add(well)
+            if not ours:
+                left.append((f"{experiment} {number}".strip(), well))
+    without_row = [(plate.key, well) for plate in plates for well in sorted(plate.wells - met[plate.key])]
+    return Unmatched(without_row=tuple(without_row), without_images=tuple(dict.fromkeys(left)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +139,16 @@ class _Table:
 
 
 @functools.lru_cache(maxsize=_TABLES_KEPT)
-def _read(path: Path, _mtime_ns: int, _size: int, experiment: str | None) -> _Table:
+def _read(
+    path: Path, _mtime_ns: int, _size: int, experiment: str | None, mapped: tuple[tuple[str, str], ...]
+) -> _Table:
     """One pass over the CSV, keeping one experiment's rows: a screen's table has millions."""
     plates: dict[str, list[tuple[int, str, tuple[str, ...]]]] = defaultdict(list)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file, strict=True)
             header = [name.strip() for name in next(rows, [])]
-            columns = _columns(path, header)
+            columns = _columns(path, header, dict(mapped))
             at_experiment, at_plate = columns.get("experiment"), columns["plate"]
             for row in rows:
                 if not row:
@@ -105,10 +167,20 @@ def _read(path: Path, _mtime_ns: int, _size: int, experiment: str | None) -> _Ta
     return _Table(header=header, columns=columns, plates=plates)
 
 
-def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
+def _columns(path: Path, header: Sequence[str], mapped: Mapping[str, str]) -> dict[str, int]:
     position = {name.lower(): place for place, name in enumerate(header) if name}
     found = {}
+    for column, name in mapped.items():
+        if column not in _ALIASES:
+            near = difflib.get_close_matches(column, _ALIASES, 3, 0.4) or list(_ALIASES)
+            raise UsageError(f"metadata_columns.{column}: the store has no such column; there are {', '.join(near)}")
+        if name.lower() not in position:
+            near = difflib.get_close_matches(name, header, 3, 0.4) or [text for text in header if text]
+            raise UsageError(f"metadata_columns.{column}={name}: {path} has no such column; it has {', '.join(near)}")
+        found[column] = position[name.lower()]
     for column, aliases in _ALIASES.items():
+        if column in mapped:
+            continue
         match = next((position[alias] for alias in aliases if alias in position), None)
         if match is not None:
             found[column] = match

@@ -15,7 +15,7 @@ from pathlib import Path
 from phenomhpc.errors import UsageError
 from phenomhpc.plates.collect import MAX_COLUMNS, MAX_ROWS, Declarations, Place, count, plate_size, shown, well_of
 from phenomhpc.plates.harmony import Texts, profile_json, walk_index
-from phenomhpc.plates.metadata import wells_of_plate
+from phenomhpc.plates.metadata import joined
 from phenomhpc.plates.types import Channel, Plate, PlateFolder, ReadOptions, plate_format, plate_key
 
 NAME = "phenix"
@@ -123,7 +123,7 @@ def read(found: PlateFolder, options: ReadOptions) -> Plate:
     index = index_file(found.path)
     if index is None:
         raise UsageError(f"plate {found.path}: its {INDEX_NAMES[0]} is gone")
-    known = wells_of_plate(options.metadata, None, (found.plate, found.key)) if options.metadata else {}
+    known = joined(options, None, (found.plate, found.key))
     said = _Index(index)
     try:
         walk_index(index, said.plate, said.image, said.entry)

@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates.metadata import Wells, wells_of_plate
+from phenomhpc.plates.metadata import Wells, joined
 from phenomhpc.plates.types import Channel, Field, Plane, Plate, PlateFolder, ReadOptions, Well, plate_format, plate_key
 
 NAME = "rxrx"
@@ -64,7 +64,6 @@ def metadata_beside(folder: Path) -> Path | None:
 
 def read(found: PlateFolder, options: ReadOptions) -> Plate:
     """List the plate.  Raises UsageError naming a name or a duplicate that cannot be placed."""
-    metadata = options.metadata or metadata_beside(found.path)
     planes: dict[tuple[Well, int], dict[int, Plane]] = defaultdict(dict)
     for name in sorted(os.listdir(found.path)):  # noqa: PTH208  a million names: no Path objects
         match = _IMAGE.fullmatch(name)
@@ -76,7 +75,7 @@ def read(found: PlateFolder, options: ReadOptions) -> Plate:
             planes[well, site][channel] = Plane(found.path / name)
     if not planes:
         raise UsageError(f"plate {found.path}: no image such as AA02_s1_w3.png is left in it")
-    known = wells_of_plate(metadata, found.experiment, (found.plate, found.path.name)) if metadata else {}
+    known = joined(options, found.experiment, (found.plate, found.path.name), metadata_beside(found.path))
     return _plate(found, planes, known)
 
 

@@ -74,6 +74,7 @@ def plate_fields(paths: StorePaths, plate: str, geometry: Geometry) -> tuple[pl.
     if paths.facts(plate).is_file():
         facts = json.loads(paths.facts(plate).read_bytes())
     metadata: Mapping[str, Mapping[str, str]] = facts.get("metadata", {})
+    later = read_annotations(paths, plate)
     rows: list[dict[str, Any]] = []
     missing = 0
     for shard in range(geometry.num_shards):
@@ -82,13 +83,33 @@ def plate_fields(paths: StorePaths, plate: str, geometry: Geometry) -> tuple[pl.
             missing += 1
             continue
         for row in record.rows:
-            said = {name: _typed(name, text) for name, text in metadata.get(row["well"], {}).items()}
+            texts = {**metadata.get(row["well"], {}), **later.get(row["well"], {})}
+            said = {name: _typed(name, text) for name, text in texts.items()}
             experiment = facts.get("experiment")
             rows.append({"experiment": experiment, "batch": experiment, **said, **row, "plate": plate})
     extra = sorted({name for row in rows for name in row} - set(PIXEL_COLUMNS) - set(METADATA_COLUMNS))
     schema = {**PIXEL_COLUMNS, **METADATA_COLUMNS, **dict.fromkeys(extra, pl.String)}
     complete = [{name: row.get(name) for name in schema} for row in rows]
     return pl.DataFrame(complete, schema=schema, orient="row"), missing
+
+
+def read_annotations(paths: StorePaths, plate: str) -> dict[str, dict[str, str]]:
+    """Well -> column -> text of the tables that came later; empty where none did."""
+    try:
+        found: dict[str, dict[str, str]] = json.loads(paths.annotations(plate).read_bytes())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def annotated(fields: pl.DataFrame, later: Mapping[str, Mapping[str, str]]) -> pl.DataFrame:
+    """A fields table with what later tables say of its wells, in place of what it says itself."""
+    rows = fields.to_dicts()
+    for row in rows:
+        row |= {name: _typed(name, text) for name, text in later.get(row["well"], {}).items()}
+    extra = {name for row in rows for name in row} - set(fields.schema)
+    schema = {**fields.schema, **{name: METADATA_COLUMNS.get(name, pl.String) for name in sorted(extra)}}
+    return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema, orient="row")
 
 
 def write_fields(paths: StorePaths, plate: str, fields: pl.DataFrame) -> None:

@@ -4,6 +4,7 @@ STORE/
   dataset.json                          DatasetSpec, written once at creation
   plates/PLATE.zarr/                    Zarr v3 group; array `images` (field, channel, y, x), one shard file per unit
   plates/PLATE.fields.parquet           one row per field, by seal
+  plates/PLATE.annotations.json         metadata of wells that came later, by annotate
   plates/PLATE.shardindex               all shard indices of the plate, by seal, rebuildable
   snapshots/DIGEST/, snapshots/LATEST   immutable field lists; which one is newest
   .progress/PLATE/UNIT.json             completion records
@@ -63,6 +64,15 @@ class StorePaths:
 
     def fields(self, plate: str) -> Path:
         return self.plates / f"{plate}.fields.parquet"
+
+    def annotations(self, plate: str) -> Path:
+        """What a person's table said of the plate's wells after it was converted; it overrides what the raw plate said."""
+        return self.plates / f"{plate}.annotations.json"
+
+    @property
+    def unmatched(self) -> Path:
+        """What the newest metadata table and the plates did not have in common."""
+        return self.root / "unmatched.csv"
 
     def shard_index(self, plate: str) -> Path:
         return self.plates / f"{plate}.shardindex"

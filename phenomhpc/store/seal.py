@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.philox import philox
 from phenomhpc.progress import Progress
-from phenomhpc.store.fields import plate_fields, read_fields, write_fields
+from phenomhpc.store.fields import annotated, plate_fields, read_annotations, read_fields, write_fields
 from phenomhpc.store.layout import StorePaths
 from phenomhpc.store.reader import ShardReader
 from phenomhpc.store.shardindex import write_shard_index
@@ -77,7 +77,12 @@ def _fields_of(paths: StorePaths, plate: str, geometry: Geometry) -> tuple[pl.Da
         return None, geometry.num_shards
     absent = [shard for shard in range(geometry.num_shards) if not paths.shard(plate, shard).is_file()]
     shard_of = pl.col("field_index") // geometry.fields_per_shard
-    return read_fields(paths, plate).filter(~shard_of.is_in(absent)), len(absent)
+    fields = read_fields(paths, plate)
+    later = read_annotations(paths, plate)
+    if later:
+        fields = annotated(fields, later)
+        write_fields(paths, plate, fields)
+    return fields.filter(~shard_of.is_in(absent)), len(absent)
 
 
 def _table(fields: pl.DataFrame, plate_no: int, geometry: Geometry) -> NDArray[np.void]:

@@ -79,8 +79,7 @@ def _files(paths: StorePaths) -> Iterator[Path]:
     yield paths.dataset
     for plate in paths.converted_plates():
         yield from (paths.plate(plate) / "zarr.json", paths.images(plate) / "zarr.json")
-        if paths.fields(plate).is_file():
-            yield paths.fields(plate)
+        yield from (path for path in (paths.fields(plate), paths.annotations(plate)) if path.is_file())
     for folder in (paths.snapshots, paths.progress):
         for place, _, names in os.walk(folder):
             yield from (Path(place) / name for name in sorted(names) if ".tmp-" not in name)
