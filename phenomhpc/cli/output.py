@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ def print_table(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(drawn)
 
 
+def _by_reason(summary: Summary) -> tuple[tuple[int, str], ...]:
+    """The most frequent reasons, with what differs from file to file left out of them."""
+    kinds = Counter(re.sub(r"\S*\d\S*", "...", reason) for _, reason in summary.set_aside)
+    return tuple((times, reason) for reason, times in kinds.most_common(MAX_SET_ASIDE_SHOWN))
+
+
 def print_summary(paths: RunPaths, summary: Summary) -> None:
     """How a run here ended: tables, what was set aside, plain words, where to look (last)."""
     from phenomhpc.jobs.base import Table
@@ -48,6 +56,8 @@ def print_summary(paths: RunPaths, summary: Summary) -> None:
         print_table(table)
     if summary.set_aside:
         shown = summary.set_aside[:MAX_SET_ASIDE_SHOWN]
+        if len(shown) < len(summary.set_aside):
+            print_table(Table(title="Set aside, by reason", columns=("fields", "why"), rows=_by_reason(summary)))
         print_table(Table(title=f"{len(summary.set_aside)} set aside", columns=("what", "why"), rows=shown))
         if len(shown) < len(summary.set_aside):
             print(f"... and {len(summary.set_aside) - len(shown)} more, all of them in {paths.outcome}")

@@ -234,11 +234,13 @@ def finish(config: ConvertConfig, paths: RunPaths, progress: Progress) -> Summar
     set_aside: list[tuple[str, str]] = []
     num_fields = 0
     plates: list[PlateWells] = []
+    strays: list[tuple[str, str]] = []
     for survey in surveys:
         if survey.reason is not None:
             continue
         geometry = geometry_of(config, survey, store.spec)
         head = declared_head(paths, survey.key)
+        strays += [(f"{survey.key} {thing}", reason) for thing, reason in head.strays]
         write_facts(store.paths, head)
         wells: set[str] = set()
         for shard in range(geometry.num_shards):
@@ -253,6 +255,8 @@ def finish(config: ConvertConfig, paths: RunPaths, progress: Progress) -> Summar
     ok = num_fields - len(set_aside)
     text = f"{ok} of {num_fields} fields are in {config.store}, {len(snapshot.plates)} plate(s), snapshot {snapshot.digest[:12]}"
     text += f"; {len(bad)} plate(s) set aside" if bad else ""
+    text += f"; {len(strays)} image(s) have no place" if strays else ""
+    text += f"; {store.paths.set_aside} lists what is not usable" if set_aside or strays else ""
     if config.metadata:
         left = unmatched(Path(config.metadata), plates, config.metadata_columns)
         write_unmatched(store.paths, left)
@@ -264,4 +268,4 @@ def finish(config: ConvertConfig, paths: RunPaths, progress: Progress) -> Summar
             f"convert: {whole} of {num_fields} fields were set aside, more than max_set_aside={config.max_set_aside:g} "
             f"allows (first: {thing}: {reason}); the rest is in {config.store}"
         )
-    return Summary(text=text, set_aside=(*bad, *set_aside))
+    return Summary(text=text, set_aside=(*bad, *set_aside, *strays))

@@ -246,6 +246,9 @@ def write_facts(paths: StorePaths, plate: Plate) -> None:
         "columns": plate.columns,
         "layout": plate.layout,
         "root": str(plate.root),
+        "projection": plate.projection,
+        "illumination": plate.illumination,
+        "strays": plate.strays,
         "metadata": {well: dict(values) for well, values in plate.metadata.items()},
     }
     text, path = json.dumps(facts, sort_keys=True) + "\n", paths.facts(plate.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Mapping
@@ -91,6 +92,24 @@ def plate_fields(paths: StorePaths, plate: str, geometry: Geometry) -> tuple[pl.
     schema = {**PIXEL_COLUMNS, **METADATA_COLUMNS, **dict.fromkeys(extra, pl.String)}
     complete = [{name: row.get(name) for name in schema} for row in rows]
     return pl.DataFrame(complete, schema=schema, orient="row"), missing
+
+
+SET_ASIDE_COLUMNS = ("plate", "well", "site", "timepoint", "z", "status", "reason")
+STRAY = "stray"
+
+
+def write_set_aside(paths: StorePaths, fields: pl.DataFrame) -> None:
+    """Commit the table of what is not usable: fields of every plate, and listed images that had no place on one."""
+    rows = fields.filter(pl.col("status") != "ok").select(SET_ASIDE_COLUMNS).rows()
+    for plate in fields["plate"].unique().sort().to_list():
+        if paths.facts(plate).is_file():
+            strays = json.loads(paths.facts(plate).read_bytes()).get("strays", ())
+            rows += [(plate, None, None, None, None, STRAY, f"{thing}: {reason}") for thing, reason in strays]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([SET_ASIDE_COLUMNS, *rows])
+    if not paths.set_aside.is_file() or paths.set_aside.read_text() != buffer.getvalue():
+        commit(paths.set_aside, buffer.getvalue())
 
 
 def read_annotations(paths: StorePaths, plate: str) -> dict[str, dict[str, str]]:

@@ -8,6 +8,7 @@ STORE/
   plates/PLATE.shardindex               all shard indices of the plate, by seal, rebuildable
   snapshots/DIGEST/, snapshots/LATEST   immutable field lists; which one is newest
   .progress/PLATE/UNIT.json             completion records
+  set_aside.csv, unmatched.csv          what is not usable and why; what a metadata table and the plates have not in common
   sums.json                             checksums of all of these but shards and their indices, by seal
 """
 
@@ -68,6 +69,11 @@ class StorePaths:
     def annotations(self, plate: str) -> Path:
         """What a person's table said of the plate's wells after it was converted; it overrides what the raw plate said."""
         return self.plates / f"{plate}.annotations.json"
+
+    @property
+    def set_aside(self) -> Path:
+        """Every field that is not usable and every image without a place, with the reason."""
+        return self.root / "set_aside.csv"
 
     @property
     def unmatched(self) -> Path:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.philox import philox
 from phenomhpc.progress import Progress
-from phenomhpc.store.fields import annotated, plate_fields, read_annotations, read_fields, write_fields
+from phenomhpc.store.fields import annotated, plate_fields, read_annotations, read_fields, write_fields, write_set_aside
 from phenomhpc.store.layout import StorePaths
 from phenomhpc.store.reader import ShardReader
 from phenomhpc.store.shardindex import write_shard_index
@@ -62,6 +62,8 @@ def _seal(store: Store, progress: Progress) -> Snapshot:
         raise UsageError(f"store {store.paths.root}: no usable field to seal; convert plates first")
     fields_now = pl.concat(frames, how="diagonal_relaxed")
     digest = write_snapshot(store, kept, table, fields_now, _scale(store, kept, table))
+    if store.paths.progress.is_dir() or not store.paths.set_aside.is_file():
+        write_set_aside(store.paths, fields_now)
     write_sums(store.paths)
     return Snapshot.open(store, digest)
 

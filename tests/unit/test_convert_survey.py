@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from pathlib import Path
@@ -15,12 +16,14 @@ from phenomhpc.jobs.convert import plan
 from phenomhpc.jobs.here import run_here
 from phenomhpc.jobs.status import progress_of
 from phenomhpc.jobs.survey import SURVEYED_HERE
-from phenomhpc.plates import Channel, Field, Plane, Plate, Well
+from phenomhpc.plates import Channel, Field, Plane, Plate, Well, find_plates, read_plate
 from phenomhpc.plates.declared import dump_plate, load_plate
 from phenomhpc.plates.synthetic import SyntheticSpec, write_plates
+from phenomhpc.plates.synthetic.layouts import write_layout
 from phenomhpc.progress import silent
 from phenomhpc.runs import RunPaths, read_manifest
 from phenomhpc.store import Snapshot, open_store
+from tests.unit.test_cli import phenomhpc
 from tests.unit.test_convert_job import arrays
 
 MANY = SURVEYED_HERE + 3
@@ -138,3 +141,28 @@ def test_a_declared_plate_comes_back_as_it_was() -> None:
         metadata={"A01": {"gene": "TP53"}}, illumination=("{}", None, None), strays=(("b.tif", "no well"),),
     )  # fmt: skip
     assert load_plate(dump_plate(plate)) == plate
+
+
+def test_what_is_not_usable_is_listed_in_the_store_and_told_by_reason(one: Path, tmp_path: Path) -> None:
+    raw = screen(tmp_path / "raw", one, range(1, 8))
+    for number in range(1, 8):
+        for image in (raw / "EXP" / f"Plate{number}").glob("A0[1-3]_s1_w2*"):
+            image.unlink()
+            image.write_bytes(b"")
+    write_layout(read_plate(find_plates([str(one)])[0]), tmp_path / "raw", "cellvoyager")
+    index = next((tmp_path / "raw").rglob("*.mlf"))
+    lines = index.read_text().splitlines()
+    index.write_text("\n".join([*lines[:-1], lines[1].replace('Row="1"', 'Row="99"'), lines[-1]]))
+    words = ["convert", "--plates", "raw", "--store", "store", "max_set_aside=1", "workers=1"]
+    done = phenomhpc(*words, cwd=tmp_path)
+    assert done.returncode == SET_ASIDE, done.stderr
+    for words_said in ("Set aside, by reason", "ER: ... empty file", "22 set aside"):
+        assert words_said in done.stdout, done.stdout
+    assert "1 image(s) have no place" in done.stdout and "set_aside.csv lists what is not usable" in done.stdout
+    rows = list(csv.DictReader((tmp_path / "store" / "set_aside.csv").open()))
+    assert len(rows) == 22 and [row["status"] for row in rows].count("unreadable") == 21
+    assert rows[0] == {
+        "plate": "EXP__Plate1", "well": "A01", "site": "1", "timepoint": "0", "z": "", "status": "unreadable",
+        "reason": "ER: A01_s1_w2.png: empty file",
+    }  # fmt: skip
+    assert rows[-1]["status"] == "stray" and "lies outside" in rows[-1]["reason"]
