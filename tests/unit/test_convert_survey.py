@@ -159,7 +159,8 @@ def test_what_is_not_usable_is_listed_in_the_store_and_told_by_reason(one: Path,
     for words_said in ("Set aside, by reason", "ER: ... empty file", "22 set aside"):
         assert words_said in done.stdout, done.stdout
     assert "1 image(s) have no place" in done.stdout and "set_aside.csv lists what is not usable" in done.stdout
-    rows = list(csv.DictReader((tmp_path / "store" / "set_aside.csv").open()))
+    with (tmp_path / "store" / "set_aside.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == 22 and [row["status"] for row in rows].count("unreadable") == 21
     assert rows[0] == {
         "plate": "EXP__Plate1", "well": "A01", "site": "1", "timepoint": "0", "z": "", "status": "unreadable",
