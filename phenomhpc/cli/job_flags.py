@@ -50,6 +50,11 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
             key="plate_format",
         ),
         Flag(name="z", help="Of z stacks: all planes as fields, max or focus projected, or one plane's name.", key="z"),
+        Flag(
+            name="dtype",
+            help="uint8: 16-bit pixels through a stored look-up table; default: the source's.",
+            key="dtype",
+        ),
         Flag(name="verify", help="Read every shard back from the disk before it counts.", type=bool, key="verify"),
         Flag(name="new", help="Pass over plates that the store holds whole.", type=bool, key="new"),
         Flag(name="timepoint", help="The timepoint to convert; default: all.", type=int, key="timepoint"),

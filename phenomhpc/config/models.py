@@ -179,6 +179,12 @@ class ConvertConfig(JobModel):
     shard_mb: PositiveInt = Field(
         1024, description="raw pixels of one shard, MiB; the number of fields per shard follows"
     )
+    dtype: Literal["source", "uint8"] = Field(
+        "source", description="uint8: 16-bit pixels through a look-up table for each plate and channel, which is stored"
+    )
+    uint8_percentiles: tuple[Annotated[float, Field(ge=0, lt=100)], Annotated[float, Field(gt=0, le=100)]] = Field(
+        (0.1, 99.9), description="percentiles of a plate's channel that become 0 and 255, of a sample of its fields"
+    )
     qc: bool = Field(True, description="measure focus, saturation, background, signal and nuclei of every field")
     verify: bool = Field(False, description="read every shard back from the disk before it counts as written")
     new: bool = Field(
@@ -191,6 +197,13 @@ class ConvertConfig(JobModel):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("uint8_percentiles")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError(f"{value[0]:g} is not below {value[1]:g}")
+        return value
 
     @field_validator("z", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ def recipes_folder() -> Path:
 
 
 def groups() -> list[str]:
-    """Names of the groups: model, data, optim, cluster."""
+    """Names of the groups: codec, model, data, optim, cluster."""
     return sorted(
         entry.name for entry in recipes_folder().iterdir() if entry.is_dir() and not entry.name.startswith("_")
     )

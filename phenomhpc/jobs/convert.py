@@ -43,6 +43,7 @@ from phenomhpc.runs import Unit, read_record
 from phenomhpc.store.annotate import wells_of, words_of, write_unmatched
 from phenomhpc.store.convert import ASSUMED_BYTES_PER_S, KIND, Work, convert_unit, shard_unit, write_facts
 from phenomhpc.store.layout import StorePaths
+from phenomhpc.store.lookup import ATTRIBUTE
 from phenomhpc.store.shards import write_array_metadata
 from phenomhpc.store.spec import DatasetSpec, Store, create_store, open_store
 
@@ -205,7 +206,8 @@ def _convert_plate(
 ) -> list[tuple[str, str]]:
     survey = next(survey for survey in noted_surveys(ctx.paths, [key]))
     plate, geometry = declared_plate(ctx.paths, key), geometry_of(config, survey, store.spec)
-    write_array_metadata(store.paths, key, store.spec, geometry)
+    attributes = {ATTRIBUTE: survey.lookup.attribute()} if survey.lookup else {}
+    write_array_metadata(store.paths, key, store.spec, geometry, attributes)
     set_aside: list[tuple[str, str]] = []
     for unit in units:
         _leave_when_asked(ctx, unit)
@@ -213,7 +215,7 @@ def _convert_plate(
             attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence, verify=config.verify
         )
         started = time.monotonic()
-        record = convert_unit(store, plate, geometry, unit, work, treatment_of(config), meter.advance)
+        record = convert_unit(store, plate, geometry, unit, work, treatment_of(config, survey), meter.advance)
         set_aside += record.set_aside
         ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside))
     return set_aside

@@ -20,11 +20,18 @@ from phenomhpc.runs import RunPaths, commit
 from phenomhpc.store.convert import pending_shards
 from phenomhpc.store.fieldpixels import Treatment
 from phenomhpc.store.layout import StorePaths
+from phenomhpc.store.lookup import Lookup, find_lookup, read_lookup
 from phenomhpc.store.shards import Geometry
 from phenomhpc.store.spec import DatasetSpec, fields_per_shard, open_store, refuse_difference, shuffle_for
 
 # So many plates are surveyed where the run is planned: a large index takes seconds.
 SURVEYED_HERE = 8
+
+
+def surveyed_here(config: ConvertConfig) -> int:
+    """How many plates are looked at where the run is planned: none whose images would have to be decoded."""
+    return 0 if config.dtype == "uint8" else SURVEYED_HERE
+
 
 # (inode, mtime_ns, bytes) of a completion record; None: there was none.
 Stamp = tuple[int, int, int] | None
@@ -44,6 +51,7 @@ class Survey:
     size: tuple[int, int, str] = (0, 0, "")
     num_fields: int = 0
     num_annotated: int = 0
+    lookup: Lookup | None = None
     pending: tuple[tuple[int, Stamp], ...] | None = None
 
 
@@ -61,9 +69,18 @@ def read_options(config: ConvertConfig) -> ReadOptions:
     )
 
 
-def treatment_of(config: ConvertConfig) -> Treatment:
-    """What the settings say about what is done with pixels."""
-    return Treatment(qc=config.qc)
+def treatment_of(config: ConvertConfig, survey: Survey) -> Treatment:
+    """What is done with the plate's pixels."""
+    return Treatment(qc=config.qc, lookup=survey.lookup)
+
+
+def _lookup(config: ConvertConfig, plate: Plate, dtype: str) -> Lookup | None:
+    """The look-up table of a plate that is stored with 8 bits: the one the store has, else a new one."""
+    if config.dtype != "uint8" or dtype == "uint8":
+        return None
+    known = read_lookup(StorePaths(Path(config.store).absolute()), plate.key)
+    same = known is not None and known.percentiles == config.uint8_percentiles
+    return known if same else find_lookup(plate, config.uint8_percentiles)
 
 
 def survey_plate(found: PlateFolder, config: ConvertConfig, spec: DatasetSpec | None) -> tuple[Survey, Plate | None]:
@@ -85,6 +102,7 @@ def survey_plate(found: PlateFolder, config: ConvertConfig, spec: DatasetSpec | 
         size=size,
         num_fields=len(plate.fields),
         num_annotated=len(plate.metadata),
+        lookup=_lookup(config, plate, size[2]),
     )
     if spec is None:
         return survey, plate
@@ -93,7 +111,7 @@ def survey_plate(found: PlateFolder, config: ConvertConfig, spec: DatasetSpec | 
     except UsageError as error:
         return Survey(key=found.key, reason=str(error)), None
     paths = StorePaths(Path(config.store).absolute())
-    pending = pending_shards(paths, plate, spec, geometry, treatment_of(config))
+    pending = pending_shards(paths, plate, spec, geometry, treatment_of(config, survey))
     return replace(survey, pending=tuple((shard, _stamp(paths, plate.key, shard)) for shard in pending)), plate
 
 
@@ -139,6 +157,7 @@ def existing_spec(config: ConvertConfig) -> DatasetSpec | None:
 def dataset_spec(config: ConvertConfig, survey: Survey) -> DatasetSpec:
     """What a store of this plate and these settings holds."""
     height, width, dtype = survey.size
+    dtype = "uint8" if config.dtype == "uint8" else dtype
     codec = config.codec
     itemsize = 1 if dtype == "uint8" else 2
     return DatasetSpec(
@@ -159,7 +178,10 @@ def spec_of(config: ConvertConfig, surveys: Sequence[Survey]) -> DatasetSpec | N
 
 def geometry_of(config: ConvertConfig, survey: Survey, spec: DatasetSpec) -> Geometry:
     """How the plate's array is cut.  Raises UsageError when its channels or the settings do not fit the store."""
-    refuse_difference(config.store, spec, dataset_spec(config, survey), f"plate {survey.key}")
+    wanted = dataset_spec(config, survey)
+    if config.dtype == "uint8" and spec.dtype != "uint8":
+        raise UsageError(f"store {config.store}: holds {spec.dtype}; --dtype uint8 needs another --store")
+    refuse_difference(config.store, spec, wanted, f"plate {survey.key}")
     height, width, _ = survey.size
     return Geometry(
         num_fields=survey.num_fields,
@@ -218,6 +240,8 @@ def read_survey(paths: RunPaths, key: str) -> Survey | None:
     except FileNotFoundError:
         return None
     raw["channels"], raw["size"] = tuple(raw["channels"]), tuple(raw["size"])
+    if raw["lookup"] is not None:
+        raw["lookup"] = Lookup(**{name: tuple(values) for name, values in raw["lookup"].items()})
     if raw["pending"] is not None:
         raw["pending"] = tuple((shard, None if stamp is None else tuple(stamp)) for shard, stamp in raw["pending"])
     return Survey(**raw)
@@ -237,7 +261,7 @@ def survey_here(paths: RunPaths, config: ConvertConfig) -> None:
     """Note the plates that the run has not looked at, where they are few."""
     found = plates_of(config)
     missing = [folder for folder in found if not paths.survey(folder.key).is_file()]
-    if len(missing) <= SURVEYED_HERE:
+    if len(missing) <= surveyed_here(config):
         spec = existing_spec(config)
         for folder in missing:
             write_survey(paths, *survey_plate(folder, config, spec))
@@ -263,7 +287,7 @@ def surveys_of(paths: RunPaths, config: ConvertConfig) -> tuple[list[Survey], li
             missing.append(folder)
         else:
             surveys.append(survey)
-    if len(missing) <= SURVEYED_HERE:
+    if len(missing) <= surveyed_here(config):
         spec = existing_spec(config)
         surveys += [survey_plate(folder, config, spec)[0] for folder in missing]
         missing = []

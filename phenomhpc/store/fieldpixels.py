@@ -15,6 +15,7 @@ from phenomhpc.errors import WorkError
 from phenomhpc.plates import Field, Plane, Plate, UnreadableImage, decode_plane, plane_bytes, qc
 from phenomhpc.plates.project import Projection
 from phenomhpc.plates.types import BAD_SHAPE, MISSING_PLANE, OK, UNREADABLE, Stack
+from phenomhpc.store.lookup import Lookup
 from phenomhpc.store.shards import Geometry, Pixels
 from phenomhpc.store.spec import DatasetSpec
 
@@ -26,13 +27,17 @@ Problem = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Treatment:
-    """What is done with the pixels of a field beside storing them.  qc: measure their quality."""
+    """What is done with the pixels of a field beside storing them.
+
+    qc: measure their quality.  lookup: store 16-bit sources as 8 bits.
+    """
 
     qc: bool = True
+    lookup: Lookup | None = None
 
     def settings(self) -> dict[str, Any]:
         """What a record's digest binds to."""
-        return {"qc": qc.VERSION if self.qc else None}
+        return {"qc": qc.VERSION if self.qc else None, "lookup": self.lookup and self.lookup.attribute()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +65,11 @@ class FieldReader:
     def __init__(self, plate: Plate, spec: DatasetSpec, geometry: Geometry, treatment: Treatment) -> None:
         self._plate, self._geometry, self._treatment = plate, geometry, treatment
         self._dna = qc.dna_channel([channel.name for channel in plate.channels])
-        self._dtype = np.dtype(spec.dtype)
+        self._dtype = np.dtype("uint16" if treatment.lookup else spec.dtype)
+        self._tables = treatment.lookup.tables() if treatment.lookup else None
         shape = (geometry.num_channels, geometry.height, geometry.width)
         self._pixels: Pixels = np.empty(shape, self._dtype.newbyteorder("<"))
+        self._stored: Pixels = np.empty(shape, np.uint8) if treatment.lookup else self._pixels
 
     def read(self, field: Field) -> FieldPixels:
         """The field; planes that are missing, unreadable or of another size or dtype set it aside, all others are hashed."""
@@ -72,6 +79,9 @@ class FieldReader:
             problem = self._channel(channel, stack, sources)
             if problem is not None:
                 problems.append((problem[0], f"{self._plate.channels[channel].name}: {problem[1]}"))
+        if self._tables is not None and not problems:
+            for channel, table in enumerate(self._tables):
+                np.take(table, self._pixels[channel], out=self._stored[channel])
         status, reason = problems[0] if problems else (OK, None)
         row: dict[str, Any] = {
             "field_index": field.index,
@@ -87,12 +97,12 @@ class FieldReader:
             "position_y_um": field.position_y_um,
             "pixel_size_um": field.pixel_size_um,
             "sources": [asdict(source) for source in sources],
-            "crc32c": None if problems else crc32c(self._pixels),
+            "crc32c": None if problems else crc32c(self._stored),
         }
         if self._treatment.qc and not problems:
             row |= qc.measure(self._pixels, self._dna, field.pixel_size_um).columns()
         num_bytes = sum(source.bytes for source in sources)
-        return FieldPixels(pixels=None if problems else self._pixels, row=row, num_bytes=num_bytes)
+        return FieldPixels(pixels=None if problems else self._stored, row=row, num_bytes=num_bytes)
 
     def _channel(self, channel: int, stack: Stack, sources: list[Source]) -> Problem | None:
         """Fill one channel from its planes; returns the first problem."""
@@ -150,5 +160,6 @@ class FieldReader:
             have, want = "x".join(map(str, plane.shape)), f"{geometry.height}x{geometry.width}"
             return BAD_SHAPE, f"{have} pixels, the plate has {want}"
         if plane.dtype != self._dtype:
-            return BAD_SHAPE, f"{plane.dtype}, the store has {self._dtype}"
+            what = "the look-up table is for" if self._tables is not None else "the store has"
+            return BAD_SHAPE, f"{plane.dtype}, {what} {self._dtype}"
         return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -93,8 +93,11 @@ def compressor_of(spec: DatasetSpec) -> Compressor | None:
     return compressor
 
 
-def array_metadata(spec: DatasetSpec, geometry: Geometry) -> dict[str, Any]:
-    """zarr.json of a plate's array.  Source: the Zarr v3 core specification and the sharding-indexed codec's."""
+def array_metadata(spec: DatasetSpec, geometry: Geometry, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """zarr.json of a plate's array; attributes: beside the channels.
+
+    Source: the Zarr v3 core specification and the sharding-indexed codec's.
+    """
     edge = geometry.chunk_px
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     inner: list[dict[str, Any]] = [little]
@@ -123,16 +126,18 @@ def array_metadata(spec: DatasetSpec, geometry: Geometry) -> dict[str, Any]:
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "attributes": {"channels": list(spec.channels)},
+        "attributes": {"channels": list(spec.channels), **attributes},
         "dimension_names": ["field", "channel", "y", "x"],
         "storage_transformers": [],
     }
 
 
-def write_array_metadata(paths: StorePaths, plate: str, spec: DatasetSpec, geometry: Geometry) -> None:
+def write_array_metadata(
+    paths: StorePaths, plate: str, spec: DatasetSpec, geometry: Geometry, attributes: Mapping[str, Any] | None = None
+) -> None:
     """Commit zarr.json of a plate's group and array, unless they are there with the same bytes."""
     group = {"zarr_format": 3, "node_type": "group", "attributes": {"plate": plate}}
-    wanted = {paths.plate(plate): group, paths.images(plate): array_metadata(spec, geometry)}
+    wanted = {paths.plate(plate): group, paths.images(plate): array_metadata(spec, geometry, attributes or {})}
     for folder, content in wanted.items():
         text, path = json.dumps(content, indent=2) + "\n", folder / "zarr.json"
         if not path.is_file() or path.read_text() != text:
