@@ -54,6 +54,10 @@ class Declarations:
     def wells(self) -> list[Well]:
         return sorted({place.well for place in self._fields})
 
+    @property
+    def sites(self) -> list[int]:
+        return sorted({place.site for place in self._fields})
+
     def stray(self, thing: str, reason: str) -> None:
         """An image that has no place on the plate."""
         self._strays.append((thing, reason))

@@ -4,6 +4,7 @@ The layout has no list of images, so these declare a plate: its channels and sit
 wells those that have an image or a row in the metadata.  Every declared (well, site) is a field; a file that is not there
 leaves its plane None, and a well that the metadata list and that has no image is a field of planes None: it keeps its slot
 and is set aside by name, instead of moving all wells behind it when its images arrive later.
+RxRx3-core comes as Parquet files of JPEG 2000 images; each key in them is a path of this layout without its ending.
 A channel that no well has is not seen; the plate then differs from its store's channels and is refused there.
 """
 
@@ -12,12 +13,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections import defaultdict
 from pathlib import Path
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates.metadata import Wells, joined
-from phenomhpc.plates.types import Channel, Field, Plane, Plate, PlateFolder, ReadOptions, Well, plate_format, plate_key
+from phenomhpc.plates.collect import MAX_COLUMNS, MAX_ROWS, Declarations, Place, shown
+from phenomhpc.plates.metadata import joined
+from phenomhpc.plates.types import Channel, Plate, PlateFolder, ReadOptions, Well, plate_format, plate_key
 
 NAME = "rxrx"
 LOOKED_FOR = "RxRx (EXPERIMENT/PlateN/AA02_s1_w3.png)"
@@ -63,36 +64,32 @@ def metadata_beside(folder: Path) -> Path | None:
 
 
 def read(found: PlateFolder, options: ReadOptions) -> Plate:
-    """List the plate.  Raises UsageError naming a name or a duplicate that cannot be placed."""
-    planes: dict[tuple[Well, int], dict[int, Plane]] = defaultdict(dict)
+    """List the plate.  Two files of one plane spoil their field only; a name that no well has is a stray.
+
+    Raises UsageError with one line when nothing can be made of the folder.
+    """
+    images = Declarations(found.path)
     for name in sorted(os.listdir(found.path)):  # noqa: PTH208  a million names: no Path objects
-        match = _IMAGE.fullmatch(name)
-        if match:
-            well, site, channel = _place(found, name, match)
-            if channel in planes[well, site]:
-                twin = planes[well, site][channel].path.name
-                raise UsageError(f"plate {found.path}: {twin} and {name} are the same plane; remove one of them")
-            planes[well, site][channel] = Plane(found.path / name)
-    if not planes:
-        raise UsageError(f"plate {found.path}: no image such as AA02_s1_w3.png is left in it")
+        if match := _IMAGE.fullmatch(name):
+            try:
+                place, channel = _place(match, options)
+            except ValueError as error:
+                images.stray(shown(name), str(error))
+                continue
+            images.add(place, channel, name)
+    numbers = sorted(number for number in images.channels() if isinstance(number, int))
+    if not numbers:
+        first = f" (first: {images.strays[0][0]}: {images.strays[0][1]})" if images.strays else ""
+        raise UsageError(f"plate {found.path}: no image such as AA02_s1_w3.png is left in it{first}")
     known = joined(options, found.experiment, (found.plate, found.path.name), metadata_beside(found.path))
-    return _plate(found, planes, known)
-
-
-def _place(found: PlateFolder, name: str, match: re.Match[str]) -> tuple[Well, int, int]:
-    try:
-        return Well.parse(match[1]), int(match[2]), int(match[3])
-    except ValueError as error:
-        raise UsageError(f"plate {found.path}: {name}: {error}") from error
-
-
-def _plate(found: PlateFolder, planes: dict[tuple[Well, int], dict[int, Plane]], known: Wells) -> Plate:
-    numbers = sorted({channel for found_planes in planes.values() for channel in found_planes})
-    sites = sorted({site for _, site in planes})
-    wells = sorted({well for well, _ in planes} | {Well.parse(name) for name in known})
     # A site that a well lacks is declared by the other wells: its slot stays, empty and named.
-    declared = [(well, site) for well in wells for site in sites]
-    rows, columns = plate_format(wells)
+    for well in sorted({*images.wells, *(Well.parse(name) for name in known)}):
+        for site in images.sites:
+            images.declare(Place(well, site))
+    try:
+        rows, columns = plate_format(images.wells, options.plate_format)
+    except ValueError as error:
+        raise UsageError(f"plate {found.path}: {error}") from error
     return Plate(
         key=found.key,
         experiment=found.experiment,
@@ -100,19 +97,21 @@ def _plate(found: PlateFolder, planes: dict[tuple[Well, int], dict[int, Plane]],
         rows=rows,
         columns=columns,
         channels=tuple(Channel(index=place, name=_name(number, numbers)) for place, number in enumerate(numbers)),
-        fields=tuple(
-            Field(
-                index=index,
-                well=well,
-                site=site,
-                planes=tuple((planes.get((well, site), {}).get(number),) for number in numbers),
-            )
-            for index, (well, site) in enumerate(declared)
-        ),
+        fields=images.fields(numbers),
         root=found.path,
         layout=NAME,
         metadata=known,
+        strays=images.strays,
     )
+
+
+def _place(match: re.Match[str], options: ReadOptions) -> tuple[Place, int]:
+    """Raises ValueError for a well that is none, or not one of the plate whose size is said."""
+    well = Well.parse(match[1])
+    plate_format([well], options.plate_format)
+    if well.row > MAX_ROWS or well.column > MAX_COLUMNS:
+        raise ValueError(f"no plate has a well {well.name}")
+    return Place(well, int(match[2])), int(match[3])
 
 
 def _name(number: int, numbers: list[int]) -> str:

@@ -116,13 +116,26 @@ def test_fields_go_by_row_column_and_site_past_z(tmp_path: Path) -> None:
     assert last == ((None,), (Plane(folder / "AA02_s2_3.jp2"),))
 
 
-def test_two_files_of_one_plane_are_refused_naming_both(raw: Path, tmp_path: Path) -> None:
+def test_two_files_of_one_plane_spoil_their_field_only_and_what_is_no_well_is_a_stray(tmp_path: Path) -> None:
     folder = tmp_path / "EXP" / "Plate1"
     folder.mkdir(parents=True)
-    for name in ("A01_s1_w1.png", "A01_s1_1.jp2"):
+    for name in ("A01_s1_w1.png", "A01_s1_1.jp2", "A02_s1_w1.png", "A00_s1_w1.png", "ZZ01_s1_w1.png"):
         (folder / name).touch()
-    with pytest.raises(UsageError, match=r"A01_s1_1.jp2 and A01_s1_w1.png are the same plane"):
-        read_plate(find_plates([str(folder)])[0])
+    (found,) = find_plates([str(folder)])
+    plate = read_plate(found)
+    assert [field.problem for field in plate.fields] == [
+        ("duplicate", "A01_s1_1.jp2 and A01_s1_w1.png are the same plane"), None
+    ]  # fmt: skip
+    assert [thing for thing, _ in plate.strays] == ["'A00_s1_w1.png'", "'ZZ01_s1_w1.png'"]
+    assert (plate.rows, plate.columns) == (8, 12)
+    assert read_plate(found, ReadOptions(plate_format=1536)).columns == 48
+    (folder / "Q01_s1_w1.png").touch()
+    small = read_plate(found, ReadOptions(plate_format=96))
+    assert len(small.fields) == 2 and "lie outside a plate of 96 wells" in small.strays[1][1]
+    for path in folder.glob("[AQ]0[12]*"):
+        path.unlink()
+    with pytest.raises(UsageError, match=r"no image .* is left in it \(first: 'A00_s1_w1.png': 'A00' is no well"):
+        read_plate(found)
 
 
 def test_plates_of_several_layouts_below_one_folder_are_all_found(raw: Path, tmp_path: Path) -> None:

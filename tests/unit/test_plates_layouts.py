@@ -10,13 +10,13 @@ import pytest
 import zarr
 
 from phenomhpc.config import ConvertConfig
-from phenomhpc.errors import SET_ASIDE
+from phenomhpc.errors import SET_ASIDE, UsageError
 from phenomhpc.jobs.base import Summary
 from phenomhpc.jobs.here import run_here
 from phenomhpc.plates import Plate, ReadOptions, decode_plane, find_plates, plane_bytes, read_plate
 from phenomhpc.plates.project import Projection
 from phenomhpc.plates.synthetic import SyntheticSpec, write_plates
-from phenomhpc.plates.synthetic.layouts import WRITERS, write_layout, z_plane
+from phenomhpc.plates.synthetic.layouts import FLAT, WRITERS, write_layout, z_plane
 from phenomhpc.progress import silent
 from phenomhpc.store import Snapshot, open_store
 from phenomhpc.store.verify import verify
@@ -74,11 +74,11 @@ def test_every_layout_declares_the_same_plate_and_converts_to_the_same_pixels(
     verdict = verify(store, silent())
     assert (verdict.damage, verdict.sources) == ((), len(plate.fields) * 6)
     fields = Snapshot.open(store).fields()
-    if layout != "imagexpress":  # an HTD does not say it
+    if layout not in ("imagexpress", *FLAT):  # an HTD does not say it
         assert fields["pixel_size_um"].to_list() == pytest.approx([0.6] * len(plate.fields))
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", [layout for layout in WRITERS if layout not in FLAT])
 def test_of_a_stack_all_planes_are_kept_or_one_or_a_projection(layout: str, plate: Plate, tmp_path: Path) -> None:
     written = write_layout(plate, tmp_path / "raw", layout, stack=3)
     (found,) = find_plates([str(written)])
@@ -125,3 +125,24 @@ def test_a_stack_that_lacks_a_plane_is_set_aside_and_the_others_are_projected(pl
     ((thing, reason),) = summary.set_aside
     assert "A01 site 1" in thing and "AGP: r01c01f01p02-ch3sk1fk1fl1.tiff does not exist" in reason
     assert stored(tmp_path)[0].max() == 0 and stored(tmp_path)[1].max() > 0
+
+
+@pytest.mark.parametrize("layout", ["cellvoyager", "imagexpress-bare"])
+def test_one_timepoint_is_converted_and_one_that_is_not_there_is_refused_by_name(
+    layout: str, plate: Plate, tmp_path: Path
+) -> None:
+    """The second timepoint holds the pixels of other fields, in reverse order."""
+    planes = [field.planes for field in plate.fields]
+    later = [replace(field, timepoint=1, planes=other) for field, other in zip(plate.fields, planes[::-1], strict=True)]
+    written = write_layout(replace(plate, fields=(*plate.fields, *later)), tmp_path / "raw", layout)
+    assert len(read_plate(find_plates([str(written)])[0]).fields) == 2 * len(plate.fields)
+    assert convert(tmp_path, written, timepoint=2).exit_code == 0
+    assert np.array_equal(stored(tmp_path), pixels(plate)[::-1])
+    with pytest.raises(UsageError, match="--timepoint 3: it has no such one; it has 1, 2"):
+        read_plate(find_plates([str(written)])[0], ReadOptions(timepoint=3))
+
+
+@pytest.mark.parametrize("layout", FLAT)
+def test_a_layout_of_single_planes_is_not_written_with_a_stack(layout: str, plate: Plate, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="it has no z planes"):
+        write_layout(plate, tmp_path, layout, stack=2)

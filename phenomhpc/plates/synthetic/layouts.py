@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phenomhpc.plates.images import decode_plane, plane_bytes
+from phenomhpc.plates.synthetic.writing import encode, image_name
 from phenomhpc.plates.types import Field, Plate, Well
 
 if TYPE_CHECKING:
@@ -45,10 +46,13 @@ def z_plane(plane: Pixels, z: int) -> Pixels:
 def write_layout(plate: Plate, folder: Path, layout: str, *, stack: int = 1) -> Path:
     """Write a plate (of single planes) below `folder` as another layout has it; returns the folder that is the plate.
 
-    layout: a key of WRITERS.  stack: z planes, where the layout has them.  Raises ValueError for another layout.
+    layout: a key of WRITERS.  stack: z planes, where the layout has them.  Raises ValueError for another layout,
+    and for a stack or several timepoints where it has none.
     """
     if layout not in WRITERS:
         raise ValueError(f"layout {layout}: none of {', '.join(WRITERS)}")
+    if layout in FLAT and (stack > 1 or len({field.timepoint for field in plate.fields}) > 1):
+        raise ValueError(f"layout {layout}: it has no z planes and no timepoints")
     return WRITERS[layout](plate, folder, list(_images(plate, stack)), stack)
 
 
@@ -232,6 +236,21 @@ def vignette(height: int, width: int) -> NDArray[np.float64]:
     return shape
 
 
+# -- RxRx -------------------------------------------------------------------------------------------------------------
+
+
+def _rxrx(plate: Plate, folder: Path, images: list[_Image], image_format: str) -> Path:
+    """RxRx1's names ("png") or RxRx3's ("jp2"); the layout has neither stacks nor timepoints."""
+    target = folder / plate.experiment / f"Plate{plate.plate}"
+    target.mkdir(parents=True)
+    for image in images:
+        name = image_name(image.field.well, image.field.site, image.channel, image_format)
+        (target / name).write_bytes(encode(image.pixels, image_format))
+    return target
+
+
+# Layouts that have one plane of a site.
+FLAT = ("rxrx-1", "rxrx-3")
 Writer = Callable[[Plate, Path, list[_Image], int], Path]
 WRITERS: dict[str, Writer] = {
     "phenix": lambda plate, folder, images, stack: _harmony(plate, folder, images, 5),
@@ -240,4 +259,6 @@ WRITERS: dict[str, Writer] = {
     "imagexpress-bare": lambda plate, folder, images, stack: _imagexpress(plate, folder, images, stack, htd=False),
     "cellvoyager": _cellvoyager,
     "gallery": _gallery,
+    "rxrx-1": lambda plate, folder, images, stack: _rxrx(plate, folder, images, "png"),
+    "rxrx-3": lambda plate, folder, images, stack: _rxrx(plate, folder, images, "jp2"),
 }
