@@ -51,6 +51,11 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag(name="z", help="Of z stacks: all planes as fields, max or focus projected, or one plane's name.", key="z"),
         Flag(
+            name="illumination",
+            help="Uneven light: keep (as metadata), apply what the layout says, or estimate it from the plate.",
+            key="illumination",
+        ),
+        Flag(
             name="dtype",
             help="uint8: 16-bit pixels through a stored look-up table; default: the source's.",
             key="dtype",

@@ -179,6 +179,11 @@ class ConvertConfig(JobModel):
     shard_mb: PositiveInt = Field(
         1024, description="raw pixels of one shard, MiB; the number of fields per shard follows"
     )
+    illumination: Literal["keep", "apply", "estimate"] = Field(
+        "keep",
+        description="uneven light: keep what the layout says beside the pixels; apply: divide by it; estimate: divide by what the "
+        "plate's own fields say",
+    )
     dtype: Literal["source", "uint8"] = Field(
         "source", description="uint8: 16-bit pixels through a look-up table for each plate and channel, which is stored"
     )

@@ -16,10 +16,12 @@ from phenomhpc.config.models import ConvertConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.plates import Plate, PlateFolder, ReadOptions, UnreadableImage, find_plates, plane_shape, read_plate
 from phenomhpc.plates.declared import dump_plate, load_head, load_plate
+from phenomhpc.plates.illumination import profile
 from phenomhpc.runs import RunPaths, commit
 from phenomhpc.store.convert import pending_shards
 from phenomhpc.store.fieldpixels import Treatment
 from phenomhpc.store.layout import StorePaths
+from phenomhpc.store.light import ESTIMATE, light_of, read_attribute
 from phenomhpc.store.lookup import Lookup, find_lookup, read_lookup
 from phenomhpc.store.shards import Geometry
 from phenomhpc.store.spec import DatasetSpec, fields_per_shard, open_store, refuse_difference, shuffle_for
@@ -30,7 +32,7 @@ SURVEYED_HERE = 8
 
 def surveyed_here(config: ConvertConfig) -> int:
     """How many plates are looked at where the run is planned: none whose images would have to be decoded."""
-    return 0 if config.dtype == "uint8" else SURVEYED_HERE
+    return 0 if config.dtype == "uint8" or config.illumination == ESTIMATE else SURVEYED_HERE
 
 
 # (inode, mtime_ns, bytes) of a completion record; None: there was none.
@@ -51,6 +53,7 @@ class Survey:
     size: tuple[int, int, str] = (0, 0, "")
     num_fields: int = 0
     num_annotated: int = 0
+    light: tuple[str | None, ...] = ()
     lookup: Lookup | None = None
     pending: tuple[tuple[int, Stamp], ...] | None = None
 
@@ -71,16 +74,20 @@ def read_options(config: ConvertConfig) -> ReadOptions:
 
 def treatment_of(config: ConvertConfig, survey: Survey) -> Treatment:
     """What is done with the plate's pixels."""
-    return Treatment(qc=config.qc, lookup=survey.lookup)
+    return Treatment(qc=config.qc, light=survey.light, lookup=survey.lookup)
 
 
-def _lookup(config: ConvertConfig, plate: Plate, dtype: str) -> Lookup | None:
+def _lookup(
+    config: ConvertConfig, plate: Plate, size: tuple[int, int, str], light: tuple[str | None, ...]
+) -> Lookup | None:
     """The look-up table of a plate that is stored with 8 bits: the one the store has, else a new one."""
-    if config.dtype != "uint8" or dtype == "uint8":
+    if config.dtype != "uint8" or size[2] == "uint8":
         return None
     known = read_lookup(StorePaths(Path(config.store).absolute()), plate.key)
     same = known is not None and known.percentiles == config.uint8_percentiles
-    return known if same else find_lookup(plate, config.uint8_percentiles)
+    if same:
+        return known
+    return find_lookup(plate, config.uint8_percentiles, [profile(text, size[0], size[1]) for text in light])
 
 
 def survey_plate(found: PlateFolder, config: ConvertConfig, spec: DatasetSpec | None) -> tuple[Survey, Plate | None]:
@@ -92,6 +99,8 @@ def survey_plate(found: PlateFolder, config: ConvertConfig, spec: DatasetSpec | 
     try:
         plate = read_plate(found, options)
         size = size_of(plate)
+        known = read_attribute(StorePaths(Path(config.store).absolute()), plate.key)
+        light = light_of(plate, config.illumination, size[:2], known)
     except UsageError as error:
         if options.metadata is not None and _is_sound(found, options):
             raise
@@ -102,7 +111,8 @@ def survey_plate(found: PlateFolder, config: ConvertConfig, spec: DatasetSpec | 
         size=size,
         num_fields=len(plate.fields),
         num_annotated=len(plate.metadata),
-        lookup=_lookup(config, plate, size[2]),
+        light=light,
+        lookup=_lookup(config, plate, size, light),
     )
     if spec is None:
         return survey, plate
@@ -239,7 +249,7 @@ def read_survey(paths: RunPaths, key: str) -> Survey | None:
         raw: dict[str, Any] = json.loads(paths.survey(key).read_bytes())
     except FileNotFoundError:
         return None
-    raw["channels"], raw["size"] = tuple(raw["channels"]), tuple(raw["size"])
+    raw["channels"], raw["size"], raw["light"] = tuple(raw["channels"]), tuple(raw["size"]), tuple(raw["light"])
     if raw["lookup"] is not None:
         raw["lookup"] = Lookup(**{name: tuple(values) for name, values in raw["lookup"].items()})
     if raw["pending"] is not None:

@@ -13,6 +13,7 @@ from google_crc32c import value as crc32c
 
 from phenomhpc.errors import WorkError
 from phenomhpc.plates import Field, Plane, Plate, UnreadableImage, decode_plane, plane_bytes, qc
+from phenomhpc.plates.illumination import divide, profile
 from phenomhpc.plates.project import Projection
 from phenomhpc.plates.types import BAD_SHAPE, MISSING_PLANE, OK, UNREADABLE, Stack
 from phenomhpc.store.lookup import Lookup
@@ -29,15 +30,18 @@ Problem = tuple[str, str]
 class Treatment:
     """What is done with the pixels of a field beside storing them.
 
-    qc: measure their quality.  lookup: store 16-bit sources as 8 bits.
+    qc: measure their quality.  light: for each channel what its pixels are divided by, as plates.illumination takes it; ()
+    for none.  lookup: store 16-bit sources as 8 bits.
     """
 
     qc: bool = True
+    light: tuple[str | None, ...] = ()
     lookup: Lookup | None = None
 
     def settings(self) -> dict[str, Any]:
         """What a record's digest binds to."""
-        return {"qc": qc.VERSION if self.qc else None, "lookup": self.lookup and self.lookup.attribute()}
+        light = {"light": self.light} if self.light else {}
+        return {"qc": qc.VERSION if self.qc else None, **light, "lookup": self.lookup and self.lookup.attribute()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,8 @@ class FieldReader:
         self._plate, self._geometry, self._treatment = plate, geometry, treatment
         self._dna = qc.dna_channel([channel.name for channel in plate.channels])
         self._dtype = np.dtype("uint16" if treatment.lookup else spec.dtype)
+        size = geometry.height, geometry.width
+        self._flats = [profile(text, *size) for text in treatment.light]
         self._tables = treatment.lookup.tables() if treatment.lookup else None
         shape = (geometry.num_channels, geometry.height, geometry.width)
         self._pixels: Pixels = np.empty(shape, self._dtype.newbyteorder("<"))
@@ -79,6 +85,9 @@ class FieldReader:
             problem = self._channel(channel, stack, sources)
             if problem is not None:
                 problems.append((problem[0], f"{self._plate.channels[channel].name}: {problem[1]}"))
+        for channel, flat in enumerate(self._flats if not problems else ()):
+            if flat is not None:
+                divide(self._pixels[channel], flat)
         if self._tables is not None and not problems:
             for channel, table in enumerate(self._tables):
                 np.take(table, self._pixels[channel], out=self._stored[channel])

@@ -8,6 +8,7 @@ when images change later: the same plate is never stored on two scales.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from phenomhpc.philox import philox
 from phenomhpc.plates import Plate, UnreadableImage, decode_plane, plane_bytes
+from phenomhpc.plates.illumination import divide
 from phenomhpc.plates.project import Projection
 from phenomhpc.plates.types import Stack
 from phenomhpc.store.layout import StorePaths
@@ -60,15 +62,22 @@ def read_lookup(paths: StorePaths, plate: str) -> Lookup | None:
     return Lookup(low=low, high=high, percentiles=(said["percentiles"][0], said["percentiles"][1]))
 
 
-def find_lookup(plate: Plate, percentiles: tuple[float, float]) -> Lookup:
+def find_lookup(
+    plate: Plate, percentiles: tuple[float, float], flats: Sequence[NDArray[np.float32] | None] = ()
+) -> Lookup:
     """From every fourth pixel of every fourth row of up to 16 fields, chosen by their number alone; a pure function of the
-    planes.  Planes that cannot be read are passed over; a channel without any gets the whole range."""
-    order = np.argsort(philox(SEED, PURPOSE, np.arange(len(plate.fields)))[:, 0], kind="stable")
+    planes.  Planes that cannot be read are passed over; a channel without any gets the whole range.
+
+    flats: what the channels are divided by before.
+    """
     counts = np.zeros((len(plate.channels), LEVELS), np.int64)
-    for number in order[:SAMPLED_FIELDS]:
-        for channel, stack in enumerate(plate.fields[int(number)].planes):
-            pixels = _pixels(stack, plate.projection)
+    for number in sampled_fields(plate):
+        for channel, stack in enumerate(plate.fields[number].planes):
+            pixels = stack_pixels(stack, plate.projection)
+            flat = flats[channel] if flats else None
             if pixels is not None and pixels.dtype == np.uint16:
+                if flat is not None and flat.shape == pixels.shape:
+                    divide(pixels, flat)
                 counts[channel] += np.bincount(pixels[::STRIDE, ::STRIDE].ravel(), minlength=LEVELS)
     cumulative = np.cumsum(counts, axis=1)
     low, high = (
@@ -79,7 +88,14 @@ def find_lookup(plate: Plate, percentiles: tuple[float, float]) -> Lookup:
     return Lookup(low=tuple(map(int, low)), high=tuple(map(int, high)), percentiles=percentiles)
 
 
-def _pixels(stack: Stack, how: str) -> NDArray[Any] | None:
+def sampled_fields(plate: Plate) -> list[int]:
+    """Up to 16 fields of a plate, chosen by their number alone."""
+    order = np.argsort(philox(SEED, PURPOSE, np.arange(len(plate.fields)))[:, 0], kind="stable")
+    return [int(number) for number in order[:SAMPLED_FIELDS]]
+
+
+def stack_pixels(stack: Stack, how: str) -> NDArray[Any] | None:
+    """The plane (H, W) of one channel of a field, projected where it is a stack; None where it cannot be read."""
     projection = Projection(how)
     for plane in stack:
         if plane is None:
