@@ -84,7 +84,8 @@ def _lookup(
     if config.dtype != "uint8" or size[2] == "uint8":
         return None
     known = read_lookup(StorePaths(Path(config.store).absolute()), plate.key)
-    same = known is not None and known.percentiles == config.uint8_percentiles
+    divided = (read_attribute(StorePaths(Path(config.store).absolute()), plate.key) or {}).get("applied", False)
+    same = known is not None and known.percentiles == config.uint8_percentiles and divided == bool(light)
     if same:
         return known
     return find_lookup(plate, config.uint8_percentiles, [profile(text, size[0], size[1]) for text in light])

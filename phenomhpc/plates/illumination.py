@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # What a profile divides by less or more than is no illumination but a damaged file.
 _LEAST, _MOST = 0.01, 100.0
+# The estimate tells no more than a threefold difference: no microscope's light is worse, and dark plates are.
+_DIMMEST = 0.3
 # The estimate: fields are reduced to squares of about this many, and smoothed over this share of their edge.
 _SQUARES, _SMOOTH = 64, 0.08
 
@@ -91,7 +93,7 @@ def evaluate(polynomial: dict[str, Any], height: int, width: int) -> NDArray[np.
         origin = [float(value) for value in polynomial["Origin"]]
         scale = [float(value) for value in polynomial["Scale"]]
         dims = [int(value) for value in polynomial["Dims"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise NoProfile(f"lacks a number ({error})") from error
     if (
         len(degrees) > 12
@@ -122,7 +124,8 @@ def estimate(squares: list[NDArray[np.float32]]) -> dict[str, Any]:
     middle = np.median(np.stack(squares), axis=0)
     smooth = gaussian_filter(middle, _SMOOTH * min(middle.shape), mode="nearest")
     mean = float(smooth.mean())
-    grid = smooth / mean if mean > 0 else np.ones_like(smooth)
+    # Where a plate is all but black nothing tells the light: it must not be divided by next to nothing.
+    grid = np.clip(smooth / mean, _DIMMEST, 1 / _DIMMEST) if mean > 0 else np.ones_like(smooth)
     return {"kind": "grid", "values": [[round(float(value), 5) for value in row] for row in grid]}
 
 

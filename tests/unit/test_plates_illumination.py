@@ -63,6 +63,7 @@ def test_the_real_profiles_follow_the_empty_background_of_the_real_field(shared_
         (phenix(Coefficients=[["NaN"]]), "no illumination"),
         (phenix(Coefficients=[[0.0]]), "no illumination"),
         (phenix(Dims=[20, 30]), "is for"),
+        (phenix(Dims=[float("inf"), 30]), "lacks a number"),
         (phenix(Scale="x"), "lacks a number"),
         (phenix(Type="Spline"), "only Polynomial and Identity"),
         (json.dumps({"kind": "phenix", "text": "{"}), "cannot be parsed"),
@@ -155,6 +156,14 @@ def test_with_a_look_up_table_the_light_is_divided_by_first(dimmed: Plate, tmp_p
 def test_a_layout_that_says_nothing_is_refused_in_one_line(dimmed: Plate, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="its layout says nothing of uneven light; --illumination estimate, or keep"):
         convert(tmp_path, dimmed.root, illumination="apply")
+
+
+def test_an_estimate_of_a_black_plate_divides_by_no_next_to_nothing() -> None:
+    dark = np.zeros((160, 160), np.uint16)
+    dark[:20, :20] = 5000
+    for pixels in (dark, np.zeros((160, 160), np.uint16)):
+        flat = profile(json.dumps(estimate([reduced(pixels)] * 3)), 160, 160)
+        assert flat is not None and flat.min() >= 0.3 and flat.max() <= 1 / 0.3 + 1e-6
 
 
 def test_an_estimate_leaves_moving_cells_out() -> None:
