@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,9 +143,17 @@ def _step(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: str |
     if decision.action != Action.WAIT:
         _act(decision, seen, paths, config, progress)
         return standing
-    if watch and config.cluster.steward and not seen.stewards:
+    if watch and config.cluster.steward and not is_watched(seen.stewards, own_job):
         submit_watch(paths, seen.live, any_of=seen.unfed > 0)
     return replace(standing, unfed=seen.unfed, live=seen.live, done=sum(task.done for task in seen.tasks))
+
+
+def is_watched(stewards: Sequence[str], own_job: str | None) -> bool:
+    """Will another steward look after this one has left?
+
+    Only a younger one counts: of two that leave at the same time each would rely on the other, and nobody would look again.
+    """
+    return any(own_job is None or int(job) > int(own_job) for job in stewards)
 
 
 def _decision(paths: RunPaths, config: AnyConfig, seen: Observation) -> Decision:
@@ -269,7 +278,7 @@ def _may_start(paths: RunPaths, config: AnyConfig, progress: Progress, own_job: 
         tend(before, progress, own_job=own_job)
     outcome = read_outcome(before)
     if outcome is None:
-        if config.cluster.steward and not observe(paths, own_job=own_job).stewards:
+        if config.cluster.steward and not is_watched(observe(paths, own_job=own_job).stewards, own_job):
             submit_watch(paths, jobs_ahead(before))
         return False
     if outcome["state"] != "finished":

@@ -12,6 +12,7 @@ from phenomhpc.errors import UsageError
 from phenomhpc.jobs.attempts import AFTER, CLUSTER, stage_paths
 from phenomhpc.jobs.cancel import cancel_run
 from phenomhpc.jobs.status import count_done, progress_of, run_status
+from phenomhpc.jobs.steward import is_watched
 from phenomhpc.jobs.submit import here_command
 from phenomhpc.progress import silent
 from phenomhpc.runs import (
@@ -210,3 +211,11 @@ def test_while_slurm_is_silent_a_run_is_unknown_and_an_ended_one_is_not(tmp_path
     status = run_status(paths, problem="squeue: no answer")
     assert (status.state, status.message, status.total) == ("unknown", "squeue: no answer", 4)
     assert run_status(ended, problem="squeue: no answer").state == "finished"
+
+
+def test_of_two_stewards_that_leave_at_once_one_sees_to_it_that_somebody_looks_again() -> None:
+    """Seen on a cluster: both were alive, each relied on the other, and the run was never looked at again."""
+    alive = ("101", "118")
+    leaving = {own: is_watched([job for job in alive if job != own], own) for own in alive}
+    assert leaving == {"101": True, "118": False}
+    assert is_watched(["9"], "10") is False and is_watched(["9"], None) is True and is_watched([], None) is False
