@@ -101,6 +101,13 @@ class Declarations:
         entry = self._fields.setdefault(place, _Declared())
         entry.problem = entry.problem or (status, reason)
 
+    def drop(self, channel: Hashable, reason: str) -> None:
+        """A channel that is none: the fields that have an image of it cannot be converted, for this reason."""
+        for place, entry in self._fields.items():
+            if channel in entry.planes:
+                del entry.planes[channel]
+                self.fault(place, reason)
+
     def channels(self) -> set[Hashable]:
         return {channel for entry in self._fields.values() for channel in entry.planes}
 
@@ -142,8 +149,10 @@ def count(text: str | None, name: str, default: int | None = None, *, least: int
         if default is None:
             raise ValueError(f"it lacks {name}")
         return default
-    number = int(text) if text.strip().isascii() and len(text) <= 12 else None
-    if number is None or not least <= number <= MAX_COUNT:
+    digits = text.strip()
+    if len(digits) <= 12 and not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"{name} {shown(text)} is no number")
+    if len(digits) > 12 or not least <= int(digits) <= MAX_COUNT:
         raise ValueError(f"{name} {shown(text)} is out of range")
     return number
 

@@ -8,6 +8,7 @@ the plate.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ MICROMETRES_PER_METRE = 1e6
 LOOKED_FOR = "Opera Phenix (Index.idx.xml)"
 # Harmony 7 exports flat fields beside the images, its archive too.
 _PROFILE_FOLDERS = ("FFC_Profile", "flatfieldcorrection")
+# More channels has no instrument; of a hostile index they would multiply with its fields.
+_MAX_CHANNEL = 99
+_LATER_MEASUREMENT = re.compile(r".*-Measurement[ _](0*(?:[2-9]|[1-9]\d{1,4}))", re.ASCII)
 
 
 def index_file(folder: Path) -> Path | None:
@@ -41,12 +45,22 @@ def sniff(folder: Path) -> bool:
 
 
 def describe(folder: Path) -> PlateFolder:
-    """Key and names from the plate's ID.  Cheap: the index is not parsed, only its head is read."""
+    """Key and names from the plate's ID.  Cheap: the index is not parsed, only its head is read.
+
+    Harmony names a folder PLATE__DATE-Measurement N; from the second on the number is in the key, so that all of a plate
+    lie in one store.  It comes from the folder alone: a measurement that is added later changes no other's key.
+    """
     index = index_file(folder)
     if index is None:
         raise UsageError(f"plate {folder}: its {INDEX_NAMES[0]} is gone")
     plate = _plate_name(index)
-    return PlateFolder(path=folder, layout=NAME, key=plate_key(plate), experiment=plate, plate=plate)
+    later = _LATER_MEASUREMENT.fullmatch(_measurement_folder(index).name)
+    key = plate_key(plate, f"Measurement{int(later[1])}") if later else plate_key(plate)
+    return PlateFolder(path=folder, layout=NAME, key=key, experiment=plate, plate=plate)
+
+
+def _measurement_folder(index: Path) -> Path:
+    return index.parent.parent if index.parent.name.lower() == "images" else index.parent
 
 
 def _plate_name(index: Path) -> str:
@@ -57,7 +71,7 @@ def _plate_name(index: Path) -> str:
         start, end = head.find(f"<{tag}>"), head.find(f"</{tag}>")
         if 0 <= start < end and head[start + len(tag) + 2 : end].strip():
             return head[start + len(tag) + 2 : end].strip()
-    return index.parent.parent.name if index.parent.name.lower() == "images" else index.parent.name
+    return _measurement_folder(index).name
 
 
 class _Index:
@@ -67,6 +81,7 @@ class _Index:
         self.fields = Declarations(index.parent, names_z=True)
         self.about: Texts = {}
         self.channels: dict[str, Texts] = {}
+        self._listed: set[str] = set()
         self._size: tuple[int, int] | None = None
 
     @property
@@ -86,6 +101,7 @@ class _Index:
 
     def entry(self, channel: str, texts: Texts) -> None:
         """Facts of a channel; the Maps of an index each have some."""
+        self._listed.add(channel)
         known = self.channels.setdefault(channel, {})
         known.update({name: text for name, text in texts.items() if text and name not in known})
 
@@ -102,10 +118,14 @@ class _Index:
         except ValueError as error:
             self.fields.stray(shown(url or texts.get("id", "an image")), str(error))
             return
-        channel = texts.get("ChannelID", "")
-        if not channel:
-            self.fields.fault(place, f"image {shown(url)} names no channel")
+        try:
+            number = count(texts.get("ChannelID"), "ChannelID")
+            if number > _MAX_CHANNEL:
+                raise ValueError(f"ChannelID '{number}' is out of range")
+        except ValueError as error:
+            self.fields.fault(place, f"image {shown(url)}: {error}")
             return
+        channel = str(number)
         facts = self.channels.setdefault(channel, {})
         for name in ("ChannelName", "MainExcitationWavelength", "MainEmissionWavelength", "ImageResolutionX"):
             if texts.get(name):
@@ -113,6 +133,18 @@ class _Index:
         resolution = texts.get("ImageResolutionX") or facts.get("ImageResolutionX")
         where = (_micrometres(texts.get("PositionX")), _micrometres(texts.get("PositionY")), _micrometres(resolution))
         self.fields.add(place, channel, url or None, where)
+
+    def drop_undeclared(self) -> None:
+        """Take out channels that only a damaged ChannelID made, so that no other field lacks them.
+
+        Such a one is not in the index's Maps and has no name, or that of another channel.  Maps may leave out a channel
+        (brightfield has no flat field); it then has a name of its own.  Without Maps nothing tells them apart.
+        """
+        names = {self.channels[channel].get("ChannelName") for channel in self._listed}
+        for channel in {str(channel) for channel in self.fields.channels()} - self._listed if self._listed else ():
+            name = self.channels[channel].get("ChannelName")
+            if name is None or name in names:
+                self.fields.drop(channel, f"an image is of channel {channel}, which the index does not declare")
 
 
 def read(found: PlateFolder, options: ReadOptions) -> Plate:
@@ -130,6 +162,7 @@ def read(found: PlateFolder, options: ReadOptions) -> Plate:
         rows, columns = said.size if said.says_size else plate_format(said.fields.wells, options.plate_format)
     except ValueError as error:
         raise UsageError(f"plate {found.path}: {index.name} is malformed or hostile: {error}") from error
+    said.drop_undeclared()
     numbers = _in_order(said.fields)
     if not numbers:
         first = f" (first: {said.fields.strays[0][0]}: {said.fields.strays[0][1]})" if said.fields.strays else ""

@@ -92,7 +92,7 @@ def test_a_hostile_or_doubled_entry_costs_its_field_only(url: str, status: str, 
         (image(1, "x", row=17), "Q01 lies outside the plate of 16 x 24"),
         (image(1, "x", field=70000), "FieldID '70000' is out of range"),
         (image(1, "x", field=-1), "FieldID '-1' is out of range"),
-        (image(1, "x").replace("<Row>1", "<Row>x"), "invalid literal"),
+        (image(1, "x").replace("<Row>1", "<Row>x"), "its row 'x' is no number"),
         (image(1, "x").replace("<Row>1</Row>", ""), "it lacks its row"),
         (image(1, "x").replace("<FieldID>1", "<FieldID>" + "9" * 5000), "is out of range"),
     ],
@@ -266,3 +266,47 @@ def test_an_index_that_is_gone_by_the_time_is_named(tmp_path: Path) -> None:
     (folder / "Index.idx.xml").unlink()
     with pytest.raises(UsageError, match=r"its Index\.idx\.xml is gone"):
         read_plate(found)
+
+
+def with_maps(folder: Path, channels: int, images: str) -> Path:
+    """An index that lists its channels in Maps, as instruments write it."""
+    phenix(folder, images)
+    (index,) = folder.rglob("Index.idx.xml")
+    entries = "".join(f'<Entry ChannelID="{number}"><Size>1</Size></Entry>' for number in range(1, channels + 1))
+    index.write_text(index.read_text().replace("<Images>", f"<Maps><Map>{entries}</Map></Maps><Images>", 1))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (image(2, "bad").replace("<ChannelID>2", "<ChannelID>77"), "channel 77, which the index does not declare"),
+        (image(2, "bad").replace("<ChannelID>2", "<ChannelID>x"), "ChannelID 'x' is no number"),
+        (image(2, "bad").replace("<ChannelID>2", "<ChannelID>100"), "ChannelID '100' is out of range"),
+        (image(2, "bad").replace("<ChannelID>2", "<ChannelID>" + "9" * 5000), "is out of range"),
+    ],
+)
+def test_a_channel_that_no_instrument_wrote_costs_its_field_only(wrong: str, said: str, tmp_path: Path) -> None:
+    images = image(1, "a") + wrong + image(1, "c", row=2) + image(2, "d", row=2)
+    plate = read_plate(find_plates([str(with_maps(tmp_path / "m", 2, images))])[0])
+    assert [channel.name for channel in plate.channels] == ["c1", "c2"]
+    bad, good = plate.fields
+    assert good.problem is None and all(plane is not None for (plane,) in good.planes)
+    assert bad.problem is not None and said in bad.problem[1] and len(bad.problem[1]) < 200
+
+
+def test_a_channel_of_its_own_name_that_maps_leave_out_is_kept(tmp_path: Path) -> None:
+    images = image(1, "a") + image(2, "b")
+    plate = read_plate(find_plates([str(with_maps(tmp_path / "m", 1, images))])[0])
+    assert [channel.name for channel in plate.channels] == ["c1", "c2"] and plate.fields[0].problem is None
+
+
+def test_a_later_measurement_of_a_plate_has_a_key_of_its_own(tmp_path: Path) -> None:
+    for number in (1, 2, 11):
+        phenix(tmp_path / f"P__2024-05-0{number % 9}T10_00_00-Measurement {number}", image(1, "a"))
+    found = find_plates([str(tmp_path)])
+    (name,) = {plate.plate for plate in found}
+    assert [plate.key for plate in found] == [name, f"{name}__Measurement11", f"{name}__Measurement2"]
+    phenix(tmp_path / "again-Measurement 2", image(1, "a"))
+    with pytest.raises(UsageError, match="two sources"):
+        find_plates([str(tmp_path)])
