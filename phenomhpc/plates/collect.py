@@ -154,7 +154,7 @@ def count(text: str | None, name: str, default: int | None = None, *, least: int
         raise ValueError(f"{name} {shown(text)} is no number")
     if len(digits) > 12 or not least <= int(digits) <= MAX_COUNT:
         raise ValueError(f"{name} {shown(text)} is out of range")
-    return number
+    return int(digits)
 
 
 def well_of(row: str | None, column: str | None, rows: int, columns: int) -> Well:
