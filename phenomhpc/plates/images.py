@@ -53,10 +53,11 @@ HEADER_BYTES = 65536
 _DTYPES = ("uint8", "uint16")
 
 
-def read_plane(data: bytes, name: str, out: Pixels | None = None) -> Pixels:
+def read_plane(data: bytes, name: str, out: Pixels | None = None, page: int | None = None) -> Pixels:
     """The plane (H, W), uint8 or uint16 in native byte order, of a file's bytes; what they are tells the format.
 
     out: where the pixels are put, if it has the plane's shape and dtype; another plane is a new array, as without it.
+    page: which one of a TIFF of several, from 0; None: the only one.
 
     Raises UnreadableImage with a short reason for anything that is not one whole grey plane: also where a decoder would
     fill what is missing with zeros.  Damage inside the pixels is found where the format has checksums (PNG, zlib TIFF).
@@ -66,7 +67,7 @@ def read_plane(data: bytes, name: str, out: Pixels | None = None) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            plane: Pixels = _decode(data, out)
+            plane: Pixels = _decode(data, out, page)
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise dozens of kinds; every one of them means the same here
@@ -94,9 +95,13 @@ def _refuse_huge(height: int, width: int) -> None:
         raise UnreadableImage(f"claims {height}x{width} pixels")
 
 
-def _decode(data: bytes, out: Pixels | None) -> Any:
+def _decode(data: bytes, out: Pixels | None, page: int | None) -> Any:
     import imagecodecs
 
+    if data.startswith(_TIFF):
+        return _decode_tiff(data, out, page)
+    if page:
+        raise UnreadableImage(f"has no page {page}; it holds one image")
     if data.startswith(_PNG):
         _refuse_damaged_png(data)
         header = _png_header(data)
@@ -108,8 +113,6 @@ def _decode(data: bytes, out: Pixels | None) -> Any:
         if data.startswith(_CODESTREAM) and not data.endswith(b"\xff\xd9"):
             raise UnreadableImage("truncated JPEG 2000")
         return imagecodecs.jpeg2k_decode(data, out=_fitting(out, *header))
-    if data.startswith(_TIFF):
-        return _decode_tiff(data, out)
     raise UnreadableImage("neither TIFF, PNG nor JPEG 2000")
 
 
@@ -163,16 +166,21 @@ def _jp2_header(data: bytes) -> tuple[int, int, str]:
     return height - top, width - left, dtype
 
 
-def _grey_page(tiff: Any) -> Any:
-    """The only page (thumbnails aside) of an open TIFF."""
+def _grey_page(tiff: Any, number: int | None) -> Any:
+    """The page of an open TIFF with this number; without one its only page (thumbnails aside)."""
     if not tiff.pages:
         raise UnreadableImage("TIFF without an image")
-    page = tiff.pages[0]
+    try:
+        page = tiff.pages[number or 0]
+    except IndexError:
+        raise UnreadableImage(f"has no page {number}; it holds {len(tiff.pages)}") from None
     sizes = (page.imagelength, page.imagewidth, page.tilelength, page.tilewidth, page.tiledepth)
     if not all(type(size) is int for size in sizes):
         raise UnreadableImage("TIFF header with more than one size")
     _refuse_huge(page.imagelength, page.imagewidth)
     _refuse_unless_grey(page.shape, str(page.dtype))
+    if number is not None:
+        return page
     try:
         second = tiff.pages[1]
     except IndexError:
@@ -213,12 +221,12 @@ def _refuse_cut_header(tiff: Any, page: Any, data: bytes) -> None:
         at += 4 + 2 * word
 
 
-def _decode_tiff(data: bytes, out: Pixels | None) -> Any:
+def _decode_tiff(data: bytes, out: Pixels | None, number: int | None) -> Any:
     import imagecodecs
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page: Any = _grey_page(tiff)
+        page: Any = _grey_page(tiff, number)
         _refuse_cut_header(tiff, page, data)
         _refuse_unfounded(page, len(data))
         # tifffile fills missing strips with zeros: a plane must not lose pixels silently.
@@ -231,7 +239,7 @@ def _decode_tiff(data: bytes, out: Pixels | None) -> Any:
             # libtiff decodes LZW 2.4 times as fast, and damaged data crash imagecodecs' own decoder (2026.3.6), which
             # tifffile uses; of zlib, libtiff would skip the checksum.
             plane = imagecodecs.tiff_decode(
-                data, index=0, out=_fitting(out, page.imagelength, page.imagewidth, str(page.dtype))
+                data, index=number or 0, out=_fitting(out, page.imagelength, page.imagewidth, str(page.dtype))
             )
             if plane.shape != page.shape or plane.dtype != page.dtype:
                 raise UnreadableImage("has a TIFF header that can be read in two ways")
@@ -252,7 +260,16 @@ def decode_plane(plane: Plane, data: bytes, out: Pixels | None = None) -> Pixels
 
     Raises UnreadableImage.
     """
-    return read_plane(data, plane.path.name, out)
+    return read_plane(data, plane.path.name, out, _page(plane))
+
+
+def _page(plane: Plane) -> int | None:
+    """The page of a plane's file.  Raises UnreadableImage for an index that no file has."""
+    if plane.index is None:
+        return None
+    if len(plane.index) != 1 or plane.index[0] < 0:
+        raise UnreadableImage(f"has no plane {plane.index}; a file's pages are counted from 0")
+    return plane.index[0]
 
 
 def plane_shape(plane: Plane) -> tuple[int, int, str]:
@@ -260,17 +277,19 @@ def plane_shape(plane: Plane) -> tuple[int, int, str]:
 
     Raises UnreadableImage, or OSError when the file cannot be read.
     """
-    path = plane.path
+    path, page = plane.path, _page(plane)
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)
     if not head:
         raise UnreadableImage("empty file")
+    if head.startswith(_TIFF):
+        return _tiff_shape(path, page)
+    if page:
+        raise UnreadableImage(f"has no page {page}; it holds one image")
     if head.startswith(_PNG):
         height, width, dtype = _png_header(head)
     elif head.startswith(_JP2):
         height, width, dtype = _jp2_header(head)
-    elif head.startswith(_TIFF):
-        return _tiff_shape(path)
     else:
         raise UnreadableImage("neither TIFF, PNG nor JPEG 2000")
     _refuse_huge(height, width)
@@ -278,12 +297,12 @@ def plane_shape(plane: Plane) -> tuple[int, int, str]:
     return height, width, dtype
 
 
-def _tiff_shape(path: Path) -> tuple[int, int, str]:
+def _tiff_shape(path: Path, number: int | None) -> tuple[int, int, str]:
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as tiff:
-            page: Any = _grey_page(tiff)
+            page: Any = _grey_page(tiff, number)
             return int(page.imagelength), int(page.imagewidth), str(page.dtype)
     except UnreadableImage:
         raise

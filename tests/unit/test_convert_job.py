@@ -122,10 +122,15 @@ def test_kills_at_random_moments_with_two_workers_leave_the_store_of_an_undistur
         tries += 1
         assert tries < 6 * KILLS, f"{kills} kills in {tries} tries"
     convert(killed, raw)
-    assert arrays(killed / "store") == arrays(calm / "store")
-    assert Snapshot.open(open_store(killed / "store")).digest == Snapshot.open(open_store(calm / "store")).digest
+    assert finished(killed / "store") == finished(calm / "store")
     assert not verify(open_store(killed / "store"), silent()).damage
-    assert not [path for path in (killed / "store").rglob("*.tmp-*") if ".zarr" in str(path)]
+
+
+def finished(store: Path) -> dict[str, bytes]:
+    """Every byte of a store but the records of its making, and the times of all files; what a killed process left
+    half-written would be one too many."""
+    names = {str(path.relative_to(store)): path for path in sorted(store.rglob("*")) if path.is_file()}
+    return {name: path.read_bytes() for name, path in names.items() if not name.startswith((".progress", "sums.json"))}
 
 
 def children(pid: int) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from phenomhpc.plates import Plane, UnreadableImage, plane_shape, read_plane
+from phenomhpc.plates import Plane, UnreadableImage, decode_plane, plane_bytes, plane_shape, read_plane
 from phenomhpc.plates.synthetic.writing import encode
 
 
@@ -55,17 +55,44 @@ SMOOTH = (np.arange(61)[:, None] * 311 + np.arange(83)[None, :] * 7).astype(np.u
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize(
     ("compression", "predictor"), [(None, False), ("lzw", False), ("lzw", True), ("zlib", False), ("zlib", True)]
 )
 @pytest.mark.parametrize("shape", [{"rowsperstrip": 8}, {"rowsperstrip": 61}, {"tile": (16, 32)}])
 def test_tiffs_of_every_kind_come_back(
-    byteorder: str, compression: str | None, predictor: bool, shape: dict[str, object]
+    byteorder: str, bigtiff: bool, compression: str | None, predictor: bool, shape: dict[str, object], tmp_path: Path
 ) -> None:
     for plane in (SMOOTH, (SMOOTH >> 8).astype(np.uint8)):
-        data = tiff(plane, byteorder=byteorder, compression=compression, predictor=predictor, **shape)
-        read = read_plane(data, "x")
-        assert np.array_equal(read, plane) and read.dtype == plane.dtype and read.dtype.isnative
+        data = tiff(plane, byteorder=byteorder, bigtiff=bigtiff, compression=compression, predictor=predictor, **shape)
+        out = np.empty_like(plane)
+        for read in (read_plane(data, "x"), read_plane(data, "x", out)):
+            assert np.array_equal(read, plane) and read.dtype == plane.dtype and read.dtype.isnative
+        (tmp_path / "x").write_bytes(data)
+        assert plane_shape(Plane(tmp_path / "x")) == (*plane.shape, str(plane.dtype))
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
+def test_a_plane_of_a_tiff_of_several_is_the_page_of_its_index(compression: str | None, tmp_path: Path) -> None:
+    pages = [SMOOTH, SMOOTH[:40, :50] ^ 5, (SMOOTH >> 8).astype(np.uint8)]
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for page in pages:
+            writer.write(page, metadata=None, compression=compression)
+    path = tmp_path / "stack.tif"
+    path.write_bytes(buffer.getvalue())
+    for number, page in enumerate(pages):
+        plane = Plane(path, (number,))
+        assert np.array_equal(decode_plane(plane, plane_bytes(plane)), page)
+        assert plane_shape(plane) == (*page.shape, str(page.dtype))
+    for index in ((3,), (-1,), (0, 0)):
+        plane = Plane(path, index)
+        for look in (lambda plane: decode_plane(plane, plane_bytes(plane)), plane_shape):
+            with pytest.raises(UnreadableImage, match="has no p"):
+                look(plane)
+    (tmp_path / "one.png").write_bytes(encode(SMOOTH, "png"))
+    with pytest.raises(UnreadableImage, match="holds one image"):
+        plane_shape(Plane(tmp_path / "one.png", (1,)))
 
 
 def test_a_strip_that_ends_early_is_refused() -> None:
