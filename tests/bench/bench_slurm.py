@@ -217,7 +217,7 @@ def in_child(case: str, *words: object) -> dict[str, Any]:
 
 POLL = "import sys; from pathlib import Path; from phenomhpc.jobs.steward import step; from phenomhpc.runs import RunPaths; "
 POLL += (
-    "from phenomhpc.progress import silent; assert not step(RunPaths(Path(sys.argv[1])), silent(), own_job='7').ended"
+    "from phenomhpc.progress import silent; assert not step(RunPaths(Path(sys.argv[1])), silent(), own_job='4').ended"
 )
 
 

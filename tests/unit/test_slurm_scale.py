@@ -79,7 +79,7 @@ def test_a_poll_asks_slurm_once_however_many_tasks(tmp_path: Path, slurm: Slurm,
     paths = run_of(tmp_path, num_tasks)
     # The first half has ended and was forgotten by the controller, without a word of its own.
     slurm.answers["squeue"] = squeue_of(paths, num_tasks, first=num_tasks // 2)
-    standing = steward.step(paths, silent(), own_job="7")
+    standing = steward.step(paths, silent(), own_job="4")
     assert (standing.ended, standing.live) == (False, ("5",))
     assert slurm.asked == {"squeue": 1}
     slurm.asked.clear()
@@ -118,7 +118,7 @@ def test_a_poll_that_finds_no_room_asks_nothing_more(
     chunks = tuple((job, 12 * place, 12) for place, job in enumerate(("5", "8", "9", "10")))
     write_submitted(paths.attempt(1), SubmittedJobs(chunks=chunks, num_tasks=1000, gang=False, steward="6"))
     for _ in range(5):
-        standing = steward.step(paths, silent(), own_job="7", watch=False)
+        standing = steward.step(paths, silent(), own_job="4", watch=False)
         assert (standing.unfed, standing.ended) == (952, False)
     attempts._facts.cache_clear()
     assert slurm.asked == {"squeue": 5}
@@ -131,7 +131,7 @@ def test_a_poll_does_not_read_what_units_left(tmp_path: Path, slurm: Slurm, monk
     slurm.answers["squeue"] = squeue_of(paths, 4)
     for module, name in ((steward, "read_log"), (manifest, "read_manifest"), (steward, "run_mark")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("was read"))
-    assert not steward.step(paths, silent(), own_job="7").ended
+    assert not steward.step(paths, silent(), own_job="4").ended
     assert read_outcome(paths) is None
 
 
