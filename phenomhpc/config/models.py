@@ -258,6 +258,9 @@ class DataConfig(Model):
         None, description="filter on the fields table, e.g. \"focus > 0.2 and perturbation_type == 'gene'\""
     )
     flips: bool = Field(True, description="flips and quarter turns of the crops")
+    illumination: Literal["keep", "apply"] = Field(
+        "keep", description="apply: divide crops, as they are read, by the uneven light that their store keeps"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(
         0, description="reader threads per rank; 0 reads in the training thread"
     )

@@ -8,21 +8,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phenomhpc.crops.sampler import Sampler, Visits, flip_target, index_digest
 from phenomhpc.errors import UsageError
+from phenomhpc.store.litreader import Reader
 
 PADDING_INDEX = -1
-
-
-class Reader(Protocol):
-    """What a loader needs of the store's ShardReader."""
-
-    def read(self, field_no: int, y: int, x: int, out: NDArray[np.generic]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

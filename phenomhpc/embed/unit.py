@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -23,17 +23,12 @@ from phenomhpc.embed.table import OK, feature_name
 from phenomhpc.embed.wells import PlateWells
 from phenomhpc.progress import Stage
 from phenomhpc.runs import CompletionRecord, commit, now, read_record, write_record
+from phenomhpc.store.litreader import Reader
 
 if TYPE_CHECKING:
     from phenomhpc.embed.encode import CropEncoder
 
 CHECKPOINT = "checkpoint"
-
-
-class Reader(Protocol):
-    """What embedding needs of the store's ShardReader."""
-
-    def read(self, field_no: int, y: int, x: int, out: NDArray[np.generic]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ from phenomhpc.runs import Unit, read_record
 from phenomhpc.store.annotate import wells_of, words_of, write_unmatched
 from phenomhpc.store.convert import ASSUMED_BYTES_PER_S, KIND, Work, convert_unit, shard_unit, write_facts
 from phenomhpc.store.layout import StorePaths
-from phenomhpc.store.light import attribute
+from phenomhpc.store.light import attribute, keep_functions
 from phenomhpc.store.lookup import ATTRIBUTE
 from phenomhpc.store.shards import write_array_metadata
 from phenomhpc.store.spec import DatasetSpec, Store, create_store, open_store
@@ -207,7 +207,8 @@ def _convert_plate(
 ) -> list[tuple[str, str]]:
     survey = next(survey for survey in noted_surveys(ctx.paths, [key]))
     plate, geometry = declared_plate(ctx.paths, key), geometry_of(config, survey, store.spec)
-    attributes = attribute(plate, config.illumination, survey.light)
+    profiles = keep_functions(store.paths, plate, survey.light)
+    attributes = attribute(config.illumination, profiles, applied=bool(survey.light))
     attributes |= {ATTRIBUTE: survey.lookup.attribute()} if survey.lookup else {}
     write_array_metadata(store.paths, key, store.spec, geometry, attributes)
     set_aside: list[tuple[str, str]] = []

@@ -27,7 +27,9 @@ from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
 from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, newest_committed, read_meta
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, TaskContext, Unit, digest_of, find_run
-from phenomhpc.store import ShardReader, Snapshot, open_store
+from phenomhpc.store import Snapshot, open_store
+from phenomhpc.store.light import APPLY, light_digest
+from phenomhpc.store.litreader import Reader, open_pixels, require_light
 
 if TYPE_CHECKING:  # a plan and a dry run do without torch
     import torch
@@ -61,6 +63,8 @@ class Source:
         checkpoint = checkpoint_folder(config.checkpoint, Path(config.runs))
         meta = read_meta(checkpoint)
         match_channels(snapshot.channels, meta.channels, config.store)
+        if meta.illumination == APPLY:
+            require_light(snapshot)
         depth, crop_px = int(meta.model["depth"]), int(meta.model["crop_px"])
         block = depth if config.block is None else config.block
         if block > depth:
@@ -100,6 +104,8 @@ class Source:
             "baselines": sorted(config.baselines),
             "seed": config.seed if UNTRAINED in config.baselines else None,
         }
+        if self.meta.illumination == APPLY:
+            settings["light"] = light_digest(self.snapshot.store.paths, plate)
         fields = self.fields.filter(pl.col("plate") == plate).drop("field_no", "sources").sort("field_index")
         return digest_of("embed", settings, [plate, fields.write_json()])
 
@@ -162,43 +168,42 @@ def run(config: EmbedConfig, ctx: TaskContext) -> TaskOutcome:
     encoders = _encoders(config, source)
     writer = Writer(attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence)
     set_aside: list[tuple[str, str]] = []
-    reader = ShardReader(open_store(config.store), source.snapshot)
-    try:
-        with ctx.progress.stage("embed", sum(unit.count for unit in ctx.units), "crops") as stage:
-            for unit in ctx.units:
-                if ctx.stop_requested():
-                    raise StopRequested(f"run {ctx.paths.id}: stopped as asked before plate {unit.unit_id}")
-                plate = unit.unit_id
-                wells = source.wells(plate)
-                digest = source.digest(config, plate)
-                if digest != unit.digest:
-                    raise UsageError(
-                        f"plate {plate}: the store or checkpoint {config.checkpoint} has changed since this run was planned; "
-                        "plan anew, naming the snapshot and the step folder"
-                    )
-                if is_done(folder, plate, digest):
-                    stage.advance(unit.count)
-                    continue
-                started = time.monotonic()
-                record = embed_unit(
-                    plate,
-                    wells,
-                    pixels=_pixels(source, reader),
-                    encoders=encoders,
-                    batch=config.batch,
-                    paths=folder,
-                    digest=digest,
-                    writer=writer,
-                    stage=stage,
+    with (
+        open_pixels(source.snapshot, source.meta.illumination) as reader,
+        ctx.progress.stage("embed", sum(unit.count for unit in ctx.units), "crops") as stage,
+    ):
+        for unit in ctx.units:
+            if ctx.stop_requested():
+                raise StopRequested(f"run {ctx.paths.id}: stopped as asked before plate {unit.unit_id}")
+            plate = unit.unit_id
+            wells = source.wells(plate)
+            digest = source.digest(config, plate)
+            if digest != unit.digest:
+                raise UsageError(
+                    f"plate {plate}: the store or checkpoint {config.checkpoint} has changed since this run was planned; "
+                    "plan anew, naming the snapshot and the step folder"
                 )
-                set_aside += record.set_aside
-                ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside))
-    finally:
-        reader.close()
+            if is_done(folder, plate, digest):
+                stage.advance(unit.count)
+                continue
+            started = time.monotonic()
+            record = embed_unit(
+                plate,
+                wells,
+                pixels=_pixels(source, reader),
+                encoders=encoders,
+                batch=config.batch,
+                paths=folder,
+                digest=digest,
+                writer=writer,
+                stage=stage,
+            )
+            set_aside += record.set_aside
+            ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside))
     return TaskOutcome(units_done=len(ctx.units), set_aside=tuple(set_aside))
 
 
-def _pixels(source: Source, reader: ShardReader) -> Pixels:
+def _pixels(source: Source, reader: Reader) -> Pixels:
     snapshot, bound = source.snapshot, source.binding
     return Pixels(
         reader=reader,

@@ -53,6 +53,7 @@ class CheckpointMeta:
     channels: tuple[str, ...]
     dtype: str  # of the pixels trained on
     scale: tuple[float, ...]  # grey levels that become 1, per channel
+    illumination: str  # apply: crops were divided by the light their store keeps
     snapshot: str  # digest
     config: str  # digest of the run's configuration
     skip_ledger: tuple[tuple[int, int], ...]  # sample indices [first, last) left out

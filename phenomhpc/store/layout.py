@@ -5,6 +5,7 @@ STORE/
   plates/PLATE.zarr/                    Zarr v3 group; array `images` (field, channel, y, x), one shard file per unit
   plates/PLATE.fields.parquet           one row per field, by seal
   plates/PLATE.annotations.json         metadata of wells that came later, by annotate
+  plates/PLATE.light/                   functions of uneven light that lay in files of their own, f32, by digest
   plates/PLATE.shardindex               all shard indices of the plate, by seal, rebuildable
   snapshots/DIGEST/, snapshots/LATEST   immutable field lists; which one is newest
   .progress/PLATE/UNIT.json             completion records
@@ -69,6 +70,10 @@ class StorePaths:
     def annotations(self, plate: str) -> Path:
         """What a person's table said of the plate's wells after it was converted; it overrides what the raw plate said."""
         return self.plates / f"{plate}.annotations.json"
+
+    def light(self, plate: str) -> Path:
+        """Folder of the plate's functions of uneven light."""
+        return self.plates / f"{plate}.light"
 
     @property
     def set_aside(self) -> Path:

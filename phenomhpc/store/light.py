@@ -1,12 +1,14 @@
 """What a plate's pixels are divided by, and what is kept beside them.
 
 In the array's attributes: `illumination` {applied, from, profiles}, for each channel what the layout said or what was
-estimated from the plate, whether it was applied or not.
+estimated from the plate, whether it was applied or not.  A function that lies in a file of its own is copied into the store
+(`kept`, a name in the plate's folder of light): raw plates are archived, and crops divided as they are read need it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ import numpy as np
 
 from phenomhpc.errors import UsageError
 from phenomhpc.plates import Plate
-from phenomhpc.plates.illumination import NoProfile, estimate, profile, reduced
-from phenomhpc.runs import canonical_json
+from phenomhpc.plates.illumination import NoProfile, Profile, estimate, open_profile, profile, reduced
+from phenomhpc.runs import canonical_json, commit
 from phenomhpc.store.layout import StorePaths
 from phenomhpc.store.lookup import sampled_fields, stack_pixels
 
@@ -50,6 +52,60 @@ def light_of(plate: Plate, how: str, size: tuple[int, int], known: dict[str, Any
     return tuple(None if text is None else _whole(text) for text in plate.illumination)
 
 
+def keep_functions(paths: StorePaths, plate: Plate, light: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """The profiles of a plate as they go into its attributes, functions copied into the store as f32 and named `kept`.
+
+    One that cannot be read stays what it was: a path.  Idempotent.
+    """
+
+    def kept(text: str | None) -> str | None:
+        if text is None or json.loads(text)["kind"] != "npy":
+            return text
+        said = json.loads(text)
+        try:
+            data = Path(said["path"]).read_bytes()
+            values = np.load(io.BytesIO(data), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return text
+        if values.ndim != 2 or values.dtype.kind not in "fui":
+            return text
+        said["sha256"] = hashlib.sha256(data).hexdigest()
+        said["kept"] = f"{said['sha256'][:16]}.npy"
+        path = paths.light(plate.key) / said["kept"]
+        if not path.is_file():
+            buffer = io.BytesIO()
+            np.save(buffer, np.asarray(values, np.float32), allow_pickle=False)
+            commit(path, buffer.getvalue())
+        return _text(said)
+
+    return tuple(kept(text) for text in light or plate.illumination)
+
+
+def kept_profiles(
+    paths: StorePaths, plate: str, size: tuple[int, int], num_channels: int
+) -> tuple[Profile | None, ...]:
+    """For each channel of a stored plate what its pixels are still to be divided by.  Raises NoProfile with the reason.
+
+    size: height and width of its fields.
+    """
+    said = read_attribute(paths, plate)
+    if said is None:
+        raise NoProfile("is not known")
+    if said["applied"]:
+        return (None,) * num_channels
+    texts = [None if entry is None else _in_store(paths, plate, entry) for entry in said["profiles"]]
+    return tuple(open_profile(text, *size) for text in texts)
+
+
+def light_digest(paths: StorePaths, plate: str) -> str:
+    """Of what the store says of a plate's light: another digest, other pixels once they are divided by it."""
+    return hashlib.sha256(canonical_json(read_attribute(paths, plate))).hexdigest()
+
+
+def _in_store(paths: StorePaths, plate: str, said: dict[str, Any]) -> str:
+    return _text({**said, "path": str(paths.light(plate) / said["kept"])} if "kept" in said else said)
+
+
 def _whole(text: str) -> str:
     """A function that lies in a file of its own: with its content's digest, so that another content is another setting."""
     said = json.loads(text)
@@ -73,12 +129,11 @@ def _estimated(plate: Plate) -> tuple[str | None, ...]:
     return tuple(_text(estimate(found)) if found else None for found in squares)
 
 
-def attribute(plate: Plate, how: str, light: tuple[str | None, ...]) -> dict[str, Any]:
+def attribute(how: str, profiles: tuple[str | None, ...], *, applied: bool) -> dict[str, Any]:
     """What is written into the array's attributes; {} where there is nothing to say."""
-    profiles = light or plate.illumination
     if not any(profiles):
         return {}
-    said = {"applied": bool(light), "from": ESTIMATE if how == ESTIMATE else "layout"}
+    said = {"applied": applied, "from": ESTIMATE if how == ESTIMATE else "layout"}
     return {ATTRIBUTE: {**said, "profiles": [None if text is None else json.loads(text) for text in profiles]}}
 
 

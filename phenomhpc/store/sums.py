@@ -80,6 +80,7 @@ def _files(paths: StorePaths) -> Iterator[Path]:
     for plate in paths.converted_plates():
         yield from (paths.plate(plate) / "zarr.json", paths.images(plate) / "zarr.json")
         yield from (path for path in (paths.fields(plate), paths.annotations(plate)) if path.is_file())
+        yield from sorted(path for path in paths.light(plate).glob("*.npy"))
     for folder in (paths.snapshots, paths.progress):
         for place, _, names in os.walk(folder):
             yield from (Path(place) / name for name in sorted(names) if ".tmp-" not in name)

@@ -138,7 +138,17 @@ class Checkpoints:
         there, here = read_meta(folder), self.describe(state, "")
         way_out = "resume with the run's own settings, or begin a new run with --new-run"
         require_same(folder, there.model, here.model, "model.", way_out=way_out)
-        for name in ("channels", "scale", "dtype", "snapshot", "seed", "global_batch", "optimiser", "random_scheme"):
+        for name in (
+            "channels",
+            "scale",
+            "dtype",
+            "illumination",
+            "snapshot",
+            "seed",
+            "global_batch",
+            "optimiser",
+            "random_scheme",
+        ):
             require_same(folder, {name: getattr(there, name)}, {name: getattr(here, name)}, "", way_out=way_out)
         return there
 

@@ -14,7 +14,8 @@ from phenomhpc.crops.where import eligible_rows
 from phenomhpc.errors import UsageError
 from phenomhpc.models.checkpoint import SCHEMA, CheckpointMeta
 from phenomhpc.runs import digest_of
-from phenomhpc.store import ShardReader, Snapshot, open_store
+from phenomhpc.store import Snapshot, open_store
+from phenomhpc.store.litreader import open_pixels
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.state import TrainState
 
@@ -61,7 +62,7 @@ class CropSource:
         """This rank's batches from `start_step` on."""
         optim, data, snapshot = self.config.optim, self.config.data, self.snapshot
         with (
-            ShardReader(snapshot.store, snapshot) as reader,
+            open_pixels(snapshot, data.illumination) as reader,
             Loader(
                 reader,
                 self.sampler,
@@ -94,6 +95,7 @@ class CropSource:
             channels=tuple(snapshot.channels),
             dtype=snapshot.dtype,
             scale=tuple(map(float, snapshot.scale)),
+            illumination=config.data.illumination,
             snapshot=snapshot.digest,
             config=digest_of(config.kind, config.model_dump(mode="json"), []),
             skip_ledger=(),

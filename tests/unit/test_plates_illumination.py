@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from phenomhpc.errors import UsageError
 from phenomhpc.plates import Plate, find_plates, read_plate
-from phenomhpc.plates.illumination import NoProfile, divide, estimate, evaluate, profile, reduced
+from phenomhpc.plates.illumination import NoProfile, Polynomial, divide, estimate, profile, reduced
 from phenomhpc.plates.synthetic import SyntheticSpec, write_plates
 from phenomhpc.plates.synthetic.layouts import vignette, write_layout
 from phenomhpc.progress import silent
@@ -37,7 +37,7 @@ def test_a_polynomial_is_what_numpy_makes_of_it() -> None:
     x, y = (np.arange(30) - 14.5) * 0.05, (np.arange(20) - 9.5) * 0.03
     # numpy's coefficients: c[i, j] of x^i y^j
     expected = np.polynomial.polynomial.polygrid2d(x, y, [[1.2, -0.3, 0.4], [0.1, 0.2, 0], [-0.5, 0, 0]]).T
-    assert np.allclose(evaluate(POLYNOMIAL, 20, 30), expected, atol=1e-6)
+    assert np.allclose(Polynomial(POLYNOMIAL, 20, 30).window(0, 0, 20, 30), expected, atol=1e-6)
 
 
 def test_the_real_profiles_follow_the_empty_background_of_the_real_field(shared_data: Path) -> None:

@@ -58,6 +58,7 @@ def describe(state: TrainState, weights: str) -> CheckpointMeta:
         channels=CHANNELS,
         dtype="uint8",
         scale=(255.0, 255.0),
+        illumination="keep",
         snapshot="s" * 64,
         config="c" * 64,
         skip_ledger=(),
@@ -230,7 +231,8 @@ def test_another_architecture_is_refused_naming_the_field_and_both_values(ctx: T
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("snapshot", "t" * 64), ("global_batch", 16), ("channels", ("dna", "rna"))]
+    ("field", "value"),
+    [("snapshot", "t" * 64), ("global_batch", 16), ("illumination", "apply"), ("channels", ("dna", "rna"))],
 )
 def test_another_order_of_the_data_is_refused(ctx: TaskContext, field: str, value: object) -> None:
     of(ctx).save(state_after(10))
