@@ -130,7 +130,7 @@ def count_nuclei(plane: Pixels, pixel_um: float | None) -> int:
 
     Otsu: IEEE Trans. Systems, Man, and Cybernetics 9, 1979.  A count for judging wells against each other, no segmentation.
     """
-    from scipy.ndimage import gaussian_filter, maximum_filter
+    from scipy.ndimage import gaussian_filter
 
     step = _STEP_UNKNOWN if pixel_um is None else max(1, round(_STEP_UM / pixel_um))
     step = max(1, min(step, *(size // 32 for size in plane.shape)))
@@ -141,8 +141,26 @@ def count_nuclei(plane: Pixels, pixel_um: float | None) -> int:
     if threshold is None:
         return 0
     width = max(3, 2 * round(across / 4) + 1)
-    peaks = (smooth == maximum_filter(smooth, width, mode="nearest")) & (smooth > threshold)
-    return int(np.count_nonzero(peaks))
+    return _count_peaks(smooth, threshold, width)
+
+
+def _count_peaks(picture: NDArray[np.float32], threshold: float, width: int) -> int:
+    """Pixels above the threshold that are the largest (or among them) of the square of that odd width around them.
+
+    Those larger than their four neighbours are few: only they are compared with the rest, a fifth of a maximum filter's time.
+    """
+    half = width // 2
+    framed = np.pad(picture, half, mode="edge")
+    height, size = picture.shape
+
+    def moved(y: int, x: int) -> NDArray[np.float32]:
+        return framed[half + y : half + y + height, half + x : half + x + size]
+
+    candidate = picture > threshold
+    for y, x in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        candidate &= picture >= moved(y, x)
+    squares = np.lib.stride_tricks.sliding_window_view(framed, (width, width))[candidate]
+    return int(np.count_nonzero(squares.max(axis=(1, 2)) == picture[candidate])) if len(squares) else 0
 
 
 def _shrunk(plane: Pixels, step: int) -> NDArray[np.float32]:
@@ -161,7 +179,9 @@ def _otsu(picture: NDArray[np.float32]) -> float | None:
     low, high = float(picture.min()), float(picture.max())
     if high <= low:
         return None
-    counts, edges = np.histogram(picture, 256, (low, high))
+    bins = ((picture - low) * (255.999 / (high - low))).astype(np.uint8)
+    counts = np.bincount(bins.ravel(), minlength=256)
+    edges = np.linspace(low, high, 257)
     centres = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below

@@ -9,11 +9,16 @@ import numpy as np
 import polars as pl
 import pytest
 import tifffile
-from scipy.ndimage import gaussian_filter
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, maximum_filter
 
 from phenomhpc.crops.where import eligible_rows
 from phenomhpc.errors import UsageError
 from phenomhpc.plates import qc
+from phenomhpc.plates.qc import _count_peaks
 from phenomhpc.plates.synthetic import SyntheticSpec, write_plates
 from phenomhpc.progress import silent
 from phenomhpc.store import Snapshot, open_store
@@ -142,3 +147,13 @@ def test_a_store_without_quality_says_so(tmp_path: Path) -> None:
         eligible_rows(snapshot.fields().drop("qc_focus"), "focus > 0", snapshot.channels)
     convert(tmp_path, tmp_path / "raw")  # the other setting measures them
     assert Snapshot.open(open_store(tmp_path / "store")).fields()["qc_focus"].null_count() == 0
+
+
+@given(
+    picture=arrays(np.float32, st.tuples(st.integers(3, 24), st.integers(3, 24)), elements=st.integers(0, 9)),
+    threshold=st.floats(0, 9),
+    width=st.sampled_from([3, 5, 7]),
+)
+def test_peaks_are_those_of_a_maximum_filter(picture: NDArray[np.float32], threshold: float, width: int) -> None:
+    largest = maximum_filter(picture, width, mode="nearest")
+    assert _count_peaks(picture, threshold, width) == np.count_nonzero((picture == largest) & (picture > threshold))
