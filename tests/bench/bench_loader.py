@@ -33,7 +33,7 @@ from phenomhpc.progress import silent
 from phenomhpc.store import ShardReader, Snapshot, Store, StorePaths
 from phenomhpc.store.seal import seal
 from phenomhpc.store.shardindex import open_shard_index
-from phenomhpc.store.shards import compressor_of
+from phenomhpc.store.shards import decode_blosc
 from phenomhpc.store.spec import fields_per_shard
 from tests.conftest import REPOSITORY
 from tests.unit.crop_store import add_plate, new_store
@@ -119,15 +119,14 @@ def decode_limit(store: Store, snapshot: Snapshot, crops: Crops) -> Callable[[],
         for chunk in chunks:
             offset, size = index[shard, slot, chunk].tolist()
             blocks.append(memoryview(shards[shard])[offset : offset + size])
-    out = np.empty((CHANNELS, spec.chunk_px, spec.chunk_px), spec.dtype)
-    compressor, flat = compressor_of(spec), out.reshape(-1).view(np.uint8)
+    flat = np.empty((CHANNELS, spec.chunk_px, spec.chunk_px), spec.dtype).reshape(-1).view(np.uint8)
 
     def run() -> None:
         for block in blocks:
-            if compressor is None:
+            if spec.codec is None:
                 flat[:] = block
             else:
-                compressor.decode(block, out=out)
+                decode_blosc(block, flat)
 
     return run
 

@@ -17,7 +17,6 @@ from phenomhpc.errors import WorkError
 from phenomhpc.progress import silent
 from phenomhpc.store import ShardReader, Snapshot, Store
 from phenomhpc.store import reader as reader_module
-from phenomhpc.store.openfiles import OpenFiles
 from phenomhpc.store.seal import seal
 from phenomhpc.store.shards import read_geometry, read_shard_index
 from tests.unit.crop_store import LZ4_BITSHUFFLE, add_plate, new_store, pixels_of
@@ -176,18 +175,3 @@ def test_threads_read_their_own_crops_while_files_are_closed_under_pressure(
 
     with ShardReader(store, snapshot) as reader, ThreadPoolExecutor(8) as threads:
         assert all(threads.map(read, range(8)))
-
-
-def test_a_file_in_use_is_not_closed_until_it_is_left(tmp_path: Path) -> None:
-    for name in "abc":
-        (tmp_path / name).write_text(name)
-    files = OpenFiles(1)
-    with files.use("a", tmp_path / "a") as a:
-        with files.use("b", tmp_path / "b") as b, files.use("c", tmp_path / "c") as c:
-            assert [os.pread(descriptor, 1, 0) for descriptor in (a, b, c)] == [b"a", b"b", b"c"]
-        assert os.pread(a, 1, 0) == b"a"
-    assert len(files) == 1
-    with pytest.raises(FileNotFoundError), files.use("d", tmp_path / "d"):
-        pass
-    files.close()
-    assert len(files) == 0
