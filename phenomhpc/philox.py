@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 U64 = NDArray[np.uint64]
 
-ORDER, OFFSET, FLIP, MASK, DROP_PATH = 1, 2, 3, 4, 5
+ORDER, OFFSET, FLIP, MASK, DROP_PATH, SUBSET, WITHIN = 1, 2, 3, 4, 5, 6, 7
 
 _ROUNDS = 10
 _MULTIPLIERS = (np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157))

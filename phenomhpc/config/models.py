@@ -250,12 +250,33 @@ class ModelConfig(Model):
         return self
 
 
+class HoldoutConfig(Model):
+    """What is kept for validation and never trained on."""
+
+    plates: tuple[str, ...] = Field((), description="plates by name; * and ? as in a shell")
+    wells: tuple[str, ...] = Field((), description="wells: A01 on every plate, or PLATE/A01")
+    share: Fraction = Field(0.0, description="share of the wells or plates, by a hash of their names")
+    by: Literal["well", "plate"] = Field("well", description="what `share` counts")
+
+
 class DataConfig(Model):
     """Which crops are seen, in which order."""
 
     crops_per_visit: PositiveInt = Field(1, description="K: crops taken of a field at each visit")
     where: str | None = Field(
         None, description="filter on the fields table, e.g. \"focus > 0.2 and perturbation_type == 'gene'\""
+    )
+    subset: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="so many of the fields, chosen by number alone: a smaller subset lies within a larger one"
+    )
+    holdout: HoldoutConfig = HoldoutConfig()
+    store_weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="how often a field of each store comes an epoch; default once"
+    )
+    weights: dict[str, dict[str, Annotated[float, Field(ge=0)]]] = Field(
+        {},
+        description="column of the fields table: value: how often such a field comes an epoch, e.g. "
+        "perturbation_type.control=0.1; 0 leaves it out",
     )
     flips: bool = Field(True, description="flips and quarter turns of the crops")
     illumination: Literal["keep", "apply"] = Field(

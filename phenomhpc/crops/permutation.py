@@ -1,7 +1,7 @@
 """A keyed permutation of 0..n-1 in O(1) memory: any position of any epoch at once.
 
 A Feistel network over just the bits that hold n, halves of a and b bits changed in turn.  Its round keys come from Philox
-by (seed, ORDER, epoch), its round function is a 64-bit finaliser, so that a position costs no Philox of its own.  Positions
+by (seed, purpose, epoch), its round function is a 64-bit finaliser, so that a position costs no Philox of its own.  Positions
 that fall outside n walk on along their cycle, less than twice on average.
 
 Sources: Luby and Rackoff 1988 (the network); Black and Rogaway 2002, "Ciphers with arbitrary finite domains" (the walk);
@@ -24,9 +24,9 @@ _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
-def permute(seed: int, num: int, epoch: U64, position: U64) -> NDArray[np.int64]:
+def permute(seed: int, num: int, epoch: U64, position: U64, purpose: int = ORDER) -> NDArray[np.int64]:
     """Image (i64[k], in 0..num-1) of each position (u64[k], below num) under the permutation of its epoch (u64[k])."""
-    keys = _round_keys(seed, epoch)
+    keys = _round_keys(seed, epoch, purpose)
     bits = max(2, (num - 1).bit_length())
     value = position.astype(np.uint64)
     outside = np.arange(len(value))
@@ -36,11 +36,11 @@ def permute(seed: int, num: int, epoch: U64, position: U64) -> NDArray[np.int64]
     return value.astype(np.int64)
 
 
-def _round_keys(seed: int, epoch: U64) -> U64:
+def _round_keys(seed: int, epoch: U64, purpose: int) -> U64:
     """u64[ROUNDS, k]; computed once per epoch that occurs, which is one or two in a step."""
     epochs, which = np.unique(epoch, return_inverse=True)
     draws = np.arange(ROUNDS // _WORDS, dtype=np.uint64)
-    keys: U64 = philox(seed, ORDER, epochs[:, None], draws[None, :]).reshape(len(epochs), ROUNDS)
+    keys: U64 = philox(seed, purpose, epochs[:, None], draws[None, :]).reshape(len(epochs), ROUNDS)
     return keys.T[:, which]
 
 

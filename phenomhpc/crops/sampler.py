@@ -1,12 +1,13 @@
 """Which crop comes next: a pure function of the snapshot, the sampler's settings, the seed and the visit number.
 
 The unit dealt is a visit: a field and its K crops.  Visit v belongs to epoch v // n; its field is a keyed permutation of
-the epoch's positions, so that every field comes once per epoch.  Sample index = v * K + k.
+the epoch's positions, so that every field comes once per epoch (with weights: so often as it weighs).  Sample index = v * K + k.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 
 from phenomhpc.crops.permutation import permute
 from phenomhpc.errors import UsageError
-from phenomhpc.philox import FLIP, MASK, OFFSET, philox, uniform, uniform32
+from phenomhpc.philox import FLIP, MASK, OFFSET, SUBSET, WITHIN, philox, uniform, uniform32
 
 DIGEST_DIGITS = 16
+# The subset is the same whatever the seed of the order, so that runs of several seeds see the same fields.
+SUBSET_SEED = 0
 # Bits of a crop's flip: mirrored along y, along x, axes swapped; together the eight symmetries of a square.
 FLIP_Y, FLIP_X, TRANSPOSE = 1, 2, 4
 
@@ -32,57 +35,140 @@ class Visits:
     flip: NDArray[np.uint8]
 
 
+class Tables:
+    """Tables of snapshots, one behind the other, none copied."""
+
+    def __init__(self, tables: Sequence[NDArray[np.void]]) -> None:
+        self._tables = tuple(tables)
+        self._starts = np.concatenate([[0], np.cumsum([len(table) for table in tables])])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def sizes(self, field_no: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Height and width of fields, pixels, i64[n] each."""
+        if len(self._tables) == 1:
+            rows = self._tables[0][field_no]
+            return rows["height"].astype(np.int64), rows["width"].astype(np.int64)
+        height, width = np.empty(len(field_no), np.int64), np.empty(len(field_no), np.int64)
+        which = np.searchsorted(self._starts, field_no, "right") - 1
+        for number in np.unique(which):
+            mine = which == number
+            rows = self._tables[number][field_no[mine] - self._starts[number]]
+            height[mine], width[mine] = rows["height"], rows["width"]
+        return height, width
+
+    def smallest(self, field_no: NDArray[np.int64] | None) -> tuple[int, int]:
+        """Least height and least width of these fields; of all where None."""
+        if field_no is not None:
+            height, width = self.sizes(field_no)
+            return int(height.min()), int(width.min())
+        full = [table for table in self._tables if len(table)]
+        return min(int(table["height"].min()) for table in full), min(int(table["width"].min()) for table in full)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Entries of one weight.  start, size: which; times: how many of them an epoch deals, from position `first` of it on."""
+
+    start: int
+    size: int
+    first: int
+    times: int
+
+
 class Sampler:
-    """Deals visits of the fields of a snapshot.  O(1) memory beside the snapshot's own (mapped) table."""
+    """Deals visits of fields.  O(1) memory beside the snapshots' own (mapped) tables and what is given as `eligible`.
+
+    Entries 0..n-1 are the eligible fields, or the first `subset` of them under a keyed permutation of their own: a smaller
+    subset lies within a larger one.  Without weights each comes once an epoch.  A group of weight w is dealt round(w n) times
+    an epoch of the whole: its own sequence of keyed permutations goes on from epoch to epoch, so that none of its fields
+    is ever more than one visit ahead of another.
+    """
 
     def __init__(
         self,
-        table: NDArray[np.void],
+        table: NDArray[np.void] | Tables,
         *,
         seed: int,
         crop_px: int,
         crops_per_visit: int = 1,
         flips: bool = True,
         eligible: NDArray[np.int64] | None = None,
+        groups: Sequence[tuple[int, float]] = (),
+        subset: int | None = None,
     ) -> None:
-        """`table` is Snapshot.table; `eligible` its rows to deal (default: all).
+        """`table` is Snapshot.table, or those of several; `eligible` its rows to deal (default: all).
 
+        groups: (how many entries that follow each other, their weight), for all entries; not together with `subset`.
         Raises UsageError when there is no field, or one is smaller than a crop.
         """
-        self._table, self._eligible = table, eligible
+        self._tables = table if isinstance(table, Tables) else Tables([table])
+        self._eligible, self._subset = eligible, subset
         self.seed, self.crop_px, self.crops_per_visit, self.flips = seed, crop_px, crops_per_visit, flips
-        self.num_fields = len(table) if eligible is None else len(eligible)
+        self._num_entries = len(self._tables) if eligible is None else len(eligible)
+        self.num_fields = self._num_entries if subset is None else subset
         if not self.num_fields:
             raise UsageError("data: no field to draw crops from; is data.where too strict?")
-        rows = table if eligible is None else table[eligible]
-        height, width = int(rows["height"].min()), int(rows["width"].min())
+        height, width = self._tables.smallest(eligible)
         if min(height, width) < crop_px:
             raise UsageError(
                 f"model.crop_px={crop_px}: the smallest field has {height}x{width} pixels; choose a smaller crop"
             )
+        self._groups = _groups(groups)
+        self.visits_per_epoch = sum(group.times for group in self._groups) if self._groups else self.num_fields
 
     def visits(self, visit: NDArray[np.int64]) -> Visits:
         """The crops of visits `visit` (i64[n], each 0 or more)."""
-        number = visit.astype(np.uint64)
-        epoch, position = np.divmod(number, np.uint64(self.num_fields))
-        field_no = permute(self.seed, self.num_fields, epoch, position)
-        if self._eligible is not None:
-            field_no = self._eligible[field_no]
+        field_no = self._fields(visit.astype(np.uint64))
         index = visit[:, None] * self.crops_per_visit + np.arange(self.crops_per_visit)
-        rows = self._table[field_no]
+        height, width = self._tables.sizes(field_no)
         offset = uniform(philox(self.seed, OFFSET, index)[..., :2])
-        y = offset[..., 0] * (rows["height"].astype(np.int64) - self.crop_px + 1)[:, None]
-        x = offset[..., 1] * (rows["width"].astype(np.int64) - self.crop_px + 1)[:, None]
+        y = offset[..., 0] * (height - self.crop_px + 1)[:, None]
+        x = offset[..., 1] * (width - self.crop_px + 1)[:, None]
         flip = np.zeros(index.shape, np.uint8)
         if self.flips:
             flip = (philox(self.seed, FLIP, index)[..., 0] & np.uint64(7)).astype(np.uint8)
         return Visits(field_no=field_no, index=index, y=y.astype(np.int32), x=x.astype(np.int32), flip=flip)
+
+    def _fields(self, number: NDArray[np.uint64]) -> NDArray[np.int64]:
+        epoch, position = np.divmod(number, np.uint64(self.visits_per_epoch))
+        entry = permute(self.seed, self.visits_per_epoch, epoch, position)
+        if self._groups:
+            entry = self._weighted(epoch, entry)
+        if self._subset is not None:
+            zero = np.zeros(len(entry), np.uint64)
+            entry = permute(SUBSET_SEED, self._num_entries, zero, entry.astype(np.uint64), SUBSET)
+        return entry if self._eligible is None else self._eligible[entry]
+
+    def _weighted(self, epoch: NDArray[np.uint64], place: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Entries of the places 0..visits_per_epoch-1 of an epoch."""
+        entry = np.empty(len(place), np.int64)
+        which = np.searchsorted([group.first for group in self._groups], place, "right") - 1
+        for number in np.unique(which):
+            group, mine = self._groups[number], which == number
+            dealt = epoch[mine] * np.uint64(group.times) + (place[mine] - group.first).astype(np.uint64)
+            turn, position = np.divmod(dealt, np.uint64(group.size))
+            # Groups do not share a permutation: the epoch of one is no epoch of another.
+            key = turn * np.uint64(len(self._groups)) + np.uint64(number)
+            entry[mine] = group.start + permute(self.seed, group.size, key, position, WITHIN)
+        return entry
 
     def mask_noise(self, index: NDArray[np.int64], num_patches: int) -> NDArray[np.float32]:
         """Uniform noise f32[B, num_patches] in [0, 1) by sample index; whose smallest are kept is the model's matter."""
         draws = np.arange(-(-num_patches // 4))
         words = philox(self.seed, MASK, index[:, None], draws[None, :])
         return uniform32(words).reshape(len(index), 4 * len(draws))[:, :num_patches]
+
+
+def _groups(groups: Sequence[tuple[int, float]]) -> tuple[_Group, ...]:
+    found: list[_Group] = []
+    start = first = 0
+    for size, weight in groups:
+        times = max(1, round(size * weight))
+        found.append(_Group(start=start, size=size, first=first, times=times))
+        start, first = start + size, first + times
+    return tuple(found)
 
 
 def index_digest(visits: Visits) -> str:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from phenomhpc.crops import Visits
+    from phenomhpc.crops.corpus import Corpus
     from phenomhpc.progress import Progress
     from phenomhpc.runs import RunPaths, TaskContext, Unit
-    from phenomhpc.store import Snapshot
 
 Images = NDArray[np.float32]
 # The first visits of the order, taken without flips: the same crops in every run of the same store, seed and crop size.
@@ -41,14 +41,13 @@ class Shown:
 def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
     """One task per node.  Raises UsageError for a store, snapshot, filter or architecture that cannot be trained on."""
     from phenomhpc.models.mae import outline_mae
-    from phenomhpc.store.litreader import require_light
     from phenomhpc.train.data import CropSource
     from phenomhpc.train.loop import require_trainable
 
     require_trainable(config)
     source = CropSource.open(config)
     if config.data.illumination == "apply":
-        require_light(source.snapshot)
+        source.corpus.require_light()
     outline_mae(source.num_channels, **config.model.model_dump())
     return GangPlan(num_nodes=config.cluster.nodes)
 
@@ -118,26 +117,24 @@ def complete_crops(config: PretrainConfig, folder: Path) -> Shown:
     import torch
 
     from phenomhpc.crops import Sampler
+    from phenomhpc.crops.corpus import Corpus
     from phenomhpc.models.checkpoint import load_encoder
     from phenomhpc.models.mae import standardise
-    from phenomhpc.store import Snapshot, open_store
 
     model, meta = load_encoder(folder)
-    snapshot = Snapshot.open(open_store(config.store[0]), meta.snapshot)
-    sampler = Sampler(snapshot.table, seed=config.seed, crop_px=model.crop_px, flips=False)
+    corpus = Corpus.open(config.store, meta.snapshot)
+    sampler = Sampler(corpus.tables, seed=config.seed, crop_px=model.crop_px, flips=False)
     visit = np.arange(SHOWN_CROPS, dtype=np.int64)
-    pixels = _read(snapshot, sampler.visits(visit), model.crop_px, meta.illumination)
+    pixels = _read(corpus, sampler.visits(visit), model.crop_px, meta.illumination)
     crops = standardise(torch.from_numpy(pixels), torch.tensor(meta.scale))
     noise = torch.from_numpy(sampler.mask_noise(visit, model.num_patches))
     images = model.reconstruct(crops, noise)
     return Shown(original=crops.numpy(), masked=images.masked.numpy(), reconstructed=images.reconstructed.numpy())
 
 
-def _read(snapshot: Snapshot, visits: Visits, crop_px: int, illumination: str) -> NDArray[np.generic]:
-    from phenomhpc.store.litreader import open_pixels
-
-    pixels = np.zeros((len(visits.field_no), len(snapshot.channels), crop_px, crop_px), snapshot.dtype)
-    with open_pixels(snapshot, illumination) as reader:
+def _read(corpus: Corpus, visits: Visits, crop_px: int, illumination: str) -> NDArray[np.generic]:
+    pixels = np.zeros((len(visits.field_no), len(corpus.channels), crop_px, crop_px), corpus.dtype)
+    with corpus.reader(illumination) as reader:
         for row, field_no in enumerate(visits.field_no):
             reader.read(int(field_no), int(visits.y[row, 0]), int(visits.x[row, 0]), pixels[row])
     return pixels

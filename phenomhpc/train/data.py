@@ -1,4 +1,4 @@
-"""What training reads: one store bound to a snapshot, its crops in the sampler's order; what a checkpoint says of it."""
+"""What training reads: stores bound to snapshots, their crops in the sampler's order; what a checkpoint says of it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import torch
 
 from phenomhpc.config.models import PretrainConfig
 from phenomhpc.crops import Loader, Sampler
-from phenomhpc.crops.where import eligible_rows
-from phenomhpc.errors import UsageError
+from phenomhpc.crops.choice import Holdout, choose
+from phenomhpc.crops.corpus import Corpus
 from phenomhpc.models.checkpoint import SCHEMA, CheckpointMeta
 from phenomhpc.runs import digest_of
-from phenomhpc.store import Snapshot, open_store
-from phenomhpc.store.litreader import open_pixels
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.state import TrainState
 
@@ -24,50 +22,63 @@ RANDOM_SCHEME = "philox4x64-10"
 
 @dataclass(frozen=True, kw_only=True)
 class CropSource:
-    """A snapshot and the order in which its crops come.  Opening it reads no pixel."""
+    """The fields of a run's stores and the order in which their crops come.  Opening it reads no pixel.
+
+    validation: crops of what is held out, without flips, the same in every run; None where nothing is.
+    """
 
     config: PretrainConfig
-    snapshot: Snapshot
+    corpus: Corpus
     sampler: Sampler
+    validation: Sampler | None
 
     @classmethod
     def open(cls, config: PretrainConfig) -> CropSource:
         """Raises UsageError for a store or snapshot that is not there, a filter that fits nothing, fields too small."""
-        if len(config.store) != 1:
-            given = ", ".join(config.store) or "none"
-            raise UsageError(f"store={given}: pretraining reads exactly one store; convert all plates into one")
-        store = open_store(config.store[0])
-        snapshot = Snapshot.open(store, config.snapshot)
-        where = config.data.where
+        data = config.data
+        corpus = Corpus.open(config.store, config.snapshot)
+        holdout = Holdout(
+            plates=data.holdout.plates, wells=data.holdout.wells, share=data.holdout.share, by=data.holdout.by
+        )
+        chosen = choose(
+            corpus,
+            where=data.where,
+            holdout=holdout,
+            subset=data.subset,
+            store_weights=data.store_weights,
+            weights=data.weights,
+        )
         sampler = Sampler(
-            snapshot.table,
+            corpus.tables,
             seed=config.seed,
             crop_px=config.model.crop_px,
-            crops_per_visit=config.data.crops_per_visit,
-            flips=config.data.flips,
-            eligible=None if where is None else eligible_rows(snapshot.fields(), where, snapshot.channels),
+            crops_per_visit=data.crops_per_visit,
+            flips=data.flips,
+            eligible=chosen.rows,
+            groups=chosen.groups,
+            subset=chosen.subset,
         )
-        return cls(config=config, snapshot=snapshot, sampler=sampler)
+        return cls(config=config, corpus=corpus, sampler=sampler, validation=_validation(config, corpus, holdout))
 
     @property
     def num_channels(self) -> int:
-        return len(self.snapshot.channels)
+        return len(self.corpus.channels)
 
     def scale(self, device: torch.device) -> torch.Tensor:
         """Grey levels that become 1, f32[C]."""
-        return torch.from_numpy(self.snapshot.scale.copy()).to(device)
+        return torch.from_numpy(self.corpus.scale.copy()).to(device)
 
     @contextmanager
     def loader(self, ranks: Ranks, start_step: int, num_patches: int) -> Iterator[Loader]:
         """This rank's batches from `start_step` on."""
-        optim, data, snapshot = self.config.optim, self.config.data, self.snapshot
+        optim, data = self.config.optim, self.config.data
         with (
-            open_pixels(snapshot, data.illumination) as reader,
+            self.corpus.reader(data.illumination) as reader,
             Loader(
                 reader,
                 self.sampler,
                 num_channels=self.num_channels,
-                dtype=snapshot.dtype,
+                dtype=self.corpus.dtype,
                 num_patches=num_patches,
                 global_batch=optim.global_batch,
                 micro_batch=optim.micro_batch,
@@ -82,7 +93,7 @@ class CropSource:
 
     def describe(self, state: TrainState, weights: str, world_size: int) -> CheckpointMeta:
         """The meta of a checkpoint of `state`, whose weights have the digest `weights`."""
-        config, snapshot = self.config, self.snapshot
+        config, corpus = self.config, self.corpus
         return CheckpointMeta(
             schema=SCHEMA,
             step=state.step,
@@ -92,14 +103,21 @@ class CropSource:
             seed=config.seed,
             model=config.model.model_dump(),
             optimiser=config.optim.name,
-            channels=tuple(snapshot.channels),
-            dtype=snapshot.dtype,
-            scale=tuple(map(float, snapshot.scale)),
+            channels=corpus.channels,
+            dtype=corpus.dtype,
+            scale=tuple(map(float, corpus.scale)),
             illumination=config.data.illumination,
-            snapshot=snapshot.digest,
+            snapshot=corpus.digest,
             config=digest_of(config.kind, config.model_dump(mode="json"), []),
             skip_ledger=(),
             random_scheme=RANDOM_SCHEME,
             torch=torch.__version__,
             weights=weights,
         )
+
+
+def _validation(config: PretrainConfig, corpus: Corpus, holdout: Holdout) -> Sampler | None:
+    if not holdout.anything:
+        return None
+    held = choose(corpus, where=config.data.where, holdout=holdout, held_out=True)
+    return Sampler(corpus.tables, seed=config.seed, crop_px=config.model.crop_px, flips=False, eligible=held.rows)

@@ -69,13 +69,13 @@ def require_trainable(config: PretrainConfig) -> None:
 
 
 def bound_snapshot(config: PretrainConfig, ctx: TaskContext) -> str:
-    """Digest of the snapshot this run reads: as configured, else the one its newest checkpoint was made from, else the
-    store's newest.  A store may grow between two attempts; the order of the data may not."""
+    """Digests of the snapshots this run reads: as configured, else those its newest checkpoint was made from, else the
+    stores' newest.  A store may grow between two attempts; the order of the data may not."""
     if config.snapshot is None:
         newest = newest_committed(ctx.paths.checkpoints, lambda text: None)
         if newest is not None:
             return read_meta(newest).snapshot
-    return CropSource.open(config).snapshot.digest
+    return CropSource.open(config).corpus.digest
 
 
 @dataclass(kw_only=True)

@@ -100,13 +100,14 @@ def test_the_digest_changes_with_any_part_of_any_crop() -> None:
 
 def test_the_ten_billionth_sample_of_a_large_store_needs_no_memory() -> None:
     table = np.broadcast_to(table_of([(2048, 2048)]), 10**8)  # one row, seen as many
-    sampler = Sampler(table[:1000], seed=0, crop_px=256)
-    sampler._table, sampler.num_fields = table, 10**8
-    tracemalloc.start()
-    visits = sampler.visits(np.arange(10**10, 10**10 + 64))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(set(visits.field_no.tolist())) == 64 and peak < 2**20
+    for settings in ({}, {"subset": 12_000_000}, {"groups": [(10**7, 0.5), (9 * 10**7, 3.0)]}):
+        sampler = Sampler(table, seed=0, crop_px=256, **settings)  # type: ignore[arg-type]
+        tracemalloc.start()
+        visits = sampler.visits(np.arange(10**10, 10**10 + 64))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(set(visits.field_no.tolist())) == 64 and peak < 2**20
+        assert visits.field_no.max() > 10**7
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,7 @@ def test_kill_9_of_a_run_of_three_ranks_loses_no_bit(store: Path, tmp_path: Path
     ("changes", "message"),
     [
         ({"store": ["/nowhere"]}, "store /nowhere: does not exist"),
-        ({"store": ["/a", "/b"]}, "store=/a, /b: pretraining reads exactly one store"),
+        ({"store": []}, "store: none is given; name one or more"),
         ({"precision": "fp16"}, "precision=fp16: for embedding only"),
         ({"model__crop_px": 128}, "model.crop_px=128: the smallest field has 72x72 pixels"),
         ({"model__mask_ratio": 0.99}, "model.mask_ratio=0.99 of 16 patches leaves 0 visible"),
