@@ -7,6 +7,7 @@ them into an exit code and a line on stderr.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 DONE = 0
 WORK_FAILED = 1
@@ -43,6 +44,14 @@ class ScriptFailedError(WorkError):
         self.code, self.traceback, self.kind = code, traceback, kind
         # A script's 75 to 79 do not mean what ours do.
         self.exit_code = WORK_FAILED if TASK_REQUEUE <= code <= TASK_NO_CHECKPOINT else code
+
+
+class DamagedError(WorkError):
+    """Pixels of a store that cannot be read.  forget(): let go of what was opened, so that the next try opens it anew."""
+
+    def __init__(self, message: str, forget: Callable[[], None] = lambda: None) -> None:
+        super().__init__(message)
+        self.forget = forget
 
 
 class HungError(WorkError):

@@ -282,6 +282,9 @@ class DataConfig(Model):
     illumination: Literal["keep", "apply"] = Field(
         "keep", description="apply: divide crops, as they are read, by the uneven light that their store keeps"
     )
+    max_damaged: Fraction = Field(
+        0.001, description="share of crops that others may stand in for because their field cannot be read"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(
         0, description="reader threads per rank; 0 reads in the training thread"
     )

@@ -84,6 +84,14 @@ class Corpus:
     def tables(self) -> Tables:
         return Tables([snapshot.table for snapshot in self.snapshots])
 
+    def name(self, field_no: int) -> str:
+        """PLATE field N of a field, for people; with its store where there are several."""
+        number = int(np.searchsorted(self.starts, field_no, "right")) - 1
+        snapshot = self.snapshots[number]
+        row = snapshot.table[field_no - int(self.starts[number])]
+        store = f"{snapshot.store.paths.root} " if len(self.snapshots) > 1 else ""
+        return f"{store}{snapshot.plates[int(row['plate'])]} field {int(row['field'])}"
+
     def fields(self) -> pl.DataFrame:
         """The stores' fields tables, one behind the other; `field_no` counts through all of them, null where set aside."""
         import polars as pl

@@ -131,6 +131,10 @@ class Sampler:
             flip = (philox(self.seed, FLIP, index)[..., 0] & np.uint64(7)).astype(np.uint8)
         return Visits(field_no=field_no, index=index, y=y.astype(np.int32), x=x.astype(np.int32), flip=flip)
 
+    def sizes(self, field_no: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Height and width of fields, pixels, i64[n] each."""
+        return self._tables.sizes(field_no)
+
     def _fields(self, number: NDArray[np.uint64]) -> NDArray[np.int64]:
         epoch, position = np.divmod(number, np.uint64(self.visits_per_epoch))
         entry = permute(self.seed, self.visits_per_epoch, epoch, position)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from phenomhpc.crops import Visits
+    from phenomhpc.crops import Sampler
     from phenomhpc.crops.corpus import Corpus
     from phenomhpc.progress import Progress
     from phenomhpc.runs import RunPaths, TaskContext, Unit
@@ -109,7 +109,8 @@ def finish(config: PretrainConfig, paths: RunPaths, progress: Progress) -> Summa
     commit(paths.report, _page(config, paths, folder, shown, metrics))
     first, last = (metrics["loss"][row].as_py() for row in (0, -1))
     text = f"{done} steps of {config.optim.global_batch} crops, loss {first:.3f} -> {last:.3f}; checkpoint {folder}"
-    return Summary(text=text, report=str(paths.report))
+    damaged = {event["field"]: event["reason"] for event in read_events(paths) if event["event"] == "damaged"}
+    return Summary(text=text, report=str(paths.report), set_aside=tuple(damaged.items()))
 
 
 def complete_crops(config: PretrainConfig, folder: Path) -> Shown:
@@ -125,18 +126,23 @@ def complete_crops(config: PretrainConfig, folder: Path) -> Shown:
     corpus = Corpus.open(config.store, meta.snapshot)
     sampler = Sampler(corpus.tables, seed=config.seed, crop_px=model.crop_px, flips=False)
     visit = np.arange(SHOWN_CROPS, dtype=np.int64)
-    pixels = _read(corpus, sampler.visits(visit), model.crop_px, meta.illumination)
+    pixels = _read(corpus, sampler, visit, meta.illumination)
     crops = standardise(torch.from_numpy(pixels), torch.tensor(meta.scale))
     noise = torch.from_numpy(sampler.mask_noise(visit, model.num_patches))
     images = model.reconstruct(crops, noise)
     return Shown(original=crops.numpy(), masked=images.masked.numpy(), reconstructed=images.reconstructed.numpy())
 
 
-def _read(corpus: Corpus, visits: Visits, crop_px: int, illumination: str) -> NDArray[np.generic]:
-    pixels = np.zeros((len(visits.field_no), len(corpus.channels), crop_px, crop_px), corpus.dtype)
+def _read(corpus: Corpus, sampler: Sampler, visit: NDArray[np.int64], illumination: str) -> NDArray[np.generic]:
+    """The first crop of each visit; another one stands in for what is damaged, as it did in training."""
+    from phenomhpc.crops.mending import MendingReader
+
+    visits, edge = sampler.visits(visit), sampler.crop_px
+    pixels = np.zeros((len(visit), len(corpus.channels), edge, edge), corpus.dtype)
     with corpus.reader(illumination) as reader:
+        mended = MendingReader(reader, sampler, max_damaged=1.0)
         for row, field_no in enumerate(visits.field_no):
-            reader.read(int(field_no), int(visits.y[row, 0]), int(visits.x[row, 0]), pixels[row])
+            mended.read(int(field_no), int(visits.y[row, 0]), int(visits.x[row, 0]), pixels[row])
     return pixels
 
 

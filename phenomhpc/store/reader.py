@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from phenomhpc.errors import WorkError
+from phenomhpc.errors import DamagedError, WorkError
 from phenomhpc.store.shardfiles import Access, ShardFiles, Traffic, access_for
 from phenomhpc.store.shardindex import ABSENT, open_shard_index
 from phenomhpc.store.shards import Geometry, decode_blosc, read_geometry
@@ -68,7 +68,7 @@ class ShardReader:
         """Fill `out` (C, h, w), of the store's dtype, with the crop at (y, x) of row `field_no` of the snapshot's table.
 
         `out` may have any strides: a flipped view is filled as it stands.  Raises IndexError for a crop that leaves the
-        field, ValueError for an `out` of another dtype or number of channels, WorkError naming store, plate and shard for
+        field, ValueError for an `out` of another dtype or number of channels, DamagedError naming store, plate and shard for
         a chunk that is not there or is damaged; `out` is then partly filled.  A bit flipped inside a chunk that still
         decodes is not noticed here: only the whole field has a checksum (store verify).
         """
@@ -182,8 +182,9 @@ class ShardReader:
             raise self._damage(plate, shard, f"a chunk cannot be decoded ({error})") from error
         return chunk
 
-    def _damage(self, plate: _Plate, shard: int, what: str) -> WorkError:
-        return WorkError(f"store {self._store.paths.root}: plate {plate.name}, shard {shard}: {what}; see store verify")
+    def _damage(self, plate: _Plate, shard: int, what: str) -> DamagedError:
+        text = f"store {self._store.paths.root}: plate {plate.name}, shard {shard}: {what}; see store verify"
+        return DamagedError(text, lambda: self._files.forget((plate.number, shard)))
 
     def close(self) -> None:
         """Close every file; no read may be going on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from phenomhpc.config.models import PretrainConfig
 from phenomhpc.crops import Loader, Sampler
 from phenomhpc.crops.choice import Holdout, choose
 from phenomhpc.crops.corpus import Corpus
+from phenomhpc.crops.mending import MendingReader, Replaced
 from phenomhpc.models.checkpoint import SCHEMA, CheckpointMeta
 from phenomhpc.runs import digest_of
 from phenomhpc.train.ranks import Ranks
@@ -69,13 +70,15 @@ class CropSource:
         return torch.from_numpy(self.corpus.scale.copy()).to(device)
 
     @contextmanager
-    def loader(self, ranks: Ranks, start_step: int, num_patches: int) -> Iterator[Loader]:
-        """This rank's batches from `start_step` on."""
+    def loader(
+        self, ranks: Ranks, start_step: int, num_patches: int, tell: Callable[[Replaced], None]
+    ) -> Iterator[Loader]:
+        """This rank's batches from `start_step` on.  tell: called once for each field that cannot be read."""
         optim, data = self.config.optim, self.config.data
         with (
             self.corpus.reader(data.illumination) as reader,
             Loader(
-                reader,
+                MendingReader(reader, self.sampler, max_damaged=data.max_damaged, tell=tell),
                 self.sampler,
                 num_channels=self.num_channels,
                 dtype=self.corpus.dtype,

@@ -18,6 +18,7 @@ import torch
 
 from phenomhpc.config.models import PretrainConfig
 from phenomhpc.crops import StepBatch
+from phenomhpc.crops.mending import Replaced
 from phenomhpc.errors import StopRequested, UsageError
 from phenomhpc.models.checkpoint import newest_committed, read_meta
 from phenomhpc.models.mae import build_mae
@@ -131,6 +132,12 @@ class _Run:
         if self.state.step:
             self.ctx.events.emit("resumed", step=self.state.step, world_size=self.ranks.world)
 
+    def _tell(self, replaced: Replaced) -> None:
+        """Of a field that cannot be read: in the log of the rank that met it, and in the run's events."""
+        names = self.source.corpus.name(replaced.field_no), self.source.corpus.name(replaced.by)
+        self.ctx.progress.say("damaged: {} is replaced by {} ({})".format(*names, replaced.reason))
+        self.ctx.events.emit("damaged", rank=self.ranks.rank, field=names[0], by=names[1], reason=replaced.reason)
+
     def _steps(self, stage: Stage) -> None:
         config, optim = self.config, self.config.optim
         settings = StepSettings(
@@ -140,7 +147,7 @@ class _Run:
             clip_grad_norm=optim.clip_grad_norm,
         )
         replica = replicate(self.state.model, self.ranks, optim.micro_batch)
-        with self.source.loader(self.ranks, self.state.step, self.state.model.num_patches) as loader:
+        with self.source.loader(self.ranks, self.state.step, self.state.model.num_patches, self._tell) as loader:
             while self.state.step < optim.steps:
                 self.log.start()
                 batch = next(loader)

@@ -1,0 +1,116 @@
+"""Crops of fields that cannot be read: tried again, then taken from another field, by number alone, and reported.
+
+One shard of ten thousand that a disk has lost must not end a run of a hundred days, and must not end it silently either.
+The field that stands in for another is a function of the damaged one's number: on every rank, and in every restart, the same.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phenomhpc.crops.sampler import Sampler
+from phenomhpc.errors import DamagedError, WorkError
+from phenomhpc.philox import REPLACE, philox
+from phenomhpc.store.litreader import Reader
+
+# A file server that fails over is back within seconds; what is still unreadable then is damage.
+RETRIES_S = (0.2, 2.0)
+# So many fields are tried in place of a damaged one: when all of them are damaged too, it is not one shard that is lost.
+DRAWS = 16
+# Below so many crops a share says nothing.
+MIN_CROPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replaced:
+    """A field that could not be read, and the one whose crops stand in for its own."""
+
+    field_no: int
+    by: int
+    reason: str
+
+
+class MendingReader:
+    """Thread-safe, as the reader it stands before."""
+
+    def __init__(
+        self, reader: Reader, sampler: Sampler, *, max_damaged: float, tell: Callable[[Replaced], None] | None = None
+    ) -> None:
+        """max_damaged: share of the crops read here that may be others'.  tell: called once for each damaged field."""
+        self._reader, self._sampler, self._max_damaged, self._tell = reader, sampler, max_damaged, tell
+        self._known: dict[int, Replaced] = {}
+        self._num_read = self._num_replaced = 0
+        self._lock = threading.Lock()
+
+    def read(self, field_no: int, y: int, x: int, out: NDArray[np.generic]) -> None:
+        """As Reader.read().  Raises WorkError when more than the share of crops is damaged."""
+        with self._lock:
+            self._num_read += 1
+            known = self._known.get(field_no)
+        if known is None:
+            try:
+                self._reader.read(field_no, y, x, out)
+                return
+            except DamagedError as error:
+                last = self._again(field_no, y, x, out, error)
+            if last is None:
+                return
+            known = self._replace(field_no, out, last)
+        with self._lock:
+            self._num_replaced += 1
+            share = self._num_replaced / max(self._num_read, MIN_CROPS)
+        if share > self._max_damaged:
+            raise WorkError(
+                f"data: {self._num_replaced} of {self._num_read} crops read here are of damaged fields, more than "
+                f"data.max_damaged={self._max_damaged:g} allows (last: {known.reason})"
+            )
+        self._read_within(known.by, y, x, out)
+
+    def _again(
+        self, field_no: int, y: int, x: int, out: NDArray[np.generic], error: DamagedError
+    ) -> DamagedError | None:
+        """Try to read after a while; None when that went well, else what still stands against it."""
+        for seconds in RETRIES_S:
+            time.sleep(seconds)
+            error.forget()
+            try:
+                self._reader.read(field_no, y, x, out)
+            except DamagedError as again:
+                error = again
+            else:
+                return None
+        return error
+
+    def _replace(self, field_no: int, out: NDArray[np.generic], reason: DamagedError) -> Replaced:
+        """The first of the fields drawn for this one that can be read."""
+        for draw in range(DRAWS):
+            place = int(
+                philox(self._sampler.seed, REPLACE, field_no, draw)[0] % np.uint64(self._sampler.visits_per_epoch)
+            )
+            other = int(self._sampler.visits(np.array([place])).field_no[0])
+            if other == field_no:
+                continue
+            try:
+                self._read_within(other, 0, 0, out)
+            except DamagedError:
+                continue
+            found = Replaced(field_no=field_no, by=other, reason=str(reason))
+            with self._lock:
+                new = self._known.setdefault(field_no, found) is found
+            if new and self._tell is not None:
+                self._tell(found)
+            return found
+        raise WorkError(
+            f"data: field {field_no} and {DRAWS} drawn in its place cannot be read; the last says: {reason}"
+        )
+
+    def _read_within(self, field_no: int, y: int, x: int, out: NDArray[np.generic]) -> None:
+        """The crop of another field at this place, moved as far as it must be to lie within it."""
+        height, width = (int(size[0]) for size in self._sampler.sizes(np.array([field_no])))
+        self._reader.read(field_no, min(y, height - out.shape[1]), min(x, width - out.shape[2]), out)
