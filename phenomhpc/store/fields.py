@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from phenomhpc.plates import Well
+from phenomhpc.plates.types import plate_format
 from phenomhpc.runs import commit, read_record
 from phenomhpc.store.layout import StorePaths
 from phenomhpc.store.shards import Geometry
@@ -143,3 +145,15 @@ def write_fields(paths: StorePaths, plate: str, fields: pl.DataFrame) -> None:
 def read_fields(paths: StorePaths, plate: str) -> pl.DataFrame:
     """PLATE.fields.parquet."""
     return pl.read_parquet(paths.fields(plate).read_bytes())
+
+
+def plate_size(paths: StorePaths, plate: str, fields: pl.DataFrame) -> tuple[int, int]:
+    """Rows and columns of the plate as it is made; fields: its own table, from whose wells it is guessed in a store copied
+    without its .progress."""
+    rows, columns = int(fields["row"].max() or 1), int(fields["column"].max() or 1)  # type: ignore[arg-type]
+    try:
+        facts = json.loads(paths.facts(plate).read_bytes())
+        said = int(facts["rows"]), int(facts["columns"])
+    except (FileNotFoundError, KeyError):
+        said = plate_format([Well(row=rows, column=columns)])
+    return max(said[0], rows), max(said[1], columns)
