@@ -19,8 +19,6 @@ COLOUR_MAP = "viridis"  # even steps to the eye, and to people of any colour vis
 PX_OF_WELL = 4
 JPEG_LEVEL = 82
 LETTERS = 26
-# Room for labels left of and above the wells, in wells of a plate of 24 columns.
-_LEFT, _TOP, _FONT = 1.75, 1.35, 1.0
 DRIFT_WIDTH, DRIFT_HEIGHT = 240, 72
 
 
@@ -86,15 +84,15 @@ def row_letters(row: int) -> str:
     return letters
 
 
-def _font(rows: int, columns: int) -> float:
-    """Of labels beside small maps, in wells: about nine pixels, whatever the plate."""
-    return _FONT * max(columns, 1.4 * rows) / 24
+def _font(rows: int, columns: int, *, every: bool) -> float:
+    """Size of labels, in wells: about as large on the page for every plate.  every: beside a montage, not a small map."""
+    return (columns + 1) / 90 if every else max(columns, 1.4 * rows) / 24
 
 
 def view_box(rows: int, columns: int, *, every: bool = False) -> str:
     """The SVG's viewBox.  every: with labels of every row and column, as around a montage; else of as many as fit a small map."""
-    font = 0.34 if every else _font(rows, columns)
-    left, top = (1.0 if every else _LEFT * font), (0.6 if every else _TOP * font)
+    font = _font(rows, columns, every=every)
+    left, top = 1.75 * font, 1.45 * font
     return f"{-left:.3g} {-top:.3g} {columns + left + 0.1:.4g} {rows + top + 0.1:.4g}"
 
 
@@ -102,22 +100,20 @@ def plate_symbols(sizes: Sequence[tuple[int, int]]) -> str:
     """Definitions that maps of plates of these sizes (rows, columns) refer to: labels, and a faint well everywhere."""
     parts = []
     for rows, columns in sizes:
-        wells = "".join(f"M{x + 0.26} {y + 0.5}h.48" for y in range(rows) for x in range(columns))
-        faint = f'<path class="wells" d="{wells}"/>'
-        for name, every in (("fine", True), ("coarse", False)):
-            parts.append(
-                f'<g id="{name}-{rows}x{columns}">{_labels(rows, columns, every=every)}{"" if every else faint}</g>'
-            )
+        wells = "".join(f"M{x + 0.5} {y + 0.5}h0" for y in range(rows) for x in range(columns))
+        for name, every, dot in (("fine", True, 0.14), ("coarse", False, 0.42)):
+            faint = f'<path class="wells" stroke-width="{dot}" d="{wells}"/>'
+            parts.append(f'<g id="{name}-{rows}x{columns}">{_labels(rows, columns, every=every)}{faint}</g>')
     return f'<svg class="defs" aria-hidden="true" width="0" height="0"><defs>{"".join(parts)}</defs></svg>'
 
 
 def _labels(rows: int, columns: int, *, every: bool) -> str:
-    font = 0.34 if every else _font(rows, columns)
+    font = _font(rows, columns, every=every)
     step = 1 if every else max(1, round(1.5 * font))
-    gap = 0.3 if every else 0.35 * font
-    up = "".join(f'<text x="{x + 0.5}" y="{-gap:.3g}">{x + 1}</text>' for x in range(0, columns, step))
+    up = "".join(f'<text x="{x + 0.5}" y="{-0.4 * font:.3g}">{x + 1}</text>' for x in range(0, columns, step))
     side = "".join(
-        f'<text x="{-gap:.3g}" y="{y + 0.5 + 0.35 * font:.3g}">{row_letters(y)}</text>' for y in range(0, rows, step)
+        f'<text x="{-0.4 * font:.3g}" y="{y + 0.5 + 0.35 * font:.3g}">{row_letters(y)}</text>'
+        for y in range(0, rows, step)
     )
     return f'<g class="up" font-size="{font:.3g}">{up}</g><g class="side" font-size="{font:.3g}">{side}</g>'
 
@@ -143,26 +139,20 @@ def crosses(mask: NDArray[np.bool_]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """One value from plate to plate: the path of the middle halves, of medians, and of the medians that lie apart."""
+    """One value from plate to plate: paths of the middle halves, of medians, and of the medians that lie apart."""
 
-    low: float
-    high: float
     spans: str
     medians: str
     apart: str
 
 
-def drift(quartiles: NDArray[np.float64], apart: NDArray[np.bool_]) -> Drift:
-    """quartiles f64 (plates, 3), NaN where a plate has no value; apart bool (plates,)."""
-    known = quartiles[~np.isnan(quartiles).any(axis=1)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    room = max(high - low, 1e-9) * 0.08
+def drift(quartiles: NDArray[np.float64], apart: NDArray[np.bool_], scale: Scale) -> Drift:
+    """quartiles f64 (plates, 3), NaN where a plate has no value; apart bool (plates,); scale: bottom and top."""
+    room = (scale.high - scale.low) * 0.08
     x = (np.arange(len(quartiles)) + 0.5) * DRIFT_WIDTH / max(len(quartiles), 1)
-    y = DRIFT_HEIGHT * (1 - (quartiles - low + room) / (high - low + 2 * room or 1.0))
+    y = DRIFT_HEIGHT * (1 - (quartiles - scale.low + room) / (scale.high - scale.low + 2 * room))
     there = [at for at in range(len(quartiles)) if not np.isnan(y[at]).any()]
     return Drift(
-        low=low,
-        high=high,
         spans="".join(f"M{x[at]:.1f} {y[at, 0]:.1f}V{y[at, 2]:.1f}" for at in there),
         medians="".join(f"M{x[at]:.1f} {y[at, 1]:.1f}h0" for at in there if not apart[at]),
         apart="".join(f"M{x[at]:.1f} {y[at, 1]:.1f}h0" for at in there if apart[at]),

@@ -11,7 +11,7 @@ function filter() {
     words.every((word) => element.dataset.plate.toLowerCase().includes(word)) && !(only.checked && element.dataset.flagged === "0");
   for (const element of all("[data-plate]")) element.hidden = !fits(element);
   const rows = all("#all tbody tr"), left = rows.filter((row) => !row.hidden).length;
-  byId("count").textContent = left === rows.length ? `${left} plates` : `${left} of ${rows.length} plates`;
+  byId("count").textContent = left === rows.length ? `${left} plate${left === 1 ? "" : "s"}` : `${left} of ${rows.length} plates`;
 }
 
 function sortBy(head) {

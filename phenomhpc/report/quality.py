@@ -56,8 +56,10 @@ class ValueMap:
 
 @dataclass(frozen=True, kw_only=True)
 class PlateView:
-    """What is shown of a plate.  maps: (name of the row, its maps); montage, closer: JPEG, b"" for none; closer_names: what
-    stands below each of its pictures; colours: (channel, CSS colour) of the pictures; usable, set_aside: fields of each well.
+    """What is shown of a plate.
+
+    maps: (name of the row, its maps).  montage, closer: JPEG, b"" for none; closer_text: its caption; closer_names: what stands
+    below each of its pictures; colours: (channel, CSS colour) of the pictures.  usable, set_aside: fields of each well.
     """
 
     plate: str
@@ -69,9 +71,11 @@ class PlateView:
     set_aside: Counts
     montage: bytes
     closer: bytes
+    closer_text: str
     closer_names: tuple[tuple[str, str], ...]
     colours: tuple[tuple[str, str], ...]
     is_flagged: bool
+    is_open: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +110,12 @@ class MeasureView:
 
 @dataclass(frozen=True, kw_only=True)
 class DriftView:
-    """A measure from plate to plate: quartiles f64 (plates, 3) of its wells, apart bool (plates,); ends of the axis in words."""
+    """A measure from plate to plate: quartiles f64 (plates, 3) of its wells, apart bool (plates,); scale and its ends in words."""
 
     measure: int
     quartiles: NDArray[np.float64]
     apart: NDArray[np.bool_]
+    scale: Scale
     low: str
     high: str
 
@@ -130,7 +135,8 @@ class QualityPage:
     overview: tuple[OverviewRow, ...]
     measures: tuple[MeasureView, ...]
     drifts: tuple[tuple[str, tuple[DriftView, ...]], ...]
-    tables: tuple[Table, ...]
+    plates_apart: tuple[Table, ...]
+    set_aside: tuple[Table, ...]
     details: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]
 
@@ -147,7 +153,7 @@ def render_plate(view: PlateView, measures: Sequence[MeasureView]) -> str:
             columns=columns,
             coarse_box=view_box(rows, columns),
             fine_box=view_box(rows, columns, every=True),
-            absent=boxes(num_fields == 0),
+            there=boxes(num_fields > 0),
             unusable=crosses((num_fields > 0) & (view.usable == 0)),
             partly=outlines((view.usable > 0) & (view.set_aside > 0)),
             picture=lambda of: data_uri(value_picture(of.values, of.scale)),

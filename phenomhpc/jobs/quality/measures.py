@@ -27,8 +27,9 @@ FEWEST = 8
 class Kind:
     """A measure of quality as data.where names it.
 
-    low, high: is a value suspect that lies so far below, above the others?  floor, relative: a spread smaller than this, or than
-    this share of the median, is taken as so large, or an even plate would have outliers that no eye can tell.
+    low, high: is a value suspect that lies so far below, above the others?  ratio: is it held against them by its logarithm (of
+    levels, what counts is how many times brighter one is)?  floor: a smaller spread is taken as so large, or an even plate
+    would have outliers that no eye can tell.  least: what colours and axes span at the least.
     """
 
     name: str
@@ -36,19 +37,20 @@ class Kind:
     low: bool
     high: bool
     floor: float
-    relative: float = 0.0
+    least: float
+    ratio: bool = False
 
     @property
     def column(self) -> str:
         return f"qc_{self.name}"
 
 
-# A spread of 0.02 lets nothing within 0.1 of the median be flagged, and so on.
-FOCUS = Kind(name="focus", unit="0 blurred to 1", low=True, high=False, floor=0.02)
-SATURATED = Kind(name="saturated", unit="share of pixels", low=False, high=True, floor=0.0002)
-BACKGROUND = Kind(name="background", unit="grey levels", low=True, high=True, floor=0.4, relative=0.02)
-SIGNAL = Kind(name="signal", unit="grey levels above it", low=True, high=True, floor=0.4, relative=0.04)
-NUCLEI = Kind(name="nuclei", unit="in a field", low=True, high=True, floor=1.0, relative=0.05)
+# LIMIT times the floor is never flagged: 0.1 of focus, 0.5 % of pixels, 1.3 and 1.6 times as bright, 5 nuclei.
+FOCUS = Kind(name="focus", unit="0 blurred to 1", low=True, high=False, floor=0.02, least=0.1)
+SATURATED = Kind(name="saturated", unit="share of pixels", low=False, high=True, floor=0.001, least=0.01)
+BACKGROUND = Kind(name="background", unit="grey levels", low=True, high=True, floor=0.05, least=2.0, ratio=True)
+SIGNAL = Kind(name="signal", unit="grey levels above it", low=True, high=True, floor=0.1, least=2.0, ratio=True)
+NUCLEI = Kind(name="nuclei", unit="in a field", low=True, high=True, floor=1.0, least=2.0)
 OF_CHANNELS = (FOCUS, SATURATED, BACKGROUND, SIGNAL)
 
 
@@ -106,17 +108,16 @@ def medians_of(values: Array) -> Array:
 
 
 def robust_z(values: Array, measures: Sequence[Measure]) -> Array:
-    """(value - median) / (1.4826 MAD) of each column f64 (n, M), the spread no smaller than the kind's; NaN: too few to tell.
+    """(value - median) / (1.4826 MAD) of each column f64 (n, M), of logarithms where the kind says so, the spread no smaller than
+    the kind's floor; NaN: too few values to tell.
 
     Iglewicz and Hoaglin, How to Detect and Handle Outliers (ASQC, 1993).
     """
-    median = medians_of(values)
-    spread = MAD_TO_DEVIATION * medians_of(np.abs(values - median))
-    smallest = [
-        max(measure.kind.floor, measure.kind.relative * abs(centre))
-        for measure, centre in zip(measures, median, strict=True)
-    ]
-    z: Array = (values - median) / np.maximum(spread, np.array(smallest).reshape(median.shape))
+    ratios = np.array([measure.kind.ratio for measure in measures], bool)
+    compared = np.where(ratios, np.log(np.maximum(values, 1.0)), values)
+    centre = medians_of(compared)
+    spread = MAD_TO_DEVIATION * medians_of(np.abs(compared - centre))
+    z: Array = (compared - centre) / np.maximum(spread, np.array([measure.kind.floor for measure in measures]))
     z[:, np.count_nonzero(~np.isnan(values), axis=0) < FEWEST] = np.nan
     return z
 

@@ -20,7 +20,7 @@ from phenomhpc.jobs.quality.measures import (
 )
 from phenomhpc.jobs.quality.plates import PlateQuality, Quality
 from phenomhpc.jobs.quality.words import number, plural
-from phenomhpc.report import DriftView, MeasureView, OverviewCell, OverviewRow, Table
+from phenomhpc.report import DriftView, MeasureView, OverviewCell, OverviewRow, Scale, Table
 
 MAX_REASONS = 40
 
@@ -53,12 +53,16 @@ def drift_views(quality: Quality) -> tuple[tuple[str, tuple[DriftView, ...]], ..
 
     def view(place: int) -> DriftView:
         quartiles = np.array([plate.quartiles[place] for plate in quality.plates])
-        known = quartiles[~np.isnan(quartiles)]
-        low, high = (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
         kind = quality.measures[place].kind
+        scale = Scale.of(quartiles, (0.0, 100.0), kind.least)
         flags = np.array([(at, place) in apart for at in range(len(quality.plates))])
         return DriftView(
-            measure=place, quartiles=quartiles, apart=flags, low=number(kind, low), high=number(kind, high)
+            measure=place,
+            quartiles=quartiles,
+            apart=flags,
+            scale=scale,
+            low=number(kind, scale.low),
+            high=number(kind, scale.high),
         )
 
     return tuple((name, tuple(view(place) for place in places)) for name, places in grouped(quality.measures))
@@ -70,6 +74,8 @@ def overview(quality: Quality, shown: Collection[str]) -> tuple[tuple[str, ...],
     if quality.conditions:
         columns.append("left out by limits")
     kinds = [kind for kind in _EXTREME if any(measure.kind == kind for measure in quality.measures)]
+    if len(quality.plates) == 1:
+        kinds = [kind for kind in kinds if kind not in (BACKGROUND, SIGNAL)]
     columns += [_EXTREME[kind][0] for kind in kinds]
     medians = np.array([plate.quartiles[:, 1] for plate in quality.plates]).reshape(len(quality.plates), -1)
     usual = medians_of(medians)
@@ -85,7 +91,7 @@ def overview(quality: Quality, shown: Collection[str]) -> tuple[tuple[str, ...],
             _count(len(plate.fields_apart)),
         ]
         if quality.conditions:
-            cells.append(_count(plate.fields_left_out, warn=plate.fields_left_out > 0))
+            cells.append(_count(plate.fields_left_out, warn=bool(plate.widespread)))
         for kind in kinds:
             places = [place for place, measure in enumerate(quality.measures) if measure.kind == kind]
             warn = any((at, place) in apart for place in places)
@@ -100,7 +106,13 @@ def overview(quality: Quality, shown: Collection[str]) -> tuple[tuple[str, ...],
 
 def _asks(plate: PlateQuality, at: int, apart: set[tuple[int, int]]) -> bool:
     """Is there anything to look at on the plate?"""
-    return bool(plate.flagged_wells or plate.fields_apart or plate.reasons or any(which == at for which, _ in apart))
+    return bool(
+        plate.flagged_wells
+        or plate.fields_apart
+        or plate.reasons
+        or plate.widespread
+        or any(which == at for which, _ in apart)
+    )
 
 
 def is_flagged(quality: Quality, at: int) -> bool:
@@ -122,8 +134,11 @@ Pick = Callable[[Array, Array], int]
 _EXTREME: dict[Kind, tuple[str, Pick]] = {
     FOCUS: ("focus, lowest", lambda median, usual: int(np.nanargmin(median))),
     SATURATED: ("saturated, highest", lambda median, usual: int(np.nanargmax(median))),
-    BACKGROUND: ("background, farthest", lambda median, usual: int(np.nanargmax(np.abs(_relative(median, usual))))),
-    SIGNAL: ("signal, farthest", lambda median, usual: int(np.nanargmax(np.abs(_relative(median, usual))))),
+    BACKGROUND: (
+        "background to other plates",
+        lambda median, usual: int(np.nanargmax(np.abs(_relative(median, usual)))),
+    ),
+    SIGNAL: ("signal to other plates", lambda median, usual: int(np.nanargmax(np.abs(_relative(median, usual))))),
     NUCLEI: ("nuclei", lambda median, usual: 0),
 }
 
@@ -138,10 +153,10 @@ def _extreme(
     at = _EXTREME[kind][1](own, others)
     name, value = measures[places[at]].channel_name, float(own[at])
     if kind not in (BACKGROUND, SIGNAL):
-        return OverviewCell(text=number(kind, value), small=name, warn=warn, order=value)
+        return OverviewCell(text=number(kind, value), small=name if value else "", warn=warn, order=value)
     away = float(_relative(own, others)[at])
-    small = f"{name} {away:+.0%}" if len(medians) and others[at] and round(abs(away), 2) else name
-    return OverviewCell(text=number(kind, value), small=small, warn=warn, order=abs(away))
+    shown = f"{away:+.0%}".replace("-", "−")
+    return OverviewCell(text=shown, small=f"{name} {number(kind, value)}", warn=warn, order=abs(away))
 
 
 def apart_table(quality: Quality) -> tuple[Table, ...]:

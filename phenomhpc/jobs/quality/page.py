@@ -20,7 +20,7 @@ from phenomhpc.jobs.quality.overview import (
 )
 from phenomhpc.jobs.quality.pictures import CLOSE_PX, Montage, PlateCamera, shown_channels
 from phenomhpc.jobs.quality.plates import PlateQuality, Quality
-from phenomhpc.jobs.quality.words import aside_table, common_conditions, flagged_tables, number, plural
+from phenomhpc.jobs.quality.words import aside_table, flagged_table, number, plural
 from phenomhpc.plates import Well
 from phenomhpc.progress import Progress
 from phenomhpc.report import (
@@ -42,7 +42,6 @@ MAX_THREADS = 8
 CLOSER_APART, CLOSER_USUAL = 6, 2
 # Ends of a map's colours, percentiles over the wells of all plates; focus and saturation from 0.
 _ENDS = {FOCUS: (1.0, 99.0), SATURATED: (0.0, 99.5), BACKGROUND: (1.0, 99.0), SIGNAL: (1.0, 99.0), NUCLEI: (1.0, 99.0)}
-_LEAST = {FOCUS: 0.1, SATURATED: 0.001, BACKGROUND: 2.0, SIGNAL: 2.0, NUCLEI: 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +97,10 @@ def _scales(quality: Quality) -> tuple[Scale, ...]:
     """Of each measure one for all plates."""
 
     def scale(place: int) -> Scale:
-        values = np.concatenate([plate.values[place].ravel() for plate in quality.plates])
         kind = quality.measures[place].kind
-        return Scale.of(values, _ENDS[kind], _LEAST[kind])
+        start = [0.0] if kind == SATURATED else []
+        values = np.concatenate([start, *(plate.values[place].ravel() for plate in quality.plates)])
+        return Scale.of(values, _ENDS[kind], kind.least)
 
     return tuple(scale(place) for place in range(len(quality.measures)))
 
@@ -114,8 +114,8 @@ def _plate_view(
     return PlateView(
         plate=plate.plate,
         summary=_summary(plate),
-        text=_plate_text(plate, quality, montage, has_closer=bool(close)),
-        tables=(*flagged_tables(plate, quality), *aside_table(plate)),
+        text=_plate_text(plate, quality, montage),
+        tables=(*flagged_table(plate, quality), *aside_table(plate)),
         maps=tuple(
             (name, tuple(_map(plate, quality, place, scales[place]) for place in places))
             for name, places in grouped(quality.measures)
@@ -124,9 +124,11 @@ def _plate_view(
         set_aside=plate.set_aside,
         montage=montage.jpeg if montage is not None else b"",
         closer=close,
+        closer_text=f"The middle {CLOSE_PX} pixels of a field: wells that are as others are, and those farthest apart",
         closer_names=tuple((well.name, words) for well, words in closer),
         colours=_colours(quality.channels),
         is_flagged=is_flagged(quality, at),
+        is_open=len(quality.plates) == 1,
     )
 
 
@@ -152,7 +154,7 @@ def _map(plate: PlateQuality, quality: Quality, place: int, scale: Scale) -> Val
 
 
 def _summary(plate: PlateQuality) -> str:
-    parts = [f"{plural(len(plate.first), 'well')} of {plate.rows * plate.columns}", plural(plate.num_fields, "field")]
+    parts = [f"{len(plate.first)} of {plate.rows * plate.columns} wells", plural(plate.num_fields, "field")]
     if plate.flagged_wells:
         parts.append(f"{plural(len(plate.flagged_wells), 'well')} flagged")
     if plate.fields_apart:
@@ -162,7 +164,7 @@ def _summary(plate: PlateQuality) -> str:
     return " · ".join(parts)
 
 
-def _plate_text(plate: PlateQuality, quality: Quality, montage: Montage | None, *, has_closer: bool) -> tuple[str, ...]:
+def _plate_text(plate: PlateQuality, quality: Quality, montage: Montage | None) -> tuple[str, ...]:
     text = []
     if not plate.first:
         text.append("No field of this plate is usable.")
@@ -170,7 +172,7 @@ def _plate_text(plate: PlateQuality, quality: Quality, montage: Montage | None, 
         text.append(
             "Nothing was measured on this plate: it was converted with qc=false. Convert it again with qc=true."
         )
-    for condition, wells in common_conditions(plate, quality).items():
+    for condition, wells in plate.widespread.items():
         text.append(
             f"{quality.conditions[condition]} does not hold in {wells} of {len(plate.first)} wells: "
             "a limit for other plates, or a plate to look at."
@@ -178,15 +180,15 @@ def _plate_text(plate: PlateQuality, quality: Quality, montage: Montage | None, 
     if montage is not None and montage.unreadable:
         well, why = next(iter(montage.unreadable.items()))
         text.append(f"{plural(len(montage.unreadable), 'picture')} could not be read, first {well.name}: {why}")
-    if has_closer:
-        text.append(f"Below the montage the middle {CLOSE_PX} pixels of fields, at full resolution and on one scale.")
     return tuple(text)
 
 
 def _closer_wells(plate: PlateQuality, quality: Quality) -> tuple[tuple[Well, str], ...]:
     """The wells farthest apart, and some that are as the others are, each with a word on why; () where none is apart."""
     found: dict[Well, str] = {}
-    for flag in plate.wells_apart:
+    # First of each measure the farthest, so that eight wells of one fault do not hide another.
+    heads = {flag.measure: flag for flag in reversed(plate.wells_apart)}
+    for flag in (*sorted(heads.values(), key=lambda head: -abs(head.z)), *plate.wells_apart):
         measure = quality.measures[flag.measure]
         if flag.well in plate.first and flag.well not in found and len(found) < CLOSER_APART:
             found[flag.well] = f"{measure.label} {number(measure.kind, flag.value)}"
@@ -234,7 +236,8 @@ def _page(snapshot: Snapshot, quality: Quality, made: str, shown: set[str]) -> Q
         overview=rows,
         measures=measure_views(quality.measures),
         drifts=drift_views(quality),
-        tables=(*apart_table(quality), *reasons_table(quality)),
+        plates_apart=apart_table(quality),
+        set_aside=reasons_table(quality),
         details=_DETAILS,
         sizes=tuple(sorted({(plate.rows, plate.columns) for plate in plates})),
     )
@@ -251,7 +254,7 @@ def _facts(quality: Quality) -> tuple[tuple[str, str], ...]:
     ]
     if quality.measures:
         facts.append(("wells flagged", f"{sum(len(plate.flagged_wells) for plate in plates):,}"))
-        facts.append(("channels", ", ".join(quality.channels)))
+        facts.append(("channels", f"{len(quality.channels)}"))
     return tuple(facts)
 
 
@@ -262,13 +265,13 @@ _DETAILS = (
     "A well's value is the median over its usable fields: sites, and z planes and timepoints where these are fields "
     "of their own. A montage shows of each well the first usable site, of a stack the middle plane, in false colours; "
     "contrast is one for a plate and channel.",
-    f"A well is apart when its value is more than {LIMIT:g} robust deviations (1.4826 times the median absolute "
-    "deviation) from the median of the plate's wells: focus below, saturated above, the others on either side. "
-    "Deviations smaller than 0.02 of focus, 0.02 % of pixels, 2 % of background, 4 % of signal and 5 % of nuclei "
-    "count as so large. Single fields are held against the plate's other fields, plates' medians against those of the "
-    f"other plates, in the same way. Of fewer than {FEWEST} nothing is said.",
-    "A well counts as flagged when its median is apart, or when a fixed limit leaves out more than half of its usable "
-    "fields. The limits are conditions of data.where, as training takes them; --where sets others.",
-    "A map's colours span the 1st to the 99th percentile of all plates' wells (saturated: from the least); what lies "
+    f"A well is apart when its value is more than {LIMIT:g} robust deviations (1.4826 times the median absolute deviation) "
+    "from the median of the plate's wells: focus below, saturated above, the others on either side; background and signal "
+    "by their logarithms. What lies within 0.1 of focus, 0.5 % of pixels, 1.3 times the background, 1.6 times the signal "
+    "or 5 nuclei is never apart. Single fields are held against the plate's other fields, plates' medians against those "
+    f"of the other plates, in the same way. Of fewer than {FEWEST} nothing is said.",
+    "The fixed limits are conditions of data.where, as training takes them; --where sets others. What they leave out is "
+    "listed beside what is apart: a plate that is blurred everywhere has no well apart from the others.",
+    "A map's colours span the 1st to the 99th percentile of all plates' wells (saturated: from 0); what lies "
     "beyond has the colour of the end.",
 )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from phenomhpc.errors import WorkError
 from phenomhpc.plates import Well
+from phenomhpc.plates.qc import dna_channel
 from phenomhpc.progress import Stage
 from phenomhpc.report import false_colours, jpeg
 from phenomhpc.store import ShardReader, Snapshot
@@ -41,9 +42,10 @@ class Montage:
 
 
 def shown_channels(channels: Sequence[str]) -> list[int]:
-    """Channels to blend, in stored order: those of fluorescence, as far as names tell; all where there would be none."""
+    """Channels to blend: those of fluorescence, as far as names tell, all where there would be none; DNA first, and so in blue."""
     kept = [at for at, name in enumerate(channels) if not any(word in name.lower() for word in _TRANSMITTED)]
-    return kept or list(range(len(channels)))
+    dna = dna_channel(channels)
+    return sorted(kept or range(len(channels)), key=lambda at: (at != dna, at))
 
 
 def block_means(pixels: NDArray[Any], edge: int) -> Planes:

@@ -88,13 +88,16 @@ class PlateQuality:
 
     @property
     def flagged_wells(self) -> frozenset[Well]:
-        """Wells whose median lies apart, or more than half of whose usable fields a condition leaves out."""
-        limits = {
-            entry.well
-            for entry in self.left_out
-            if 2 * entry.fields > self.usable[entry.well.row - 1, entry.well.column - 1]
-        }
-        return frozenset({flag.well for flag in self.wells_apart} | limits)
+        """Wells whose median lies apart in any measure."""
+        return frozenset(flag.well for flag in self.wells_apart)
+
+    @property
+    def widespread(self) -> dict[int, int]:
+        """Conditions that leave out fields of more than half of the usable wells, and of how many of them."""
+        counts: dict[int, int] = {}
+        for entry in self.left_out:
+            counts[entry.condition] = counts.get(entry.condition, 0) + 1
+        return {condition: wells for condition, wells in counts.items() if 2 * wells > len(self.first)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +281,7 @@ def _reasons(fields: pl.DataFrame) -> tuple[SetAside, ...]:
 
 
 def _plates_apart(plates: Sequence[PlateQuality], measures: Sequence[Measure]) -> tuple[tuple[int, int, float], ...]:
-    """Plates whose median lies apart from those of the others, on either side: a plate that is sharper also drifted."""
+    """Plates whose median lies apart from those of the others, the farthest first."""
     medians = np.array([plate.quartiles[:, 1] for plate in plates]).reshape(len(plates), len(measures))
     z = robust_z(medians, measures)
     found = [(at, place, float(z[at, place])) for at, place in np.argwhere(flagged(z, measures)).tolist()]

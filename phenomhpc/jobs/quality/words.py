@@ -12,6 +12,7 @@ from phenomhpc.report import Table
 
 MAX_ROWS = 60  # of a table of one plate
 MAX_WELLS = 16  # named one by one
+MAX_REASONS = 6  # of one well
 
 
 def number(kind: Kind, value: float) -> str:
@@ -34,44 +35,39 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def flag_row(flag: Flag, measures: Sequence[Measure]) -> tuple[str, str, str]:
-    """well, what, why."""
+def flag_words(flag: Flag, measures: Sequence[Measure]) -> str:
+    """What is apart, by how much, from what."""
     measure = measures[flag.measure]
-    side = "below" if flag.z < 0 else "above"
-    what = measure.label + (f", {', '.join(flag.sites)}" if flag.sites else "")
-    usual = f"{'fields' if flag.sites else 'wells'} of the plate {number(measure.kind, flag.usual)}"
-    return (
-        flag.well.name,
-        what,
-        f"{number(measure.kind, flag.value)}: {side} the others ({usual}, robust z {flag.z:+.1f})",
-    )
+    value, usual = number(measure.kind, flag.value), number(measure.kind, flag.usual)
+    sites = f" at {', '.join(flag.sites)}" if flag.sites else ""
+    z = f"{flag.z:+.1f}".replace("-", "−")
+    return f"{measure.label} {value}{sites} (plate {usual}, z {z})"
 
 
-def flagged_tables(plate: PlateQuality, quality: Quality) -> tuple[Table, ...]:
-    """Wells apart, single fields apart, and wells that the fixed limits leave out; each with its reason."""
-    measures = quality.measures
-    limits = [
-        (entry.well.name, quality.conditions[entry.condition],
-         f"does not hold for {entry.fields} of {plate.usable[entry.well.row - 1, entry.well.column - 1]} usable fields")
-        for entry in plate.left_out if entry.condition not in common_conditions(plate, quality)
-    ]  # fmt: skip
-    parts = (
-        ("Wells apart from the plate's others", [flag_row(flag, measures) for flag in plate.wells_apart]),
-        (
-            "Single fields apart, in wells that are as others are",
-            [flag_row(flag, measures) for flag in plate.fields_apart],
-        ),
-        ("Left out by the fixed limits", limits),
-    )
-    return tuple(_cut(caption, ("well", "what", "why"), rows) for caption, rows in parts if rows)
-
-
-def common_conditions(plate: PlateQuality, quality: Quality) -> dict[int, int]:
-    """Conditions that leave out fields of more than half of the plate's wells, and of how many: a word on the plate, no rows."""
-    counts = dict.fromkeys(range(len(quality.conditions)), 0)
+def flagged_table(plate: PlateQuality, quality: Quality) -> tuple[Table, ...]:
+    """One row for each well with something apart or left out, the farthest apart first; () where there is none."""
+    columns: tuple[dict[Well, list[str]], ...] = ({}, {}, {})
+    for column, flags in ((0, plate.wells_apart), (1, plate.fields_apart)):
+        for flag in flags:
+            columns[column].setdefault(flag.well, []).append(flag_words(flag, quality.measures))
     for entry in plate.left_out:
-        counts[entry.condition] += 1
-    return {place: wells for place, wells in counts.items() if 2 * wells > len(plate.first) and wells > 1}
+        if entry.condition not in plate.widespread:
+            usable = plate.usable[entry.well.row - 1, entry.well.column - 1]
+            words = f"{quality.conditions[entry.condition]} ({entry.fields} of {plural(int(usable), 'field')})"
+            columns[2].setdefault(entry.well, []).append(words)
+    wells = list(dict.fromkeys(well for column in columns for well in column))
+    if not wells:
+        return ()
+    rows = [(well.name, *(_listed(column.get(well, [])) for column in columns)) for well in wells]
+    heads = ("well", "apart from the plate's other wells", "single fields apart", "left out by limits")
+    kept = [0, *(place for place, column in enumerate(columns, 1) if column)]
+    shown = [tuple(row[place] for place in kept) for row in rows]
+    return (_cut("Wells to look at", tuple(heads[place] for place in kept), shown),)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    more = len(parts) - MAX_REASONS
+    return "; ".join(parts[:MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
 
 
 def aside_table(plate: PlateQuality) -> tuple[Table, ...]:
