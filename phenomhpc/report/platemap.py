@@ -7,6 +7,7 @@ well.  Numbers in, markup out; no text of anybody's comes into it.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 COLOUR_MAP = "viridis"  # even steps to the eye, and to people of any colour vision
 PX_OF_WELL = 4
-JPEG_LEVEL = 82
+JPEG_LEVEL = 75
 LETTERS = 26
 DRIFT_WIDTH, DRIFT_HEIGHT = 240, 72
 
@@ -45,7 +46,9 @@ def jpeg(picture: NDArray[np.floating[Any]]) -> bytes:
     """A picture f[h, w, 3] in [0, 1] as JPEG."""
     import imagecodecs
 
-    data = imagecodecs.jpeg8_encode(np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8), level=JPEG_LEVEL)
+    data = imagecodecs.jpeg8_encode(
+        np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8), level=JPEG_LEVEL, optimize=True
+    )
     return bytes(data)
 
 
@@ -109,7 +112,7 @@ def plate_symbols(sizes: Sequence[tuple[int, int]]) -> str:
 
 def _labels(rows: int, columns: int, *, every: bool) -> str:
     font = _font(rows, columns, every=every)
-    step = 1 if every else max(1, round(1.5 * font))
+    step = 1 if every else max(1, math.ceil(1.8 * font))
     up = "".join(f'<text x="{x + 0.5}" y="{-0.4 * font:.3g}">{x + 1}</text>' for x in range(0, columns, step))
     side = "".join(
         f'<text x="{-0.4 * font:.3g}" y="{y + 0.5 + 0.35 * font:.3g}">{row_letters(y)}</text>'

@@ -179,7 +179,7 @@ def test_the_page_marks_and_names_what_there_is(html: str, quality: Quality) -> 
     assert cross in part and cross not in sound
     assert "empty file" in part and "1 field set aside" not in sound and "4 fields set aside" in part
     assert 'data-flagged="1"' in part and html.count("data:image/jpeg") == 3  # two montages and one closer look
-    assert "Training would leave out" in html and "http" not in re.sub(r"base64,[^\"]*", "", html)
+    assert "Training would leave out" in html and not re.search(r"https?:|@import", html)
 
 
 def test_a_montage_has_each_well_where_it_is(html: str, quality: Quality) -> None:
@@ -190,7 +190,7 @@ def test_a_montage_has_each_well_where_it_is(html: str, quality: Quality) -> Non
     cells = sheet.reshape(ROWS, height, COLUMNS, width, 3).swapaxes(1, 2)
     texture = cells.std(axis=(2, 3)).max(axis=-1)
     there = faulty(quality).usable > 0
-    assert sheet.shape[1] > 1000 and (texture[~there] < 2).all()
+    assert sheet.shape[1] > 900 and (texture[~there] < 4).all()
     bare = texture[WITHOUT_CELLS.row - 1, WITHOUT_CELLS.column - 1]
     there[WITHOUT_CELLS.row - 1, WITHOUT_CELLS.column - 1] = False
     assert bare < 0.3 * texture[there].min()

@@ -34,7 +34,7 @@ from phenomhpc.report import (
 )
 from phenomhpc.store import ShardReader, Snapshot
 
-# What a browser opens without waiting: about 150 plates of 384 wells and six channels.
+# What a browser opens without waiting: some 100 plates of 384 wells and six channels.
 MAX_BYTES = 48 * 2**20
 MAX_PLATES = 200
 MAX_THREADS = 8

@@ -21,14 +21,15 @@ from phenomhpc.progress import Stage
 from phenomhpc.report import false_colours, jpeg
 from phenomhpc.store import ShardReader, Snapshot
 
-# Width of a montage, pixels: about what a page is wide; a plate of 384 wells then weighs some 100 kB.
-MONTAGE_PX = 1300
+# Width of a montage, pixels: about what a page is wide; 384 wells then weigh up to 300 kB.
+MONTAGE_PX = 1200
 LARGEST_THUMBNAIL_PX = 144
 CLOSE_PX = 192  # edge of a closer look, in pixels of the field
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.7
 # Light that is sent through cells is bright everywhere: blended with the others it would leave nothing to see.
 _TRANSMITTED = ("bright", "phase", "trans", "dpc", "dic")
-BEHIND = 0.13  # grey of a cell without a picture
+BEHIND = 0.13  # grey of a cell without a picture, and between pictures
+GAP_PX = 2
 
 Planes = NDArray[np.float32]
 
@@ -106,7 +107,10 @@ class PlateCamera:
             pictures = [self._middle(first[well]) for well in wells]
         except WorkError:
             return b""
-        return jpeg(np.concatenate(list(self._coloured(pictures)), axis=1)) if pictures else b""
+        if not pictures:
+            return b""
+        edges = ((0, 0), (0, 0), (GAP_PX, GAP_PX), (0, 0))
+        return jpeg(np.concatenate(list(np.pad(self._coloured(pictures), edges, constant_values=BEHIND)), axis=1))
 
     def _coloured(self, pictures: Sequence[Planes]) -> NDArray[np.float64]:
         """f64 (n, h, w, 3) of pictures (C, h, w), on one scale for each channel."""
