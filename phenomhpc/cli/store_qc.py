@@ -50,7 +50,7 @@ def qc(
 
     opened = open_store(store)
     found = Snapshot.open(opened, snapshot)
-    quality = look_at(found, plates or [], where)
+    quality = look_at(found, plates or [], where, console())
     if as_json:
         print_json(figures(found, quality))
         if out is None:

@@ -147,13 +147,14 @@ def read_fields(paths: StorePaths, plate: str) -> pl.DataFrame:
     return pl.read_parquet(paths.fields(plate).read_bytes())
 
 
-def plate_size(paths: StorePaths, plate: str, fields: pl.DataFrame) -> tuple[int, int]:
-    """Rows and columns of the plate as it is made; fields: its own table, from whose wells it is guessed in a store copied
-    without its .progress."""
-    rows, columns = int(fields["row"].max() or 1), int(fields["column"].max() or 1)  # type: ignore[arg-type]
+def plate_size(paths: StorePaths, plate: str, extent: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the plate as it is made.
+
+    extent: its wells' last row and column, from which it is guessed in a store copied without its .progress.
+    """
     try:
         facts = json.loads(paths.facts(plate).read_bytes())
         said = int(facts["rows"]), int(facts["columns"])
     except (FileNotFoundError, KeyError):
-        said = plate_format([Well(row=rows, column=columns)])
-    return max(said[0], rows), max(said[1], columns)
+        said = plate_format([Well(row=extent[0], column=extent[1])])
+    return max(said[0], extent[0]), max(said[1], extent[1])

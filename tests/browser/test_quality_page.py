@@ -26,7 +26,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     convert(folder, write_screen(folder), max_set_aside=0.5)
     snapshot = Snapshot.open(open_store(folder / "store"))
     path = folder / "qc.html"
-    path.write_text(build_page(snapshot, look_at(snapshot, [], None), "today", silent()).html)
+    path.write_text(build_page(snapshot, look_at(snapshot, [], None, silent()), "today", silent()).html)
     return path
 
 
@@ -91,7 +91,7 @@ def test_heads_sort_links_open_and_the_pointer_tells_values(
     up, down, is_open, told = answer(chromium, page, proxy, tmp_path, script)  # type: ignore[misc]
     assert up == ["SCREEN__Plate1", FAULTY] and down == up[::-1] and is_open is True
     snapshot = Snapshot.open(open_store(page.parent / "store"))
-    plate = look_at(snapshot, [FAULTY], None).plates[0]
+    plate = look_at(snapshot, [FAULTY], None, silent()).plates[0]
     value = float(f"{plate.values[0, BLURRED.row - 1, BLURRED.column - 1]:.4g}")
     assert told == f"{BLURRED.name}  focus DNA {value}\n3 of 3 fields usable"
 

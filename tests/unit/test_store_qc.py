@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import statistics
 import warnings
 from collections import defaultdict
@@ -65,7 +66,7 @@ def snapshot(store: Path) -> Snapshot:
 
 @pytest.fixture(scope="module")
 def quality(snapshot: Snapshot) -> Quality:
-    return look_at(snapshot, [], None)
+    return look_at(snapshot, [], None, silent())
 
 
 @pytest.fixture(scope="module")
@@ -239,11 +240,11 @@ def test_json_has_every_wells_figures_and_writes_no_page(store: Path, tmp_path: 
 
 def test_what_is_not_there_or_not_understood_is_refused_in_one_line(store: Path, snapshot: Snapshot) -> None:
     with pytest.raises(UsageError, match=r"--plate SCREEN__Plate3: not in snapshot .*SCREEN__Plate2"):
-        look_at(snapshot, ["SCREEN__Plate3"], None)
+        look_at(snapshot, ["SCREEN__Plate3"], None, silent())
     with pytest.raises(UsageError, match=r"^--where blur > 1: .*no such column"):
-        look_at(snapshot, [], "blur > 1")
+        look_at(snapshot, [], "blur > 1", silent())
     with pytest.raises(UsageError, match=r"^--where .*cannot be read"):
-        look_at(snapshot, [], "focus >")
+        look_at(snapshot, [], "focus >", silent())
     with pytest.raises(UsageError, match=r"no snapshot|nosuch"):
         run(store, "--snapshot", "nosuch")
 
@@ -272,9 +273,16 @@ def test_a_store_without_measures_gets_one_clear_line_and_its_montages(tmp_path:
     snapshot = Snapshot.open(open_store(tmp_path / "store"))
     old = snapshot.fields().drop([name for name in snapshot.fields().columns if name.startswith("qc_")])
     snapshot.__dict__["_fields"] = old  # as a store of an older version has them
-    assert look_at(snapshot, [], None).measures == ()
+    assert look_at(snapshot, [], None, silent()).measures == ()
     with pytest.raises(UsageError, match="converted without it"):
-        look_at(snapshot, [], "focus > 0.2")
+        look_at(snapshot, [], "focus > 0.2", silent())
+
+
+def test_a_store_copied_without_its_progress_has_plates_of_a_made_size(tmp_path: Path) -> None:
+    convert(tmp_path, small(tmp_path))
+    shutil.rmtree(tmp_path / "store" / ".progress")
+    (plate,) = look_at(Snapshot.open(open_store(tmp_path / "store")), [], None, silent()).plates
+    assert (plate.rows, plate.columns) == (8, 12) and len(plate.first) == 8
 
 
 def test_a_damaged_shard_costs_its_pictures_only(tmp_path: Path) -> None:
@@ -298,7 +306,7 @@ def test_stacks_show_their_middle_plane_and_8_bits_their_own_levels(tmp_path: Pa
     stacked = write_layout(read_plate(folder), tmp_path / "stacked", "cellvoyager", stack=3)
     convert(tmp_path, stacked, dtype=dtype)
     snapshot = Snapshot.open(open_store(tmp_path / "store"))
-    quality = look_at(snapshot, [], None)
+    quality = look_at(snapshot, [], None, silent())
     (plate,) = quality.plates
     chosen = snapshot.fields().filter(snapshot.fields()["field_no"].is_in(list(plate.first.values())))
     assert len(plate.first) == 8 and chosen["z"].unique().to_list() == ["2"] and plate.usable.max() == 3

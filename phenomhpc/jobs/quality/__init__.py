@@ -19,6 +19,7 @@ from phenomhpc.errors import UsageError
 from phenomhpc.jobs.quality.limits import DEFAULT
 from phenomhpc.jobs.quality.page import BuiltPage, build_page
 from phenomhpc.jobs.quality.plates import PlateQuality, Quality, quality_of
+from phenomhpc.progress import Progress
 from phenomhpc.store.fields import plate_size
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["BuiltPage", "build_page", "figures", "look_at"]
 
 
-def look_at(snapshot: Snapshot, plates: Sequence[str], where: str | None) -> Quality:
+def look_at(snapshot: Snapshot, plates: Sequence[str], where: str | None, progress: Progress) -> Quality:
     """What the fields tables say of these plates (none named: all).  where: fixed limits; None: the usual ones.
 
     Raises UsageError for a plate that is not there and for limits that are not understood.
@@ -42,11 +43,12 @@ def look_at(snapshot: Snapshot, plates: Sequence[str], where: str | None) -> Qua
             )
     fields = snapshot.fields()
     measured = "qc_focus" in fields.columns and fields["qc_focus"].null_count() < fields.height
-    own = fields.partition_by("plate", as_dict=True)
     chosen = list(dict.fromkeys(plates)) or list(snapshot.plates)
-    sizes = {plate: plate_size(snapshot.store.paths, plate, own[plate,]) for plate in chosen}
+    extents = fields.group_by("plate").agg(pl.col("row").max(), pl.col("column").max()).iter_rows()
+    extent_of = {plate: (row, column) for plate, row, column in extents}
+    sizes = {plate: plate_size(snapshot.store.paths, plate, extent_of[plate]) for plate in chosen}
     limits = (DEFAULT if measured else "") if where is None else where
-    return quality_of(fields.filter(pl.col("plate").is_in(chosen)), sizes, snapshot.channels, limits)
+    return quality_of(fields.filter(pl.col("plate").is_in(chosen)), sizes, snapshot.channels, limits, progress)
 
 
 def figures(snapshot: Snapshot, quality: Quality) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from phenomhpc.jobs.quality.measures import (
     with_values,
 )
 from phenomhpc.plates import Well
+from phenomhpc.progress import Progress
 
 if TYPE_CHECKING:
     import polars as pl
@@ -112,7 +113,11 @@ class Quality:
 
 
 def quality_of(
-    fields: pl.DataFrame, sizes: Mapping[str, tuple[int, int]], channels: Sequence[str], where: str
+    fields: pl.DataFrame,
+    sizes: Mapping[str, tuple[int, int]],
+    channels: Sequence[str],
+    where: str,
+    progress: Progress,
 ) -> Quality:
     """Look at the plates named in `sizes` (rows, columns).
 
@@ -127,22 +132,14 @@ def quality_of(
     values = with_values(fields, measures)
     out = left_out(fields, conditions, channels)
     wells = well_medians(values, len(measures))
-    plate_of = fields["plate"].to_numpy()
+    rows_of = dict(fields.with_row_index("at").group_by("plate").agg(pl.col("at").sort()).iter_rows())
     plates = []
-    for plate in sorted(sizes):
-        rows = np.flatnonzero(plate_of == plate)
-        own = fields[rows]
-        plates.append(
-            _plate(
-                plate,
-                sizes[plate],
-                own,
-                _matrix(values[rows], measures),
-                wells.filter(plate=plate),
-                measures,
-                out[rows],
-            )
-        )
+    with progress.stage("look at plates", len(sizes), "plates") as stage:
+        for plate in sorted(sizes):
+            rows = np.array(rows_of[plate])
+            own, own_values = fields[rows], _matrix(values[rows], measures)
+            plates.append(_plate(plate, sizes[plate], own, own_values, wells.filter(plate=plate), measures, out[rows]))
+            stage.advance()
     return Quality(
         channels=tuple(channels),
         measures=measures,
@@ -174,7 +171,7 @@ def _plate(
     grid[:, y, x] = medians.T
     counts = np.zeros((2, *size), np.int64)
     counts[0, y, x], counts[1, y, x] = wells["usable"].to_numpy(), wells["set_aside"].to_numpy()
-    apart = _flags(names, medians, measures)
+    apart, field_wells = _flags(names, medians, measures), _wells(fields)
     return PlateQuality(
         plate=plate,
         rows=size[0],
@@ -182,18 +179,24 @@ def _plate(
         values=grid,
         usable=counts[0],
         set_aside=counts[1],
-        first=_first(fields),
+        first=_first(fields, field_wells),
         quartiles=_quartiles(medians),
         wells_apart=apart,
-        fields_apart=_single_fields(fields, values, measures, {(flag.well, flag.measure) for flag in apart}),
-        left_out=_left_out(fields, out),
+        fields_apart=_single_fields(
+            fields, field_wells, values, measures, {(flag.well, flag.measure) for flag in apart}
+        ),
+        left_out=_left_out(field_wells, out),
         fields_left_out=int(out.any(axis=1).sum()),
         reasons=_reasons(fields),
     )
 
 
 def _wells(fields: pl.DataFrame) -> list[Well]:
-    return [Well(row=row, column=column) for row, column in fields.select("row", "column").iter_rows()]
+    """The well of each field; one object for each well, since a screen has a million fields."""
+    made: dict[tuple[int, int], Well] = {}
+    for place in fields.select("row", "column").unique().iter_rows():
+        made[place] = Well(row=place[0], column=place[1])
+    return [made[place] for place in fields.select("row", "column").iter_rows()]
 
 
 def _flags(wells: Sequence[Well], medians: Array, measures: Sequence[Measure]) -> tuple[Flag, ...]:
@@ -207,10 +210,14 @@ def _flags(wells: Sequence[Well], medians: Array, measures: Sequence[Measure]) -
 
 
 def _single_fields(
-    fields: pl.DataFrame, values: Array, measures: Sequence[Measure], known: set[tuple[Well, int]]
+    fields: pl.DataFrame,
+    wells: Sequence[Well],
+    values: Array,
+    measures: Sequence[Measure],
+    known: set[tuple[Well, int]],
 ) -> tuple[Flag, ...]:
     """Of wells that as a whole are as others are the fields apart from the plate's other fields; the farthest stands for them."""
-    z, usual, wells = robust_z(values, measures), medians_of(values), _wells(fields)
+    z, usual = robust_z(values, measures), medians_of(values)
     names = _site_names(fields)
     groups: dict[tuple[Well, int], list[int]] = {}
     for at, place in np.argwhere(flagged(z, measures)).tolist():
@@ -237,13 +244,13 @@ def _site_names(fields: pl.DataFrame) -> list[str]:
     return [" ".join(words) for words in zip(*parts, strict=True)]
 
 
-def _first(fields: pl.DataFrame) -> dict[Well, int]:
+def _first(fields: pl.DataFrame, wells: Sequence[Well]) -> dict[Well, int]:
     """Of each well the field to show: first timepoint, first usable site, of its z planes the middle one."""
     groups: dict[Well, list[tuple[int, int, int, str, int]]] = {}
-    usable = fields.filter(fields["field_no"].is_not_null())
-    rows = usable.select("timepoint", "site", "z", "field_no").iter_rows()
-    for well, (timepoint, site, z, number) in zip(_wells(usable), rows, strict=True):
-        groups.setdefault(well, []).append((timepoint or 0, site or 0, len(z or ""), z or "", number))
+    rows = fields.select("timepoint", "site", "z", "field_no").iter_rows()
+    for well, (timepoint, site, z, number) in zip(wells, rows, strict=True):
+        if number is not None:
+            groups.setdefault(well, []).append((timepoint or 0, site or 0, len(z or ""), z or "", number))
     chosen = {}
     for well, members in groups.items():
         members.sort()
@@ -259,8 +266,7 @@ def _quartiles(medians: Array) -> Array:
     return np.array(rows).reshape(-1, 3)
 
 
-def _left_out(fields: pl.DataFrame, out: NDArray[np.bool_]) -> tuple[LeftOut, ...]:
-    wells = _wells(fields)
+def _left_out(wells: Sequence[Well], out: NDArray[np.bool_]) -> tuple[LeftOut, ...]:
     counts: dict[tuple[Well, int], int] = {}
     for at, condition in np.argwhere(out).tolist():
         counts[wells[at], condition] = counts.get((wells[at], condition), 0) + 1
