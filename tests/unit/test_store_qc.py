@@ -208,7 +208,7 @@ def run(*words: str | Path) -> tuple[int, str]:
     done = CliRunner().invoke(build(), ["store", "qc", *map(str, words)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
-    return done.exit_code, done.output
+    return done.exit_code, done.stdout
 
 
 def test_the_command_writes_into_the_store_and_the_store_stays_sound(store: Path, tmp_path: Path) -> None:
