@@ -1,4 +1,4 @@
-"""phenomhpc store inspect | verify | seal | annotate."""
+"""phenomhpc store inspect | verify | seal | annotate | qc."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phenomhpc.cli.output import print_json, print_table
+from phenomhpc.cli.store_qc import qc
 
 if TYPE_CHECKING:
     from phenomhpc.store import Store
@@ -165,3 +166,6 @@ def annotate(
     )
     print(words_of(done.left, metadata, opened.paths))
     print(f"snapshot {done.snapshot}" if done.snapshot else "nothing was written")
+
+
+app.command()(qc)

@@ -49,6 +49,14 @@ def false_colours(crops: NDArray[np.floating[Any]], low: NDArray[Any], high: NDA
     return result
 
 
+def channel_colours(num: int) -> list[str]:
+    """CSS colours of `num` channels in false_colours; one channel is drawn in grey."""
+    if num == 1:
+        return ["#9a9a9a"]
+    levels = np.round(FALSE_COLOURS[np.arange(num) % len(FALSE_COLOURS)] * 255).astype(int)
+    return ["#{:02x}{:02x}{:02x}".format(*level) for level in levels.tolist()]
+
+
 def reconstruction_figure(
     original: ArrayLike, masked: ArrayLike, reconstructed: ArrayLike, *, theme: ThemeName = "light"
 ) -> bytes:

@@ -64,7 +64,7 @@ def render_report(title: str, sections: Sequence[Section], *, lead: str = "", ma
         f"{number}-{re.sub(r'[^a-z0-9]+', '-', part.title.lower()).strip('-')}" for number, part in _numbered(sections)
     ]
     return str(
-        _template().render(
+        template("report.html.j2").render(
             title=title, lead=lead, made=made, version=__version__, sections=list(zip(slugs, sections, strict=True))
         )
     )
@@ -93,8 +93,13 @@ def _cell(value: str | int | float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else value
 
 
+def template(name: str) -> Any:
+    """A template of this package (page.html.j2 is what all pages have in common); texts are escaped, undefined names refused."""
+    return _environment().get_template(name)
+
+
 @cache
-def _template() -> Any:
+def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -105,4 +110,4 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {"data_uri": data_uri, "png_size": png_size, "cell": _cell}
-    return environment.get_template("report.html.j2")
+    return environment

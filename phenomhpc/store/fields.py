@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 
+from phenomhpc.plates import Well
+from phenomhpc.plates.types import plate_format
 from phenomhpc.runs import commit, read_record
 from phenomhpc.store.layout import StorePaths
 from phenomhpc.store.shards import Geometry
@@ -143,3 +145,16 @@ def write_fields(paths: StorePaths, plate: str, fields: pl.DataFrame) -> None:
 def read_fields(paths: StorePaths, plate: str) -> pl.DataFrame:
     """PLATE.fields.parquet."""
     return pl.read_parquet(paths.fields(plate).read_bytes())
+
+
+def plate_size(paths: StorePaths, plate: str, extent: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the plate as it is made.
+
+    extent: its wells' last row and column, from which it is guessed in a store copied without its .progress.
+    """
+    try:
+        facts = json.loads(paths.facts(plate).read_bytes())
+        said = int(facts["rows"]), int(facts["columns"])
+    except (FileNotFoundError, KeyError):
+        said = plate_format([Well(row=extent[0], column=extent[1])])
+    return max(said[0], extent[0]), max(said[1], extent[1])

@@ -11,6 +11,7 @@ STORE/
   .progress/PLATE/UNIT.json             completion records
   set_aside.csv, unmatched.csv          what is not usable and why; what a metadata table and the plates have not in common
   sums.json                             checksums of all of these but shards and their indices, by seal
+  qc.html, qc-selected.html             what a person looks at, by qc: of all plates, of chosen ones; rebuildable, in no sum
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ class StorePaths:
     def unmatched(self) -> Path:
         """What the newest metadata table and the plates did not have in common."""
         return self.root / "unmatched.csv"
+
+    def quality_page(self, *, selected: bool = False) -> Path:
+        """The page on quality; a page of chosen plates never takes the place of that of all."""
+        return self.root / ("qc-selected.html" if selected else "qc.html")
 
     def shard_index(self, plate: str) -> Path:
         return self.plates / f"{plate}.shardindex"

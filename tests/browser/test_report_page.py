@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import numpy as np
 import pytest
@@ -18,21 +13,10 @@ from phenomhpc.config import resolve
 from phenomhpc.jobs.here import run_here
 from phenomhpc.progress import silent
 from phenomhpc.runs import RunPaths
+from tests.browser.browsing import Proxy, asked_for_page, browse
 from tests.unit.evaluation_data import write_annotations, write_embeddings, write_training
 
 pytestmark = pytest.mark.browser
-
-QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps",
-         "--no-first-run", "--no-default-browser-check", "--metrics-recording-only", "--disable-extensions")  # fmt: skip
-LIMIT_S = 90
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        pytest.skip("no chromium on this machine")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -50,48 +34,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return paths.report
 
 
-class _Proxy(ThreadingTCPServer):
-    """Every request that leaves the browser comes here, is written down, and gets no answer."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        super().__init__(("127.0.0.1", 0), _NoteDown)
-
-
-class _NoteDown(StreamRequestHandler):
-    def handle(self) -> None:
-        assert isinstance(self.server, _Proxy)
-        self.server.asked.append(self.rfile.readline().decode(errors="replace").strip())
-
-
-@pytest.fixture
-def proxy() -> Iterator[_Proxy]:
-    with _Proxy() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def _browse(chromium: str, profile: Path, page: Path, proxy: _Proxy, *flags: str) -> subprocess.CompletedProcess[str]:
-    through = f"--proxy-server=http://127.0.0.1:{proxy.server_address[1]}"
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", *QUIET, through,
-               "--enable-logging=stderr", "--hide-scrollbars", *flags, page.as_uri()]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
-
-
-def _asked_for_page(proxy: _Proxy) -> list[str]:
-    """Requests that are not the browser's own errands (its vendor's hosts)."""
-    return [line for line in proxy.asked if not re.search(r"(google|gvt1|googleapis|gstatic)\.com", line)]
-
-
 def test_the_report_is_whole_without_a_request_or_an_error(
-    chromium: str, report: Path, proxy: _Proxy, tmp_path: Path
+    chromium: str, report: Path, proxy: Proxy, tmp_path: Path
 ) -> None:
-    done = _browse(chromium, tmp_path / "profile", report, proxy, "--dump-dom")
+    done = browse(chromium, tmp_path / "profile", report, proxy, "--dump-dom")
     for words in (
         "What was evaluated",
         "Known relationships found again",
@@ -102,24 +48,24 @@ def test_the_report_is_whole_without_a_request_or_an_error(
     assert done.stdout.count("<figure>") == done.stdout.count("<img ") == 4
     assert all(len(alt) > 40 for alt in re.findall(r' alt="([^"]*)"', done.stdout))
     assert "CONSOLE" not in done.stderr and "Refused to" not in done.stderr
-    assert _asked_for_page(proxy) == []
+    assert asked_for_page(proxy) == []
 
 
-def test_a_page_that_does_ask_is_seen_to_ask(chromium: str, proxy: _Proxy, tmp_path: Path) -> None:
+def test_a_page_that_does_ask_is_seen_to_ask(chromium: str, proxy: Proxy, tmp_path: Path) -> None:
     """The two checks above can fail: a page with a foreign picture and a broken script trips both."""
     page = tmp_path / "page.html"
     page.write_text('<img src="http://pictures.example/a.png"><script>undefinedFunction()</script>')
-    done = _browse(chromium, tmp_path / "profile", page, proxy, "--dump-dom")
-    assert any("pictures.example" in line for line in _asked_for_page(proxy))
+    done = browse(chromium, tmp_path / "profile", page, proxy, "--dump-dom")
+    assert any("pictures.example" in line for line in asked_for_page(proxy))
     assert "CONSOLE" in done.stderr
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [(1, False), (0, True)])
 def test_pictures_are_drawn_and_follow_the_readers_theme(
-    chromium: str, report: Path, proxy: _Proxy, tmp_path: Path, scheme: int, dark: bool
+    chromium: str, report: Path, proxy: Proxy, tmp_path: Path, scheme: int, dark: bool
 ) -> None:
     shot = tmp_path / "shot.png"
-    _browse(chromium, tmp_path / "profile", report, proxy, f"--blink-settings=preferredColorScheme={scheme}",
+    browse(chromium, tmp_path / "profile", report, proxy, f"--blink-settings=preferredColorScheme={scheme}",
             "--window-size=1200,4000", f"--screenshot={shot}")  # fmt: skip
     pixels = np.asarray(imread(shot))[..., :3]
     assert (np.median(pixels) < 0.3) == dark
@@ -129,7 +75,7 @@ def test_pictures_are_drawn_and_follow_the_readers_theme(
 
 
 def test_a_narrow_screen_shows_the_page_without_scrolling_sideways(
-    chromium: str, report: Path, proxy: _Proxy, tmp_path: Path
+    chromium: str, report: Path, proxy: Proxy, tmp_path: Path
 ) -> None:
     """A probe beside the page measures it: scripts are forbidden in the page itself, so the copy's policy is lifted."""
     copy = tmp_path / "narrow.html"
@@ -137,5 +83,5 @@ def test_a_narrow_screen_shows_the_page_without_scrolling_sideways(
     measure = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     probe = f"<script>document.title = 'wide ' + ({measure})</script>"
     copy.write_text(html.replace("</body>", f"{probe}</body>"))
-    done = _browse(chromium, tmp_path / "profile", copy, proxy, "--window-size=500,900", "--dump-dom")
+    done = browse(chromium, tmp_path / "profile", copy, proxy, "--window-size=500,900", "--dump-dom")
     assert "<title>wide 0</title>" in done.stdout

@@ -1,0 +1,40 @@
+"""A real browser whose every request is written down and answered by nobody."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+
+QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps",
+         "--no-first-run", "--no-default-browser-check", "--metrics-recording-only", "--disable-extensions")  # fmt: skip
+LIMIT_S = 90
+
+
+class Proxy(ThreadingTCPServer):
+    """Every request that leaves the browser comes here, is written down, and gets no answer."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        super().__init__(("127.0.0.1", 0), _NoteDown)
+
+
+class _NoteDown(StreamRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Proxy)
+        self.server.asked.append(self.rfile.readline().decode(errors="replace").strip())
+
+
+def browse(chromium: str, profile: Path, page: Path, proxy: Proxy, *flags: str) -> subprocess.CompletedProcess[str]:
+    through = f"--proxy-server=http://127.0.0.1:{proxy.server_address[1]}"
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", *QUIET, through,
+               "--enable-logging=stderr", "--hide-scrollbars", *flags, page.as_uri()]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+
+
+def asked_for_page(proxy: Proxy) -> list[str]:
+    """Requests that are not the browser's own errands (its vendor's hosts)."""
+    return [line for line in proxy.asked if not re.search(r"(google|gvt1|googleapis|gstatic)\.com", line)]
