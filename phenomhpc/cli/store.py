@@ -1,4 +1,4 @@
-"""phenomhpc store inspect | verify | seal | annotate."""
+"""phenomhpc store inspect | verify | seal | annotate; rechunk and cache: store_copy.py."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phenomhpc.cli import store_copy
 from phenomhpc.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from phenomhpc.store import Store
 
 app = typer.Typer(help="Look at a Zarr store, verify it, seal it.", no_args_is_help=True)
+store_copy.register(app)
 
 StorePath = Annotated[Path, typer.Argument(help="Folder of the store.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
