@@ -67,15 +67,18 @@ def inspect(
 
     from phenomhpc.jobs.base import Table
     from phenomhpc.store import open_store
+    from phenomhpc.store.origin import read_origin
 
     opened = open_store(store)
     latest = opened.paths.latest.read_text().strip() if opened.paths.latest.is_file() else None
-    rows = _facts(opened)
+    rows, origin = _facts(opened), read_origin(opened.paths)
     if as_json:
-        print_json({**asdict(opened.spec), "snapshot": latest, "plates": rows})
+        print_json({**asdict(opened.spec), "origin": origin and asdict(origin), "snapshot": latest, "plates": rows})
     else:
         spec = opened.spec
         codec = "raw" if spec.codec is None else "blosc {}, level {}, {}".format(*spec.codec)
+        if origin is not None:
+            print(f"a {origin.kind} of {origin.store}")
         print(f"{opened.paths.root}: {spec.dtype}, channels {', '.join(spec.channels)}")
         print(f"chunks of {spec.chunk_px}x{spec.chunk_px}, {codec}; snapshot {latest or 'none: run store seal'}")
         if rows:

@@ -70,9 +70,10 @@ def refuse_wrong_place(source: Store, target: Path | str, kind: str, option: str
     if origin is None and begun:
         raise UsageError(f"{option} {target}: is a store of its own, no {kind} of {root}; choose another {option}")
     if origin is not None and (origin.kind, origin.store) != (kind, str(source.paths.root)):
+        moved = f" (where that store was moved, say so in {paths.origin.name})" if origin.kind == kind else ""
         raise UsageError(
             f"{option} {target}: is a {origin.kind} of {origin.store}, not a {kind} of {source.paths.root}; choose another "
-            f"{option} (where that store was moved, say so in {paths.origin.name})"
+            f"{option}{moved}"
         )
 
 
