@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phenomhpc.config.models import RechunkConfig
-from phenomhpc.errors import StopRequested, UsageError, WorkError
+from phenomhpc.errors import DamagedInputError, StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
 from phenomhpc.progress import Meter
 from phenomhpc.runs import Unit
@@ -96,7 +96,7 @@ def workers(config: RechunkConfig, units: Sequence[Unit]) -> int:
 
 
 def run(config: RechunkConfig, ctx: TaskContext) -> TaskOutcome:
-    """Copy this task's shards.  Raises WorkError naming the first field of the source that is damaged, when all the others are
+    """Copy this task's shards.  Raises DamagedInputError naming the first field of the source that is damaged, when all the others are
     copied; and in one line when the copy cannot be written."""
     try:
         return _run(config, ctx)
@@ -134,7 +134,7 @@ def _run(config: RechunkConfig, ctx: TaskContext) -> TaskOutcome:
                 ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside))
     if damage:
         more = f" (and {len(damage) - 1} more shard(s) of this task)" if len(damage) > 1 else ""
-        raise WorkError(
+        raise DamagedInputError(
             f"{damage[0]}{more}; what is sound was copied: convert the plate again, or restore the shard, and run again to go on"
         )
     return TaskOutcome(units_done=len(ctx.units))

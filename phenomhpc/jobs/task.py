@@ -154,6 +154,6 @@ def _class_of(error: Exception) -> FailureClass:
         return FailureClass.HANG
     if isinstance(error, errors.KilledError | errors.NodesLost):
         return FailureClass.NODE_FAIL
-    if isinstance(error, errors.UsageError):
+    if isinstance(error, errors.UsageError | errors.DamagedInputError):
         return FailureClass.BAD_INPUT
     return FailureClass.CODE_ERROR

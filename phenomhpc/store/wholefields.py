@@ -11,7 +11,7 @@ import numpy as np
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
-from phenomhpc.errors import WorkError
+from phenomhpc.errors import DamagedInputError, WorkError
 from phenomhpc.store.shardindex import ABSENT
 from phenomhpc.store.shards import Geometry, Pixels, compressor_of, index_of
 from phenomhpc.store.spec import Store
@@ -23,7 +23,7 @@ _BLOSC_HEADER = struct.Struct("<4xI4xI")
 _BLOSC_OVERHEAD = 16
 
 
-class DamagedField(WorkError):
+class DamagedField(DamagedInputError):
     """A field whose stored pixels are not what was recorded.  `where`: PLATE, shard N, field I; `reason`: in words."""
 
     def __init__(self, store: Store, where: str, reason: str) -> None:

@@ -20,11 +20,13 @@ import zarr
 
 from phenomhpc.config import RechunkConfig
 from phenomhpc.errors import SET_ASIDE, UsageError, WorkError
-from phenomhpc.jobs.base import Summary
+from phenomhpc.jobs.base import ArrayPlan, Summary
+from phenomhpc.jobs.folders import bound_folders
 from phenomhpc.jobs.here import run_here
+from phenomhpc.jobs.preflight import invisible, prepare
 from phenomhpc.plates.synthetic import SyntheticSpec, write_plates
 from phenomhpc.progress import silent
-from phenomhpc.runs import RunPaths, read_record, write_record
+from phenomhpc.runs import RunPaths, list_runs, read_events, read_record, write_record
 from phenomhpc.store import Snapshot, Store, open_store
 from phenomhpc.store.annotate import annotate
 from phenomhpc.store.seal import seal
@@ -209,6 +211,8 @@ def test_a_damaged_field_is_named_the_rest_is_copied_and_a_repair_is_gone_on_wit
         WorkError, match=r"plate E__P0, shard 2, field 4 \(A05 site 1\): .*store verify .*what is sound was copied"
     ):
         copy(tmp_path / "source", tmp_path / "copy")
+    failed = [event for event in read_events(list_runs(tmp_path / "runs")[-1]) if event["event"] == "failed"]
+    assert [event["class"] for event in failed] == ["bad_input"]
     before = {file: file.stat().st_ino for file in (tmp_path / "copy").glob("plates/*.zarr/images/c/*/0/0/0")}
     assert len(before) == 11
     path.write_bytes(whole)
@@ -283,6 +287,20 @@ def test_a_place_that_cannot_be_one_is_refused_and_nothing_is_written(tmp_path: 
         copy(tmp_path / "source", tmp_path / "copy", shard_mb=5)
     with pytest.raises(UsageError, match=r"is a copy of .*source, not a copy of .*other; .*say so in origin.json"):
         copy(tmp_path / "other", tmp_path / "copy")
+
+
+def test_a_submission_knows_its_tasks_its_space_and_what_a_node_does_not_see(tmp_path: Path) -> None:
+    small(tmp_path / "source")
+    values = {"store": str(tmp_path / "source"), "to": str(tmp_path / "copy"), "runs": str(tmp_path / "runs")}
+    config = RechunkConfig.model_validate({**values, "codec": {"compress": False}})
+    run = RunPaths(tmp_path / "runs" / "r")
+    prepared = prepare(config, None, run)
+    assert isinstance(prepared.plan, ArrayPlan) and len(prepared.plan.units) == 12
+    assert prepared.space is not None and prepared.space.folder == tmp_path / "copy"
+    assert prepared.space.output_bytes == 22 * 2 * 37 * 51 and not (tmp_path / "copy").exists()
+    assert {tmp_path / "source", tmp_path / "copy"} <= set(bound_folders(config, run))
+    (tmp_path / "source").rename(tmp_path / "moved")
+    assert len(invisible(config, run)) == 1
 
 
 def test_a_large_shard_takes_the_memory_of_a_field(tmp_path: Path) -> None:
