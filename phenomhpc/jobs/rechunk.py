@@ -96,8 +96,11 @@ def workers(config: RechunkConfig, units: Sequence[Unit]) -> int:
 
 
 def run(config: RechunkConfig, ctx: TaskContext) -> TaskOutcome:
-    """Copy this task's shards.  Raises DamagedInputError naming the first field of the source that is damaged, when all the others are
-    copied; and in one line when the copy cannot be written."""
+    """Copy this task's shards.
+
+    Raises DamagedInputError naming the first field of the source that is damaged, when all others are copied; WorkError in one
+    line when the copy cannot be written.
+    """
     try:
         return _run(config, ctx)
     except OSError as error:
