@@ -33,6 +33,10 @@ class WorkError(PhenomError):
     """The work itself failed (exit code 1)."""
 
 
+class DamagedInputError(WorkError):
+    """Stored input is not what was recorded: trying again helps only after it was repaired."""
+
+
 class ScriptFailedError(WorkError):
     """Somebody's script has ended with an exit code of its own, where there is one with its traceback.
 

@@ -223,6 +223,19 @@ def console() -> Progress:
     return _Bars() if sys.stderr.isatty() else lines()
 
 
+class Meter:
+    """Advances a stage by fields, and shows the raw bytes per second."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage, self._began, self._bytes = stage, time.monotonic(), 0
+
+    def advance(self, num_bytes: int) -> None:
+        """One more field, of so many bytes."""
+        self._bytes += num_bytes
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        self._stage.advance(1, raw_MB_per_s=self._bytes / 1e6 / seconds)
+
+
 class _BeatingStage:
     def __init__(self, stage: Stage, beat: Callable[[], None]) -> None:
         self._stage, self._beat = stage, beat
@@ -260,4 +273,4 @@ def beating(inner: Progress, beat: Callable[[], None]) -> Progress:
     return _Beating(inner, beat)
 
 
-__all__ = ["Message", "Progress", "Stage", "beating", "console", "forwarding", "lines", "silent"]
+__all__ = ["Message", "Meter", "Progress", "Stage", "beating", "console", "forwarding", "lines", "silent"]

@@ -18,6 +18,7 @@ class Flag:
     key: str | None = None
     multiple: bool = False
     hidden: bool = False
+    positional: bool = False
 
     @property
     def option(self) -> str:
@@ -65,6 +66,12 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag(name="timepoint", help="The timepoint to convert; default: all.", type=int, key="timepoint"),
         _RUNS,
     ),
+    "rechunk": (
+        Flag(name="store", help="The store to copy.", key="store", positional=True),
+        _path("to", "Folder of the copy; made if absent."),
+        Flag(name="verify", help="Read every shard back from the disk before it counts.", type=bool, key="verify"),
+        _RUNS,
+    ),
     "pretrain": (_path("store", "One or more Zarr stores.", multiple=True), _RUNS),
     "embed": (
         _STORE,
@@ -101,12 +108,16 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
 
 JOB_HELP = {
     "convert": "Raw plates to one Zarr store.",
+    "rechunk": "A store in another codec (codec=archive, training, raw), chunk edge (chunk_px) or shard size (shard_mb).",
     "pretrain": "Pretrain a masked autoencoder on crops of a store.",
     "embed": "Every well of a store through the encoder of a checkpoint.",
     "evaluate": "Score embeddings as a map against known relationships.",
     "run": "Any script: phenomhpc run [flags] -- python train.py ... (on Slurm: phenomhpc submit run ...).",
     "pipeline": "convert, pretrain, embed and evaluate, one after the other.",
 }
+
+# Jobs that have their verb here in another group than their own: phenomhpc store rechunk.
+BELOW_STORE = ("rechunk",)
 
 HERE_FLAGS = (
     Flag(name="name", help="Name of the run; default KIND-DATE-TIME-XXXX."),
@@ -149,6 +160,10 @@ def _parameter(flag: Flag) -> inspect.Parameter:
     import typer  # here: Python callers read the table without a command line
 
     from phenomhpc.cli.complete import complete_recipe, complete_run
+
+    if flag.positional:
+        argument = typer.Argument(..., metavar=flag.name.upper(), help=flag.help, show_default=False)
+        return inspect.Parameter(flag.parameter, inspect.Parameter.KEYWORD_ONLY, default=argument, annotation=flag.type)
 
     complete: Any = {"recipe": complete_recipe, "after": complete_run, "checkpoint": complete_run}.get(flag.name)
 

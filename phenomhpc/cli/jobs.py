@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from phenomhpc.cli.job_flags import HERE_FLAGS, JOB_FLAGS, JOB_HELP, job_command
+from phenomhpc.cli.job_flags import BELOW_STORE, HERE_FLAGS, JOB_FLAGS, JOB_HELP, job_command
 from phenomhpc.cli.output import print_summary
 
 
@@ -33,6 +33,7 @@ def run(kind: str, settings: dict[str, Any], overrides: list[str], own: dict[str
 
 
 def register(app: typer.Typer) -> None:
-    """Add one verb per job."""
+    """Add one verb per job, but those that lie elsewhere."""
     for kind in JOB_FLAGS:
-        app.command(kind, help=JOB_HELP[kind])(job_command(kind, HERE_FLAGS, run))
+        if kind not in BELOW_STORE:
+            app.command(kind, help=JOB_HELP[kind])(job_command(kind, HERE_FLAGS, run))

@@ -1,4 +1,4 @@
-"""phenomhpc store inspect | verify | seal | annotate | qc."""
+"""phenomhpc store inspect | verify | seal | annotate; qc: store_qc.py; rechunk and cache: store_copy.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phenomhpc.cli import store_copy
 from phenomhpc.cli.output import print_json, print_table
 from phenomhpc.cli.store_qc import qc
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from phenomhpc.store import Store
 
 app = typer.Typer(help="Look at a Zarr store, verify it, seal it.", no_args_is_help=True)
+store_copy.register(app)
 
 StorePath = Annotated[Path, typer.Argument(help="Folder of the store.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -66,15 +68,18 @@ def inspect(
 
     from phenomhpc.jobs.base import Table
     from phenomhpc.store import open_store
+    from phenomhpc.store.origin import read_origin
 
     opened = open_store(store)
     latest = opened.paths.latest.read_text().strip() if opened.paths.latest.is_file() else None
-    rows = _facts(opened)
+    rows, origin = _facts(opened), read_origin(opened.paths)
     if as_json:
-        print_json({**asdict(opened.spec), "snapshot": latest, "plates": rows})
+        print_json({**asdict(opened.spec), "origin": origin and asdict(origin), "snapshot": latest, "plates": rows})
     else:
         spec = opened.spec
         codec = "raw" if spec.codec is None else "blosc {}, level {}, {}".format(*spec.codec)
+        if origin is not None:
+            print(f"a {origin.kind} of {origin.store}")
         print(f"{opened.paths.root}: {spec.dtype}, channels {', '.join(spec.channels)}")
         print(f"chunks of {spec.chunk_px}x{spec.chunk_px}, {codec}; snapshot {latest or 'none: run store seal'}")
         if rows:

@@ -13,6 +13,7 @@ from phenomhpc.config.models import (
     OptimConfig,
     PipelineConfig,
     PretrainConfig,
+    RechunkConfig,
     RunConfig,
 )
 from phenomhpc.config.resolve import Resolved, dump, load_run_config, require, resolve, validate
@@ -30,6 +31,7 @@ __all__ = [
     "OptimConfig",
     "PipelineConfig",
     "PretrainConfig",
+    "RechunkConfig",
     "Resolved",
     "RunConfig",
     "default_layers",

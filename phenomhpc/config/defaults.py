@@ -30,6 +30,7 @@ _EVERY_JOB = {"runs": "runs", **_CLUSTER}
 # default -> dotted key, per kind of job; converting and evaluating have no use for a GPU
 LANDING: dict[str, dict[str, str]] = {
     "convert": {**_EVERY_JOB, "store": "store", "raw": "plates"},
+    "rechunk": dict(_EVERY_JOB),
     "pretrain": {**_EVERY_JOB, **_GPUS, "store": "store"},
     "embed": {**_EVERY_JOB, **_GPUS, "store": "store"},
     "evaluate": {**_EVERY_JOB, "annotations": "annotations"},

@@ -216,6 +216,21 @@ class ConvertConfig(JobModel):
         return str(value) if isinstance(value, int) else value
 
 
+class RechunkConfig(JobModel):
+    """A store in another codec, chunk edge or shard size."""
+
+    kind: ClassVar[str] = "rechunk"
+    store: str = Field("", description="the store to copy")
+    to: str = Field("", description="folder of the copy; made if absent")
+    codec: CodecConfig = CodecConfig()
+    chunk_px: PositiveInt | None = Field(None, description="edge of an inner chunk, pixels; default: the source's")
+    shard_mb: PositiveInt | None = Field(
+        None, description="raw pixels of one shard, MiB; default: as many fields as in the source"
+    )
+    verify: bool = Field(False, description="read every shard back from the disk before it counts as written")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes of a run here; 0: one per core")
+
+
 class ModelConfig(Model):
     """A masked autoencoder: vision transformer encoder, light decoder."""
 
@@ -448,6 +463,6 @@ class PipelineConfig(JobModel):
 
 JOBS: dict[str, type[JobModel]] = {
     model.kind: model
-    for model in (ConvertConfig, PretrainConfig, EmbedConfig, EvaluateConfig, RunConfig, PipelineConfig)
+    for model in (ConvertConfig, RechunkConfig, PretrainConfig, EmbedConfig, EvaluateConfig, RunConfig, PipelineConfig)
 }
-AnyConfig = ConvertConfig | PretrainConfig | EmbedConfig | EvaluateConfig | RunConfig | PipelineConfig
+AnyConfig = ConvertConfig | RechunkConfig | PretrainConfig | EmbedConfig | EvaluateConfig | RunConfig | PipelineConfig

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from phenomhpc.progress import Progress
     from phenomhpc.runs import RunPaths, TaskContext, Unit
 
-KINDS = ("convert", "pretrain", "embed", "evaluate", "run")
+KINDS = ("convert", "rechunk", "pretrain", "embed", "evaluate", "run")
 
 
 @dataclass(frozen=True, kw_only=True)

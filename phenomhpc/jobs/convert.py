@@ -39,6 +39,7 @@ from phenomhpc.jobs.survey import (
 )
 from phenomhpc.plates import PlateFolder
 from phenomhpc.plates.metadata import PlateWells, unmatched
+from phenomhpc.progress import Meter
 from phenomhpc.runs import Unit, read_record
 from phenomhpc.store.annotate import wells_of, words_of, write_unmatched
 from phenomhpc.store.convert import ASSUMED_BYTES_PER_S, KIND, Work, convert_unit, shard_unit, write_facts
@@ -49,12 +50,11 @@ from phenomhpc.store.shards import write_array_metadata
 from phenomhpc.store.spec import DatasetSpec, Store, create_store, open_store
 
 if TYPE_CHECKING:
-    from phenomhpc.progress import Progress, Stage
+    from phenomhpc.progress import Progress
     from phenomhpc.runs import RunPaths, TaskContext
 
 SURVEY = "survey"
 STAGES = (SURVEY, KIND)
-MEGABYTE = 1e6
 # Stored over raw bytes, for the estimate of the space needed only: a plane of an Opera Phenix took 0.61, and the rest is margin.
 EXPECTED_RATIO = 0.65
 # A large index (17,280 images) takes about this long to parse and its images to be looked at; for packing only.
@@ -168,18 +168,6 @@ def _leave_when_asked(ctx: TaskContext, unit: Unit) -> None:
         raise StopRequested(f"run {ctx.paths.id}: stopped as asked before {unit.unit_id}")
 
 
-class _Meter:
-    """Advances a stage by fields, and shows the bytes read per second."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage, self._began, self._bytes = stage, time.monotonic(), 0
-
-    def advance(self, num_bytes: int) -> None:
-        self._bytes += num_bytes
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        self._stage.advance(1, raw_MB_per_s=self._bytes / MEGABYTE / seconds)
-
-
 def _convert(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
     by_plate: dict[str, list[Unit]] = defaultdict(list)
     for unit in ctx.units:
@@ -188,7 +176,7 @@ def _convert(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
     survey_again(ctx.paths, config, by_plate)
     store = create_store(config.store, _spec(config, ctx.paths)) if by_plate else None
     with ctx.progress.stage("convert", sum(unit.count for unit in ctx.units), "fields") as stage:
-        meter = _Meter(stage)
+        meter = Meter(stage)
         for key, units in sorted(by_plate.items()):
             assert store is not None
             set_aside += _convert_plate(config, ctx, store, key, units, meter)
@@ -203,7 +191,7 @@ def _spec(config: ConvertConfig, paths: RunPaths) -> DatasetSpec:
 
 
 def _convert_plate(
-    config: ConvertConfig, ctx: TaskContext, store: Store, key: str, units: Sequence[Unit], meter: _Meter
+    config: ConvertConfig, ctx: TaskContext, store: Store, key: str, units: Sequence[Unit], meter: Meter
 ) -> list[tuple[str, str]]:
     survey = next(survey for survey in noted_surveys(ctx.paths, [key]))
     plate, geometry = declared_plate(ctx.paths, key), geometry_of(config, survey, store.spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from phenomhpc.config import AnyConfig, ConvertConfig, EmbedConfig, EvaluateConfig, PretrainConfig
+from phenomhpc.config import AnyConfig, ConvertConfig, EmbedConfig, EvaluateConfig, PretrainConfig, RechunkConfig
 from phenomhpc.config.models import RunConfig
 from phenomhpc.runs import RunPaths
 
@@ -15,6 +15,8 @@ def folders_of(config: AnyConfig, paths: RunPaths) -> dict[str, Path]:
     found = {"runs": paths.root.parent}
     if isinstance(config, ConvertConfig):
         found["store"] = Path(config.store)
+    elif isinstance(config, RechunkConfig):
+        found |= {"store": Path(config.store), "to": Path(config.to)}
     elif isinstance(config, PretrainConfig):
         found |= {"store": Path(config.store[0])} if config.store else {}
     elif isinstance(config, EmbedConfig):

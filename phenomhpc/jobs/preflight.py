@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phenomhpc.config import AnyConfig, ConvertConfig, EmbedConfig, PretrainConfig
+from phenomhpc.config import AnyConfig, ConvertConfig, EmbedConfig, PretrainConfig, RechunkConfig
 from phenomhpc.config.models import RunConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.attempts import exclusions, is_gang, submission_of, units_of
@@ -147,7 +147,7 @@ def existing(path: Path) -> Path:
 
 def folder_problems(config: AnyConfig, paths: RunPaths) -> list[str]:
     """What keeps a run from writing where it was told to, seen from here."""
-    written = {"runs", "out", *(["store"] if isinstance(config, ConvertConfig) else [])}
+    written = {"runs", "out", "to", *(["store"] if isinstance(config, ConvertConfig) else [])}
     found = []
     for name, path in folders_of(config, paths).items():
         there = existing(path)
@@ -194,7 +194,7 @@ def _warnings(config: AnyConfig, facts: ClusterFacts | None, paths: RunPaths) ->
 
 def invisible(config: AnyConfig, paths: RunPaths) -> list[str]:
     """Folders that a task needs and does not see on its node, one sentence each."""
-    read = [Path(config.store)] if isinstance(config, EmbedConfig) else []
+    read = [Path(config.store)] if isinstance(config, EmbedConfig | RechunkConfig) else []
     read += [Path(store) for store in config.store] if isinstance(config, PretrainConfig) else []
     if isinstance(config, ConvertConfig):
         read += [Path(plates) for plates in config.plates if not set("*?[") & set(plates)]
@@ -212,7 +212,8 @@ def space_of(config: AnyConfig, plan: Plan | None, paths: RunPaths) -> Space | N
         folder, needed = paths.root.parent, output_bytes(config)
     elif isinstance(plan, ArrayPlan) and plan.output_bytes is not None:
         named = folders_of(config, paths)
-        folder = named["store"] if isinstance(config, ConvertConfig) else named.get("out", named["runs"])
+        written = "store" if isinstance(config, ConvertConfig) else "to" if isinstance(config, RechunkConfig) else "out"
+        folder = named.get(written, named["runs"])
         needed = plan.output_bytes
     else:
         return None

@@ -28,7 +28,7 @@ from phenomhpc.slurm.inside import stop_reason
 
 GANG_KIND = "gang"
 # Jobs whose progress is steady enough that silence means something.
-WATCHED = frozenset({"convert", "pretrain", "embed"})
+WATCHED = frozenset({"convert", "rechunk", "pretrain", "embed"})
 # What is said when the host's memory, not a GPU's (OutOfMemoryError), is used up, by Python, numpy and torch.
 _HOST_MEMORY = re.compile(r"(^|[\s.:_])(Array)?MemoryError(:|$)|DefaultCPUAllocator: can't allocate memory")
 
@@ -154,6 +154,6 @@ def _class_of(error: Exception) -> FailureClass:
         return FailureClass.HANG
     if isinstance(error, errors.KilledError | errors.NodesLost):
         return FailureClass.NODE_FAIL
-    if isinstance(error, errors.UsageError):
+    if isinstance(error, errors.UsageError | errors.DamagedInputError):
         return FailureClass.BAD_INPUT
     return FailureClass.CODE_ERROR

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
 
-from google_crc32c import extend
-
 from phenomhpc.errors import WorkError
 from phenomhpc.plates import Field, Plane, Plate
 from phenomhpc.plates.types import OK
@@ -33,13 +31,11 @@ from phenomhpc.runs import (
 )
 from phenomhpc.store.fieldpixels import FieldReader, Treatment
 from phenomhpc.store.layout import StorePaths, unit_id
-from phenomhpc.store.shards import Geometry, ShardWriter
+from phenomhpc.store.shards import WRITE_BUFFER_BYTES, CountedFile, Geometry, ShardWriter
 from phenomhpc.store.spec import DatasetSpec, Store
 from phenomhpc.store.verify import check_shard
 
 KIND = "convert"
-# Chunks of 100 kB each, written one by one, cost twice the CPU time of this.
-_BUFFER_BYTES = 4 * 2**20
 # One core reads, decodes and encodes about this much (raw bytes per second); for packing only.
 ASSUMED_BYTES_PER_S = 60e6
 
@@ -192,11 +188,11 @@ def _write_shard(
     treatment: Treatment,
     rows: list[dict[str, Any]],
     advance: Callable[[int], None],
-) -> _Counted:
+) -> CountedFile:
     """Commit the shard and append its fields' rows; what was written, counted."""
     shard_path = store.paths.shard(plate.key, unit.first // geometry.fields_per_shard)
-    with committing(shard_path, token=work.token, buffering=_BUFFER_BYTES) as file:
-        counted = _Counted(file)
+    with committing(shard_path, token=work.token, buffering=WRITE_BUFFER_BYTES) as file:
+        counted = CountedFile(file)
         writer = ShardWriter(cast(BinaryIO, counted), store.spec, geometry)
         reader = FieldReader(plate, store.spec, geometry, treatment)
         for field in plate.fields[unit.first : unit.first + unit.count]:
@@ -221,19 +217,6 @@ def _damage(store: Store, plate: Plate, geometry: Geometry, unit: Unit, rows: Se
 
 def _name(plate: Plate, row: Mapping[str, Any]) -> str:
     return f"{plate.key} {row['well']} site {row['site']}"
-
-
-class _Counted:
-    """A file that counts and checksums what is written through it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.size, self.crc = 0, 0
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.size += len(data)
-        self.crc = extend(self.crc, data)
 
 
 def write_facts(paths: StorePaths, plate: Plate) -> None:

@@ -128,8 +128,11 @@ def annotated(fields: pl.DataFrame, later: Mapping[str, Mapping[str, str]]) -> p
     rows = fields.to_dicts()
     for row in rows:
         row |= {name: _typed(name, text) for name, text in later.get(row["well"], {}).items()}
-    extra = {name for row in rows for name in row} - set(fields.schema)
-    schema = {**fields.schema, **{name: METADATA_COLUMNS.get(name, pl.String) for name in sorted(extra)}}
+    names = {name for row in rows for name in row} | set(fields.schema)
+    # In plate_fields' order, so that a store gets the same snapshot with and without its .progress.
+    known = [name for name in (*PIXEL_COLUMNS, *METADATA_COLUMNS) if name in names]
+    order = (*known, *sorted(names - set(known)))
+    schema = {name: fields.schema.get(name, METADATA_COLUMNS.get(name, pl.String)) for name in order}
     return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema, orient="row")
 
 

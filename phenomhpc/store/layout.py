@@ -2,6 +2,7 @@
 
 STORE/
   dataset.json                          DatasetSpec, written once at creation
+  origin.json                           of a copy or a cache: which store it was made from
   plates/PLATE.zarr/                    Zarr v3 group; array `images` (field, channel, y, x), one shard file per unit
   plates/PLATE.fields.parquet           one row per field, by seal
   plates/PLATE.annotations.json         metadata of wells that came later, by annotate
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLATE_KEY = re.compile(r"^[A-Za-z0-9._-]+$")
+_RECORD = re.compile(r"^\d+\.json$")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class StorePaths:
     @property
     def dataset(self) -> Path:
         return self.root / "dataset.json"
+
+    @property
+    def origin(self) -> Path:
+        """Which store this one is a copy or a cache of; absent in a store of its own."""
+        return self.root / "origin.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by the process that fills a cache."""
+        return self.root / ".lock"
 
     @property
     def sums(self) -> Path:
@@ -118,6 +130,18 @@ class StorePaths:
         records = self.records(plate)
         recorded = sum(1 for entry in records.iterdir() if entry.stem.isdigit()) if records.is_dir() else wanted
         return bool(shards == recorded == wanted and self.fields(plate).is_file())
+
+    def converted_shards(self, plate: str) -> list[int]:
+        """Shards that are whole, ascending: those with a record, or in a store without .progress, all that are there."""
+        records = self.records(plate)
+        if records.is_dir():
+            numbers = sorted(int(entry.stem) for entry in records.iterdir() if _RECORD.match(entry.name))
+        else:
+            folder = self.images(plate) / "c"
+            numbers = (
+                sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+            )
+        return [number for number in numbers if self.shard(plate, number).is_file()]
 
     def converted_plates(self) -> list[str]:
         """Keys of the plates that have an array, sorted."""

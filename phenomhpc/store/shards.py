@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol
 
 import imagecodecs
 import numpy as np
+from google_crc32c import extend
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
@@ -28,6 +29,8 @@ from phenomhpc.store.spec import DatasetSpec
 
 INDEX_ENTRY_BYTES = 16
 CRC_BYTES = 4
+# Chunks of 100 kB each, written one by one, cost twice the CPU time of this.
+WRITE_BUFFER_BYTES = 4 * 2**20
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -213,17 +216,35 @@ class ShardWriter:
         self._file.write(index + struct.pack("<I", crc32c(index)))
 
 
+class CountedFile:
+    """A file that counts and checksums what is written through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size, self.crc = 0, 0
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.size += len(data)
+        self.crc = extend(self.crc, data)
+
+
 def read_shard_index(path: Path, geometry: Geometry) -> NDArray[np.uint64]:
     """The index of a shard file: u64 (fields per shard, chunks per field, 2) of offset and nbytes.
 
     Raises ValueError naming the shard when its checksum or its length is wrong.
     """
     with path.open("rb") as file:
-        size = file.seek(0, 2)
-        if size < geometry.index_bytes:
-            raise ValueError(f"shard {path}: {size} bytes, its index alone has {geometry.index_bytes}")
-        file.seek(size - geometry.index_bytes)
-        raw = file.read(geometry.index_bytes)
+        return index_of(file, path, geometry)
+
+
+def index_of(file: BinaryIO, path: Path, geometry: Geometry) -> NDArray[np.uint64]:
+    """The same of a shard that is open; path: for messages."""
+    size = file.seek(0, 2)
+    if size < geometry.index_bytes:
+        raise ValueError(f"shard {path}: {size} bytes, its index alone has {geometry.index_bytes}")
+    file.seek(size - geometry.index_bytes)
+    raw = file.read(geometry.index_bytes)
     if struct.unpack("<I", raw[-CRC_BYTES:])[0] != crc32c(raw[:-CRC_BYTES]):
         raise ValueError(f"shard {path}: the index does not match its checksum")
     index = np.frombuffer(raw[:-CRC_BYTES], "<u8").reshape(geometry.fields_per_shard, geometry.chunks_per_field, 2)

@@ -90,7 +90,7 @@ def open_store(root: Path | str) -> Store:
 def create_store(root: Path | str, spec: DatasetSpec) -> Store:
     """Make a store, or open the one there if it has the same spec.  Raises UsageError naming what differs."""
     paths = StorePaths(Path(root).absolute())
-    _refuse_foreign_folder(paths)
+    refuse_foreign_folder(paths)
     if paths.dataset.is_file():
         store = open_store(root)
         refuse_difference(root, store.spec, spec)
@@ -98,12 +98,17 @@ def create_store(root: Path | str, spec: DatasetSpec) -> Store:
     try:
         make_folder(paths.root)
     except OSError as error:
-        raise UsageError(f"store {root}: cannot be made ({error.strerror}); choose another --store") from error
-    commit(paths.dataset, json.dumps(asdict(spec), indent=2) + "\n")
+        raise UsageError(f"store {root}: cannot be made ({error.strerror}); choose another folder") from error
+    write_spec(paths, spec)
     return Store(paths=paths, spec=spec)
 
 
-def _refuse_foreign_folder(paths: StorePaths) -> None:
+def write_spec(paths: StorePaths, spec: DatasetSpec) -> None:
+    """Commit dataset.json."""
+    commit(paths.dataset, json.dumps(asdict(spec), indent=2) + "\n")
+
+
+def refuse_foreign_folder(paths: StorePaths) -> None:
     """Raise UsageError for a folder with anything in it but a store.
 
     Tasks of one array make a store at the same time: what dataset.json is made from may lie there, and whatever else
@@ -111,11 +116,11 @@ def _refuse_foreign_folder(paths: StorePaths) -> None:
     """
     root = paths.root
     if root.exists() and not root.is_dir():
-        raise UsageError(f"store {root}: is a file; choose another --store")
+        raise UsageError(f"store {root}: is a file; choose another folder")
     entries = [entry.name for entry in root.iterdir()] if root.is_dir() else []
     others = [name for name in entries if not name.startswith((".", paths.dataset.name))]
     if others and not paths.dataset.is_file():
-        raise UsageError(f"store {root}: a folder that is no store and is not empty; choose another --store")
+        raise UsageError(f"store {root}: a folder that is no store and is not empty; choose another folder")
 
 
 def refuse_difference(root: Path | str, have: DatasetSpec, want: DatasetSpec, who: str = "these settings") -> None:

@@ -76,7 +76,7 @@ def _is_left_out(paths: StorePaths, name: str) -> bool:
 
 def _files(paths: StorePaths) -> Iterator[Path]:
     """Every small file: not the shards and their indices, the sums themselves, or what a killed writer has left."""
-    yield from (path for path in (paths.dataset, paths.set_aside, paths.unmatched) if path.is_file())
+    yield from (path for path in (paths.dataset, paths.origin, paths.set_aside, paths.unmatched) if path.is_file())
     for plate in paths.converted_plates():
         yield from (paths.plate(plate) / "zarr.json", paths.images(plate) / "zarr.json")
         yield from (path for path in (paths.fields(plate), paths.annotations(plate)) if path.is_file())

@@ -183,7 +183,10 @@ def _check_sources(store: Store, plate: str, rows: list[dict[str, Any]]) -> tupl
     if not facts_path.is_file():
         return 0, sum(len(row["sources"]) for row in rows), []
     try:
-        root = Path(json.loads(facts_path.read_bytes())["root"])
+        said = json.loads(facts_path.read_bytes())["root"]
+        if said is None:  # a copy of a store that did not know either
+            return 0, sum(len(row["sources"]) for row in rows), []
+        root = Path(said)
     except (ValueError, KeyError, TypeError) as error:
         return 0, 0, [Damage(plate=plate, thing="plate.json", reason=f"cannot be read ({_first(error)})")]
     checked, absent, found = 0, 0, []

@@ -20,7 +20,14 @@ def phenomhpc(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["convert", "--help"], ["submit", "pretrain", "--help"], ["store", "--help"]]
+    "words",
+    [
+        ["--help"],
+        ["convert", "--help"],
+        ["submit", "pretrain", "--help"],
+        ["store", "--help"],
+        ["store", "rechunk", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     program = (
@@ -88,6 +95,8 @@ def test_a_wrong_time_limit_is_refused(text: str) -> None:
         (["convert", "--plates", "absent", "--store", "s"], 2, "absent"),
         (["pretrain", "--store", "absent"], 2, "absent"),
         (["embed", "--store", "absent", "--checkpoint", "nothing"], 2, "nothing"),
+        (["store", "rechunk", "absent", "--to", "s"], 2, "absent: does not exist"),
+        (["store", "rechunk", "absent"], 2, "phenomhpc: rechunk: to is missing; give --to"),
         (["pretrain", "optim.stepz=3"], 2, "nearest key: optim.steps"),
         (["config", "show", "pretend"], 2, "job pretend: no such job"),
         (["status", "nothing"], 2, "run 'nothing': not found"),

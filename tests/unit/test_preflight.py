@@ -80,7 +80,7 @@ def test_a_task_names_the_store_that_it_does_not_see(tmp_path: Path) -> None:
     assert invisible(config, RunPaths(tmp_path / "r")) == []
 
 
-@pytest.mark.parametrize("kind", ["convert", "embed", "pretrain", "evaluate"])
+@pytest.mark.parametrize("kind", ["convert", "rechunk", "embed", "pretrain", "evaluate"])
 def test_the_plan_of_a_dry_run_imports_no_torch(kind: str) -> None:
     code = (
         "import sys, phenomhpc.jobs.submit, phenomhpc.jobs.preflight\n"

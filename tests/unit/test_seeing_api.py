@@ -35,7 +35,7 @@ def test_importing_phenomhpc_imports_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("kind", "flags", "said"),
     [
-        ("train", {}, r"submit\('train'\): no such job; there are convert, pretrain"),
+        ("train", {}, r"submit\('train'\): no such job; there are convert, rechunk, pretrain"),
         ("convert", {"plate": "p"}, r"submit\('convert', plate=...\): no such flag; did you mean plates\?"),
         ("convert", {"dry_run": True}, "dry_run=...*: no such flag"),
         ("convert", {"store": "s"}, "convert: plates is missing"),

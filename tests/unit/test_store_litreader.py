@@ -29,6 +29,7 @@ from phenomhpc.store.lookup import read_lookup
 from phenomhpc.store.verify import verify
 from tests.unit.test_plates_illumination import phenix
 from tests.unit.test_plates_layouts import convert
+from tests.unit.test_store_rechunk import copy
 from tests.unit.train_store import settings
 
 SIDE = 160
@@ -86,6 +87,8 @@ def test_kept_light_divides_as_conversion_would_have_and_outlives_the_raw_plate(
     found = crops_of(Snapshot.open(kept)).astype(int)
     assert np.abs(found - expected).max() <= 1 and np.mean(found == expected) > 0.9999
     assert np.abs(cut(stored(kept)).astype(int) - expected).max() > 500
+    copy(kept.paths.root, tmp_path / "copy", codec={"cname": "zstd"})  # a copy takes the functions along
+    assert np.array_equal(crops_of(Snapshot.open(open_store(tmp_path / "copy"))), found)
     assert np.array_equal(crops_of(Snapshot.open(applied)), expected)  # is not divided twice
     (function,) = {path.name for path in kept.paths.light(kept.paths.converted_plates()[0]).iterdir()}
     with (kept.paths.light(kept.paths.converted_plates()[0]) / function).open("r+b") as file:

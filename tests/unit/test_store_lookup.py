@@ -100,6 +100,7 @@ def test_codecs_are_recipes(raw: Path, tmp_path: Path) -> None:
     assert isinstance(training, ConvertConfig) and isinstance(archive, ConvertConfig)
     assert resolve("convert", {}, []).config == training
     assert (archive.codec.cname, archive.codec.level, archive.codec.shuffle) == ("zstd", 1, "bitshuffle")
+    assert not resolve("rechunk", {}, ["codec=raw"]).config.codec.compress  # type: ignore[union-attr]
     convert(tmp_path / "t", raw)
     convert(tmp_path / "a", raw, codec=archive.codec.model_dump())
     sizes = [sum(map(len, arrays(tmp_path / name / "store").values())) for name in ("t", "a")]
@@ -109,6 +110,6 @@ def test_codecs_are_recipes(raw: Path, tmp_path: Path) -> None:
     ]
     assert np.array_equal(*pixels)
     with pytest.raises(
-        UsageError, match="codec=archiv: no such recipe; there are archive, training; did you mean codec=archive"
+        UsageError, match="codec=archiv: no such recipe; there are archive, raw, training; did you mean codec=archive"
     ):
         resolve("convert", {}, ["codec=archiv"])
