@@ -108,7 +108,7 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
 
 JOB_HELP = {
     "convert": "Raw plates to one Zarr store.",
-    "rechunk": "A store in another codec (codec=archive, training, raw), chunk edge (chunk_px) or shard size (shard_mb).",
+    "rechunk": "A store in another codec (codec=archive, training, fast, raw), chunk edge (chunk_px) or shard size (shard_mb).",
     "pretrain": "Pretrain a masked autoencoder on crops of a store.",
     "embed": "Every well of a store through the encoder of a checkpoint.",
     "evaluate": "Score embeddings as a map against known relationships.",

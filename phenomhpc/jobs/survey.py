@@ -176,7 +176,7 @@ def dataset_spec(config: ConvertConfig, survey: Survey) -> DatasetSpec:
         dtype=dtype,
         chunk_px=config.chunk_px,
         fields_per_shard=fields_per_shard(config.shard_mb, len(survey.channels), height, width, itemsize),
-        codec=(codec.cname, codec.level, shuffle_for(dtype, codec.shuffle)) if codec.compress else None,
+        codec=(codec.cname, codec.level, shuffle_for(dtype, codec.shuffle, codec.cname)) if codec.compress else None,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from phenomhpc.runs import commit
 from phenomhpc.store.layout import StorePaths
-from phenomhpc.store.spec import DatasetSpec
+from phenomhpc.store.spec import DatasetSpec, packing
 
 INDEX_ENTRY_BYTES = 16
 CRC_BYTES = 4
@@ -91,10 +91,20 @@ def compressor_of(spec: DatasetSpec) -> Compressor | None:
     from numcodecs import blosc
 
     blosc.use_threads = False
-    cname, level, shuffle = spec.codec
+    cname, level, _ = spec.codec
+    shuffle, _ = packing(spec)
     modes = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
     compressor: Compressor = blosc.Blosc(cname=cname, clevel=level, shuffle=modes[shuffle], blocksize=0)
     return compressor
+
+
+def encoder_of(spec: DatasetSpec) -> Callable[[Pixels], bytes]:
+    """From a chunk (C, p, p) to its bytes in a shard."""
+    compressor = compressor_of(spec)
+    if compressor is None:
+        return lambda chunk: chunk.tobytes()
+    element = f"<u{packing(spec)[1]}"
+    return lambda chunk: compressor.encode(chunk.reshape(-1).view(element))
 
 
 def decode_blosc(block: Any, out: Any) -> None:
@@ -115,8 +125,9 @@ def array_metadata(spec: DatasetSpec, geometry: Geometry, attributes: Mapping[st
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     inner: list[dict[str, Any]] = [little]
     if spec.codec is not None:
-        cname, level, shuffle = spec.codec
-        configuration = {"typesize": spec.itemsize, "cname": cname, "clevel": level, "shuffle": shuffle, "blocksize": 0}
+        cname, level, _ = spec.codec
+        shuffle, typesize = packing(spec)
+        configuration = {"typesize": typesize, "cname": cname, "clevel": level, "shuffle": shuffle, "blocksize": 0}
         inner.append({"name": "blosc", "configuration": configuration})
     sharding = {
         "chunk_shape": [1, geometry.num_channels, edge, edge],
@@ -180,7 +191,7 @@ class ShardWriter:
 
     def __init__(self, file: BinaryIO, spec: DatasetSpec, geometry: Geometry) -> None:
         self._file, self._geometry = file, geometry
-        self._compressor = compressor_of(spec)
+        self._encode = encoder_of(spec)
         self._entries: list[tuple[int, int]] = []
         self._offset = 0
         edge = geometry.chunk_px
@@ -190,7 +201,7 @@ class ShardWriter:
     def append(self, pixels: Pixels | None) -> None:
         """Add the next field, (C, H, W) of the store's dtype; None for a field set aside, stored as zeros."""
         for chunk in self._chunks(pixels):
-            data = chunk.tobytes() if self._compressor is None else self._compressor.encode(chunk)
+            data = self._encode(chunk)
             self._file.write(data)
             self._entries.append((self._offset, len(data)))
             self._offset += len(data)

@@ -15,7 +15,7 @@ from google_crc32c import value as crc32c
 from phenomhpc.progress import Progress, Stage
 from phenomhpc.store.fields import read_fields
 from phenomhpc.store.shardindex import build_shard_index
-from phenomhpc.store.shards import Geometry, compressor_of, read_geometry, read_shard_index
+from phenomhpc.store.shards import Geometry, compressor_of, encoder_of, read_geometry, read_shard_index
 from phenomhpc.store.spec import Store
 from phenomhpc.store.sums import check_sums
 
@@ -154,7 +154,7 @@ def _check_field(store: Store, geometry: Geometry, file: BinaryIO, entries: Any,
     base = int(entries[0, 0])
     file.seek(base)
     data = memoryview(file.read(int(entries[-1, 0] + entries[-1, 1]) - base))
-    compressor, edge = compressor_of(store.spec), geometry.chunk_px
+    compressor, encode, edge = compressor_of(store.spec), encoder_of(store.spec), geometry.chunk_px
     dtype = np.dtype(store.spec.dtype).newbyteorder("<")
     padded = np.empty((geometry.num_channels, geometry.chunk_rows * edge, geometry.chunk_columns * edge), dtype)
     for number, (offset, size) in enumerate(entries):
@@ -166,7 +166,7 @@ def _check_field(store: Store, geometry: Geometry, file: BinaryIO, entries: Any,
         except (RuntimeError, ValueError) as error:
             return f"chunk {number} cannot be decoded ({_first(error)})"
         padded[:, y : y + edge, x : x + edge] = chunk
-        if compressor is not None and bytes(compressor.encode(np.ascontiguousarray(chunk))) != bytes(block):
+        if compressor is not None and bytes(encode(np.ascontiguousarray(chunk))) != bytes(block):
             # The same pixels always give the same bytes, so a bit outside what blosc decodes shows here.
             return f"chunk {number} is not as it was written"
     pixels = padded[:, : geometry.height, : geometry.width]

@@ -19,6 +19,7 @@ from tests.unit.crop_store import add_plate, new_store, pixels_of
 CODECS = [
     None,
     *((cname, 5, shuffle) for cname in ("lz4", "zstd") for shuffle in ("bitshuffle", "shuffle", "noshuffle")),
+    ("lz4hc", 5, "bitshuffle_pairs"),
 ]
 
 

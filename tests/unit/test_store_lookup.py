@@ -100,16 +100,22 @@ def test_codecs_are_recipes(raw: Path, tmp_path: Path) -> None:
     assert isinstance(training, ConvertConfig) and isinstance(archive, ConvertConfig)
     assert resolve("convert", {}, []).config == training
     assert (archive.codec.cname, archive.codec.level, archive.codec.shuffle) == ("zstd", 1, "bitshuffle")
+    fast = resolve("convert", {}, ["codec=fast"]).config
+    assert isinstance(fast, ConvertConfig) and fast.codec.cname == "lz4hc"
     assert not resolve("rechunk", {}, ["codec=raw"]).config.codec.compress  # type: ignore[union-attr]
     convert(tmp_path / "t", raw)
     convert(tmp_path / "a", raw, codec=archive.codec.model_dump())
     sizes = [sum(map(len, arrays(tmp_path / name / "store").values())) for name in ("t", "a")]
     assert sizes[1] < sizes[0]
+    convert(tmp_path / "f", raw, codec=fast.codec.model_dump(), dtype="uint8")
+    convert(tmp_path / "8", raw, dtype="uint8")
     pixels = [
-        zarr.open_array(open_store(tmp_path / name / "store").paths.images(PLATE), mode="r")[:] for name in ("t", "a")
+        zarr.open_array(open_store(tmp_path / name / "store").paths.images(PLATE), mode="r")[:] for name in "ta8f"
     ]
-    assert np.array_equal(*pixels)
+    assert np.array_equal(*pixels[:2]) and np.array_equal(*pixels[2:])
+    assert not verify(open_store(tmp_path / "f" / "store"), silent()).damage
     with pytest.raises(
-        UsageError, match="codec=archiv: no such recipe; there are archive, raw, training; did you mean codec=archive"
+        UsageError,
+        match="codec=archiv: no such recipe; there are archive, fast, raw, training; did you mean codec=archive",
     ):
         resolve("convert", {}, ["codec=archiv"])
