@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from phenomhpc.cli.status import facts_of
+from phenomhpc.cli.status import facts_of, rate_of
+from phenomhpc.progress import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +44,9 @@ def line_of(status: RunStatus) -> str:
     if current.total:
         words.append(f"{current.done} of {current.total} {current.noun}")
     if current.rate_per_s:
-        words.append(f"{current.rate_per_s:.3g}/s")
+        words.append(rate_of(current))
     if current.left_s is not None:
-        words.append(f"{current.left_s / 60:.1f} min left")
+        words.append(f"{duration(current.left_s)} left")
     if current.loss is not None:
         words.append(f"loss {current.loss:.4f}")
     words += [f"{count} {name}" for name, count in current.failures.items()]

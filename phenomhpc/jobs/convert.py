@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from phenomhpc.config.models import ConvertConfig
 from phenomhpc.errors import StopRequested, UsageError, WorkError
-from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
+from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
 from phenomhpc.jobs.survey import (
     Survey,
     declared_head,
@@ -172,12 +172,12 @@ class _Meter:
     """Advances a stage by fields, and shows the bytes read per second."""
 
     def __init__(self, stage: Stage) -> None:
-        self._stage, self._began, self._bytes = stage, time.monotonic(), 0
+        self._stage, self._began, self.num_bytes = stage, time.monotonic(), 0
 
     def advance(self, num_bytes: int) -> None:
-        self._bytes += num_bytes
+        self.num_bytes += num_bytes
         seconds = max(time.monotonic() - self._began, 1e-9)
-        self._stage.advance(1, raw_MB_per_s=self._bytes / MEGABYTE / seconds)
+        self._stage.advance(1, raw_MB_per_s=self.num_bytes / MEGABYTE / seconds)
 
 
 def _convert(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
@@ -187,7 +187,7 @@ def _convert(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
     set_aside: list[tuple[str, str]] = []
     survey_again(ctx.paths, config, by_plate)
     store = create_store(config.store, _spec(config, ctx.paths)) if by_plate else None
-    with ctx.progress.stage("convert", sum(unit.count for unit in ctx.units), "fields") as stage:
+    with ctx.progress.stage(KIND, sum(unit.count for unit in ctx.units), COUNTED[KIND]) as stage:
         meter = _Meter(stage)
         for key, units in sorted(by_plate.items()):
             assert store is not None
@@ -216,10 +216,10 @@ def _convert_plate(
         work = Work(
             attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence, verify=config.verify
         )
-        started = time.monotonic()
+        started, before = time.monotonic(), meter.num_bytes
         record = convert_unit(store, plate, geometry, unit, work, treatment_of(config, survey), meter.advance)
         set_aside += record.set_aside
-        ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside))
+        ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside), meter.num_bytes - before)
     return set_aside
 
 

@@ -23,7 +23,7 @@ from phenomhpc.embed.table import OK
 from phenomhpc.embed.unit import CHECKPOINT, Pixels, Writer, embed_unit, is_done
 from phenomhpc.embed.wells import PlateWells, plan_wells
 from phenomhpc.errors import StopRequested, UsageError, WorkError
-from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
+from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
 from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, newest_committed, read_meta
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, TaskContext, Unit, digest_of, find_run
@@ -164,7 +164,7 @@ def run(config: EmbedConfig, ctx: TaskContext) -> TaskOutcome:
     set_aside: list[tuple[str, str]] = []
     reader = ShardReader(open_store(config.store), source.snapshot)
     try:
-        with ctx.progress.stage("embed", sum(unit.count for unit in ctx.units), "crops") as stage:
+        with ctx.progress.stage("embed", sum(unit.count for unit in ctx.units), COUNTED["embed"]) as stage:
             for unit in ctx.units:
                 if ctx.stop_requested():
                     raise StopRequested(f"run {ctx.paths.id}: stopped as asked before plate {unit.unit_id}")
