@@ -62,7 +62,7 @@ def facts_of(found: RunStatus) -> list[tuple[str, str]]:
         facts.append((found.parts, f"{found.parts_done} of {found.parts_total}"))
     if found.running or found.waiting:
         facts.append(("tasks", f"{found.running} running, {found.waiting} waiting"))
-    if found.rate_per_s:
+    if found.rate_per_s or found.parts_per_s:
         facts.append(("rate", rate_of(found)))
     if found.left_s is not None:
         facts.append(("time left", duration(found.left_s)))

@@ -43,7 +43,7 @@ def line_of(status: RunStatus) -> str:
         words.append(f"{status.stage.id}: {status.stage.state}")
     if current.total:
         words.append(f"{current.done} of {current.total} {current.noun}")
-    if current.rate_per_s:
+    if current.rate_per_s or current.parts_per_s:
         words.append(rate_of(current))
     if current.left_s is not None:
         words.append(f"{duration(current.left_s)} left")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from phenomhpc.config.models import ConvertConfig
 from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
+from phenomhpc.jobs.parts import Parts
 from phenomhpc.jobs.survey import (
     Survey,
     declared_head,
@@ -49,7 +50,7 @@ from phenomhpc.store.shards import write_array_metadata
 from phenomhpc.store.spec import DatasetSpec, Store, create_store, open_store
 
 if TYPE_CHECKING:
-    from phenomhpc.progress import Progress, Stage
+    from phenomhpc.progress import Progress
     from phenomhpc.runs import RunPaths, TaskContext
 
 SURVEY = "survey"
@@ -171,13 +172,14 @@ def _leave_when_asked(ctx: TaskContext, unit: Unit) -> None:
 class _Meter:
     """Advances a stage by fields, and shows the bytes read per second."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage, self._began, self.num_bytes = stage, time.monotonic(), 0
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self._began, self._bytes = parts, time.monotonic(), 0
 
     def advance(self, num_bytes: int) -> None:
-        self.num_bytes += num_bytes
+        self._bytes += num_bytes
+        self.parts.read(num_bytes)
         seconds = max(time.monotonic() - self._began, 1e-9)
-        self._stage.advance(1, raw_MB_per_s=self.num_bytes / MEGABYTE / seconds)
+        self.parts.advance(1, raw_MB_per_s=self._bytes / MEGABYTE / seconds)
 
 
 def _convert(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
@@ -188,7 +190,7 @@ def _convert(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
     survey_again(ctx.paths, config, by_plate)
     store = create_store(config.store, _spec(config, ctx.paths)) if by_plate else None
     with ctx.progress.stage(KIND, sum(unit.count for unit in ctx.units), COUNTED[KIND]) as stage:
-        meter = _Meter(stage)
+        meter = _Meter(Parts(ctx, stage))
         for key, units in sorted(by_plate.items()):
             assert store is not None
             set_aside += _convert_plate(config, ctx, store, key, units, meter)
@@ -216,10 +218,10 @@ def _convert_plate(
         work = Work(
             attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence, verify=config.verify
         )
-        started, before = time.monotonic(), meter.num_bytes
+        meter.parts.begin(unit)
         record = convert_unit(store, plate, geometry, unit, work, treatment_of(config, survey), meter.advance)
         set_aside += record.set_aside
-        ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside), meter.num_bytes - before)
+        meter.parts.end(len(record.set_aside))
     return set_aside
 
 

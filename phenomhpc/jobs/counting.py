@@ -15,6 +15,7 @@ from phenomhpc.config import AnyConfig, PipelineConfig, RunConfig
 from phenomhpc.jobs.attempts import is_gang, stage_paths
 from phenomhpc.jobs.base import COUNTED
 from phenomhpc.runs import (
+    PROGRESS,
     UNITS,
     Event,
     RunPaths,
@@ -27,6 +28,8 @@ from phenomhpc.runs import (
 
 MEGABYTE = 1e6
 _UNIT_EVENTS = frozenset({"unit", UNITS})
+# Behind these, what was told of a unit in progress is done, or lost.
+_SETTLED = _UNIT_EVENTS | {"started", "preempted", "failed", "finished", "ended"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ def _count_units(paths: RunPaths, events: Sequence[Event]) -> Count:
         planned = [event["num_units"] for event in own if event["event"] == "submitted" and "num_units" in event]
         total = planned[-1] if planned else count_units(manifest)
         count = Count(done=sum(num or 0 for num in finished.values()) + len(now), total=total or None)
-        return _with_parts(count, manifest, set(finished), sum(now.values()))
+        return _with_parts(count, manifest, set(finished), sum(now.values()) + _begun(own, "count"))
     table = read_manifest(manifest, columns=("unit_id", "task")).table
     names, tasks = table["unit_id"].to_pylist(), table["task"].to_pylist()
     done = earlier.keys() | now.keys() | {name for name, task in zip(names, tasks, strict=True) if task in finished}
@@ -102,7 +105,7 @@ def _count_units(paths: RunPaths, events: Sequence[Event]) -> Count:
         if task not in finished and name in earlier
     ]
     current = {**dict(again), **now}
-    return _with_parts(count, manifest, set(finished), sum(current.values()) + past, past)
+    return _with_parts(count, manifest, set(finished), sum(current.values()) + _begun(own, "count") + past, past)
 
 
 def _with_parts(count: Count, manifest: Path, finished: set[int], told: int, past: int = 0) -> Count:
@@ -164,20 +167,29 @@ def rate_of(events: Sequence[Event], count: Count) -> Rate:
         per_s = (saved[-1]["step"] - saved[0]["step"]) / _seconds(saved[0], saved[-1])
         return Rate(per_s=per_s, left_s=left / per_s if left is not None and per_s > 0 else None)
     units = [event for event in recent if event["event"] in _UNIT_EVENTS]
-    if not units:
+    signs = [event for event in recent if event["event"] in _UNIT_EVENTS | {PROGRESS}]
+    if not signs:
         return Rate()
-    seconds = _seconds(next(event for event in recent if event["event"] == "started"), units[-1])
-    per_s = len(unit_ids(recent)) / seconds
-    read = sum(num or 0 for event in units for num in _each(event, "bytes", "bytes"))
-    found = Rate(
-        per_s=per_s,
-        raw_mb_per_s=read / MEGABYTE / seconds if read else None,
-        left_s=left / per_s if left is not None else None,
-    )
+    seconds = _seconds(next(event for event in recent if event["event"] == "started"), signs[-1])
+    per_s = len(unit_ids(units)) / seconds or None
+    read = sum(num or 0 for event in units for num in _each(event, "bytes", "bytes")) + _begun(recent, "bytes")
+    raw_mb_per_s = read / MEGABYTE / seconds if read else None
     if not count.parts:
-        return found
-    parts_per_s = sum(_told(units).values()) / seconds
-    return replace(found, parts_per_s=parts_per_s, left_s=(count.parts_total - count.parts_done) / parts_per_s)
+        return Rate(per_s=per_s, raw_mb_per_s=raw_mb_per_s, left_s=left / per_s if left is not None and per_s else None)
+    parts_per_s = (sum(_told(units).values()) + _begun(recent, "count")) / seconds or None
+    left_s = (count.parts_total - count.parts_done) / parts_per_s if parts_per_s else None
+    return Rate(per_s=per_s, parts_per_s=parts_per_s, raw_mb_per_s=raw_mb_per_s, left_s=left_s)
+
+
+def _begun(events: Iterable[Event], name: str) -> int:
+    """What of the units that are being done is done already: `count` or `bytes`.  Of a start that ended nothing is left."""
+    found: dict[int, int] = {}
+    for event in events:
+        if event["event"] == PROGRESS:
+            found[event["task"]] = int(event[name])
+        elif event["event"] in _SETTLED:
+            found.pop(event["task"], None)
+    return sum(found.values())
 
 
 def _seconds(began: Event, ended: Event) -> float:

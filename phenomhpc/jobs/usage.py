@@ -28,12 +28,12 @@ from statistics import median
 
 from phenomhpc.config import AnyConfig, PipelineConfig, RunConfig, load_run_config
 from phenomhpc.jobs.attempts import is_gang, stage_runs_of
-from phenomhpc.runs import UNITS, Event, RunPaths, read_log, read_provenance
+from phenomhpc.runs import PROGRESS, UNITS, Event, RunPaths, read_log, read_provenance
 
 HOUR_S = 3600.0
 # Events of the steward and of the guard's end do not mean that work was going on.
 _LAST = frozenset({"preempted", "failed", "finished"})
-_SIGNS = _LAST | {"resumed", "unit", "checkpoint", "set_aside"}
+_SIGNS = _LAST | {"resumed", "unit", PROGRESS, "checkpoint", "set_aside"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,6 +106,8 @@ _UNIT = re.compile(
     rb'"task":\d+,"time":"([^"]+)","token":"[^"\\]*","unit_id":"([^"\\]*)"\}'
 )
 UNITS = "units"
+# How far within a unit a task has come.
+PROGRESS = "progress"
 
 
 def read_log(paths: RunPaths, *, attempt: int | None = None) -> list[Event]:

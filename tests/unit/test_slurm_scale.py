@@ -19,6 +19,7 @@ from phenomhpc.jobs.pack import pack
 from phenomhpc.jobs.status import run_status, tended_status
 from phenomhpc.progress import duration, silent
 from phenomhpc.runs import (
+    PROGRESS,
     EventWriter,
     RunPaths,
     TaskContext,
@@ -179,13 +180,15 @@ def test_a_running_conversion_tells_fields_and_raw_megabytes_per_second(
     units = pack(Units.of_columns(columns), 2)
     write_manifest(paths.attempt(1).manifest, units)
     slurm.answers["squeue"] = squeue_of(paths, 2)
+    of_task = {task: list(units.of_task(task)) for task in (0, 1)}
     monkeypatch.setattr(TaskContext, "check_fence", lambda self: None)
-    seconds = iter(f"2026-01-01T00:00:{second:02d}.000000+00:00" for second in (0, 0, 10, 20, 20, 20, 40))
+    seconds = iter(
+        f"2026-01-01T00:00:{second:02d}.000000+00:00" for second in (0, 0, 10, *[20] * len(of_task[0]), 40, 45)
+    )
     monkeypatch.setattr("phenomhpc.runs.events.now", lambda: next(seconds))
     tasks = [TaskContext(paths=paths, attempt=1, task=task, token="t", units=(), progress=silent()) for task in (0, 1)]
     for task in tasks:
         task.events.emit("started", start=0)
-    of_task = {task: list(units.of_task(task)) for task in (0, 1)}
     tasks[0].tell_unit(of_task[0][0], 10.0, num_bytes=100_000_000)
     done = of_task[0][0].count
     status = run_status(paths)
@@ -202,6 +205,14 @@ def test_a_running_conversion_tells_fields_and_raw_megabytes_per_second(
     tasks[0].events.emit("finished", units_done=len(of_task[0]), set_aside=0)
     whole = sum(unit.count for unit in of_task[0])
     assert (run_status(paths).parts_done, run_status(paths).done) == (whole, len(of_task[0]))
+    # Of a unit that takes long, what is done of it counts already; of a start that has ended it is lost.
+    tasks[1].events.emit(PROGRESS, unit_id=of_task[1][0].unit_id, count=5, bytes=60_000_000)
+    status = run_status(paths)
+    read = 100 * len(of_task[0]) + 60
+    assert (status.parts_done, status.done) == (whole + 5, len(of_task[0]))
+    assert (status.parts_per_s, status.raw_mb_per_s) == (pytest.approx((whole + 5) / 40), pytest.approx(read / 40))
+    tasks[1].events.emit("ended", code=143, seconds=45.0)
+    assert run_status(paths).parts_done == whole
     # Another attempt names what is missing only; what was done before is still done.
     number, token = open_attempt(paths)
     write_manifest(paths.attempt(number).manifest, [*of_task[1]], token=token)
