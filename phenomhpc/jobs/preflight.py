@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phenomhpc.config import AnyConfig, ConvertConfig, EmbedConfig, PretrainConfig
-from phenomhpc.config.models import RunConfig
+from phenomhpc.config import AnyConfig, ConvertConfig, EmbedConfig, EvaluateConfig, PretrainConfig, RunConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.attempts import exclusions, is_gang, submission_of, units_of
 from phenomhpc.jobs.base import ArrayPlan, GangPlan, Plan, load
@@ -180,7 +180,7 @@ def _warnings(config: AnyConfig, facts: ClusterFacts | None, paths: RunPaths) ->
         return ()
     local = {
         name: kind
-        for name, path in folders_of(config, paths).items()
+        for name, path in {**folders_of(config, paths), **_environment(config)}.items()
         if (kind := file_system_of(path, mounts)) in LOCAL_TYPES
     }
     if not local:
@@ -192,10 +192,16 @@ def _warnings(config: AnyConfig, facts: ClusterFacts | None, paths: RunPaths) ->
     )
 
 
+def _environment(config: AnyConfig) -> dict[str, Path]:
+    """The Python that the tasks are started with; a container brings its own."""
+    return {} if config.cluster.container else {f"Python ({sys.prefix})": Path(sys.prefix)}
+
+
 def invisible(config: AnyConfig, paths: RunPaths) -> list[str]:
     """Folders that a task needs and does not see on its node, one sentence each."""
     read = [Path(config.store)] if isinstance(config, EmbedConfig) else []
     read += [Path(store) for store in config.store] if isinstance(config, PretrainConfig) else []
+    read += [Path(config.embeddings), Path(config.annotations)] if isinstance(config, EvaluateConfig) else []
     if isinstance(config, ConvertConfig):
         read += [Path(plates) for plates in config.plates if not set("*?[") & set(plates)]
     return [f"{path}: is not there on {socket.gethostname()}" for path in read if not path.exists()]

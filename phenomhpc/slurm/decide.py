@@ -82,9 +82,9 @@ _ORDER = (Action.STAY_CANCELLED, Action.STOP, Action.MORE_MEMORY, Action.NEXT_AT
 
 # The environment's doing: they end an attempt and say nothing about it.
 FREE = frozenset({FailureClass.PREEMPTED, FailureClass.TIMEOUT})
-# Ends that a run must not repeat at the same point; so is a crash, a task killed by a signal.
 # Event: an elastic gang that lost its first node ended, or requeued, its own job; Slurm then calls it cancelled.
 HEAD_LOST = "head_lost"
+# Ends that a run must not repeat at the same point; so is a crash, a task killed by a signal.
 MUST_PROGRESS = frozenset({FailureClass.TIMEOUT, FailureClass.HANG})
 MEMORY_FACTOR = 2
 MAX_MORE_MEMORY = 2
