@@ -115,7 +115,7 @@ def slurm_conf(spec: ClusterSpec, root: Path, *, cgroups: bool) -> str:
     lines += [
         f"PartitionName=main {nodes} Default=YES PriorityTier=10",
         f"PartitionName=high {nodes} PriorityTier=100 PreemptMode=OFF",
-        f"PartitionName=low {nodes} PriorityTier=1 PreemptMode=REQUEUE GraceTime=15",
+        f"PartitionName=low {nodes} PriorityTier=1 PreemptMode=REQUEUE GraceTime=60",
     ]
     return "\n".join(lines) + "\n"
 

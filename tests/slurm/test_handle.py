@@ -51,7 +51,7 @@ def test_a_run_is_held_from_python(lab: Lab, cluster: Cluster) -> None:
     assert told["result"].startswith("WorkError: run ") and "cancelled" in told["result"]
     assert told["refused"] == "UsageError: --nodes 9: partition main has 4 node(s)"
     assert told["id"] in told["runs"]
-    cluster.wait_idle(120)
+    cluster.wait_idle()
 
 
 def files(*roots: Path) -> dict[str, bytes]:
@@ -90,7 +90,7 @@ def test_what_was_set_aside_is_tried_again_after_it_was_mended_as_a_new_attempt(
     )
     assert Snapshot.open(store, None).num_fields == 32
     assert lab.status(run)["done"] == len(units)
-    cluster.wait_idle(120)
+    cluster.wait_idle()
 
 
 def test_what_failed_is_tried_again_and_the_rest_is_not(lab: Lab, cluster: Cluster) -> None:
@@ -120,7 +120,7 @@ def test_what_failed_is_tried_again_and_the_rest_is_not(lab: Lab, cluster: Clust
     assert len(units) == len(set(units)) and done < set(units), "nothing was done twice"
     said = lab.type("why", run.id).stdout
     assert "retried after attempt 1: failed" in said and "1 code_error on n" in said
-    cluster.wait_idle(120)
+    cluster.wait_idle()
 
 
 def test_the_accounts_hold_every_run_and_add_up(lab: Lab) -> None:
