@@ -29,6 +29,9 @@ from phenomhpc.slurm.render import render
 # File systems that one machine has for itself, unless it serves them to others.
 LOCAL_TYPES = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "overlay", "tmpfs", "ramfs"})
 GIB = 2**30
+UNTRIED = (
+    "cluster.container: scripts with a container are tested as text and were never run in one; look at --dry-run first"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,10 @@ def file_system_of(path: Path, mounts: str) -> str:
 
 
 def _warnings(config: AnyConfig, facts: ClusterFacts | None, paths: RunPaths) -> tuple[str, ...]:
+    return (*_of_local_disks(config, facts, paths), *([UNTRIED] if config.cluster.container else []))
+
+
+def _of_local_disks(config: AnyConfig, facts: ClusterFacts | None, paths: RunPaths) -> tuple[str, ...]:
     partition = facts.partition(config.cluster.partition) if facts else None
     if partition is None or partition.num_nodes < 2:
         return ()
