@@ -16,12 +16,11 @@ from phenomhpc.jobs.failures import Accounting, TaskFailure, accounting_of, fail
 from phenomhpc.jobs.retold import earlier_of, summary_of
 from phenomhpc.jobs.status import UNKNOWN, RunStatus, on_slurm, run_status
 from phenomhpc.runs import Event, RunPaths, read_events, read_manifest, read_outcome
-from phenomhpc.slurm.decide import FailureClass, TaskView, view_gang, view_tasks
+from phenomhpc.slurm.decide import VANISHED, FailureClass, TaskView, view_gang, view_tasks
+from phenomhpc.slurm.last_lines import with_last_lines
 from phenomhpc.slurm.queue import JobState, Queue, query_queue, query_steps
 from phenomhpc.slurm.record import SubmittedJobs, read_submitted
 
-# How decide.py calls a task of which nobody knows anything.
-VANISHED = "vanished"
 # What a task that was cancelled may look like.
 _SILENT = frozenset({FailureClass.NODE_FAIL, FailureClass.PREEMPTED})
 
@@ -180,6 +179,7 @@ def _views(
         views = view_gang(logs, done, own, states)
     else:
         views = view_tasks(logs, done, own, states, submitted.fed)
+    views = with_last_lines(views, gang=submitted.gang)
     return [_by_decision(view, states, events, attempt) for view in views]
 
 

@@ -79,7 +79,7 @@ class Cluster:
                 from tests.cluster.watcher import start_watcher
 
                 self._processes.add("watcher", start_watcher(self.root, self.root / "log" / "watcher.out").pid)
-            self._write_settings(cgroups=self._memory.make())
+            self._write_settings(cgroups=self.spec.cgroups and self._memory.make())
             self._hosts.start_controller_host()
             self._start_munge()
             if self.spec.accounting:
