@@ -45,7 +45,8 @@ def _figures(figures: dict[str, float]) -> str:
     return "  ".join(f"{name.replace('_per_', '/')} {value:.4g}" for name, value in figures.items())
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -89,10 +90,8 @@ class _LineStage:
         count = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
         left = ""
         if self._total is not None and 0 < self._done < self._total:
-            left = f"  {_duration((self._total - self._done) / rate)} left"
-        line = (
-            f"{self._name}: {count} {self._unit}  {rate:.3g}/s  {_duration(elapsed)}{left}  {_figures(self._figures)}"
-        )
+            left = f"  {duration((self._total - self._done) / rate)} left"
+        line = f"{self._name}: {count} {self._unit}  {rate:.3g}/s  {duration(elapsed)}{left}  {_figures(self._figures)}"
         print(line.rstrip(), file=self._out, flush=True)
 
     def advance(self, n: int = 1, **figures: float) -> None:
@@ -273,4 +272,4 @@ def beating(inner: Progress, beat: Callable[[], None]) -> Progress:
     return _Beating(inner, beat)
 
 
-__all__ = ["Message", "Meter", "Progress", "Stage", "beating", "console", "forwarding", "lines", "silent"]
+__all__ = ["Message", "Meter", "Progress", "Stage", "beating", "console", "duration", "forwarding", "lines", "silent"]

@@ -74,6 +74,9 @@ def _print_usage(root: Path, begin: datetime | None, *, as_json: bool) -> None:
     outcomes = [(paths, read_outcome(paths)) for paths in list_runs(root)]
     accounts = account([(paths, str(outcome["state"]) if outcome else "open") for paths, outcome in outcomes], begin)
     sums = totals(accounts)
+    if not accounts and not as_json:
+        print(f"no runs in {root}{f' since {begin:%Y-%m-%d %H:%M}' if begin else ''}")
+        return
     if as_json:
         users = {user: asdict(total) for user, total in sums.items()}
         print_json({"runs": [asdict(entry) for entry in accounts], "users": users})

@@ -9,6 +9,7 @@ import typer
 from phenomhpc.cli.complete import complete_run
 from phenomhpc.cli.output import print_json, print_table
 from phenomhpc.cli.runs import runs_folder
+from phenomhpc.progress import duration
 
 if TYPE_CHECKING:
     from phenomhpc.jobs.status import RunStatus
@@ -57,12 +58,14 @@ def facts_of(found: RunStatus) -> list[tuple[str, str]]:
         facts.append(("attempt", str(found.attempt)))
     if found.total:
         facts.append((found.noun, f"{found.done} of {found.total}"))
+    if found.parts_total:
+        facts.append((found.parts, f"{found.parts_done} of {found.parts_total}"))
     if found.running or found.waiting:
         facts.append(("tasks", f"{found.running} running, {found.waiting} waiting"))
-    if found.rate_per_s:
-        facts.append(("rate", f"{found.rate_per_s:.3g} {found.noun}/s"))
+    if found.rate_per_s or found.parts_per_s:
+        facts.append(("rate", rate_of(found)))
     if found.left_s is not None:
-        facts.append(("time left", f"{found.left_s / 60:.1f} min"))
+        facts.append(("time left", duration(found.left_s)))
     if found.loss is not None:
         facts.append(("loss", f"{found.loss:.4f}"))
     facts += [(f"failed: {name}", f"{count} task(s)") for name, count in found.failures.items()]
@@ -79,6 +82,14 @@ def facts_of(found: RunStatus) -> list[tuple[str, str]]:
     if found.report:
         facts.append(("report", found.report))
     return [*facts, ("folder", found.folder)]
+
+
+def rate_of(found: RunStatus) -> str:
+    """How fast a run is, in what the bar of a run here counts."""
+    if found.parts_per_s is None:
+        return f"{found.rate_per_s:.3g} {found.noun}/s"
+    raw = f", {found.raw_mb_per_s:.3g} raw MB/s" if found.raw_mb_per_s is not None else ""
+    return f"{found.parts_per_s:.3g} {found.parts}/s{raw}"
 
 
 def _hours(hours: Hours) -> str:

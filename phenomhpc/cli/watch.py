@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from phenomhpc.cli.status import facts_of
+from phenomhpc.cli.status import facts_of, rate_of
+from phenomhpc.progress import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,10 +43,10 @@ def line_of(status: RunStatus) -> str:
         words.append(f"{status.stage.id}: {status.stage.state}")
     if current.total:
         words.append(f"{current.done} of {current.total} {current.noun}")
-    if current.rate_per_s:
-        words.append(f"{current.rate_per_s:.3g}/s")
+    if current.rate_per_s or current.parts_per_s:
+        words.append(rate_of(current))
     if current.left_s is not None:
-        words.append(f"{current.left_s / 60:.1f} min left")
+        words.append(f"{duration(current.left_s)} left")
     if current.loss is not None:
         words.append(f"loss {current.loss:.4f}")
     words += [f"{count} {name}" for name, count in current.failures.items()]
@@ -90,13 +91,16 @@ def draw(status: RunStatus) -> RenderableType:
     for name, run, state in status.stages:
         mark = {"finished": "✓", "failed": "✗", "cancelled": "✗", "running": "▸"}.get(state, "·")
         parts.append(Text(f"  {mark} {name:10s} {state or '-':10s} {run}"))
-    if current.total:
+    # Fields where they are told: they move while a unit is being done.
+    done, total, noun = current.done, current.total, current.noun
+    if current.parts_total:
+        done, total, noun = current.parts_done, current.parts_total, current.parts
+    if total:
         row = Table.grid(padding=(0, 1))
-        count = f"{current.done} of {current.total} {current.noun}"
-        row.add_row("  ", ProgressBar(total=current.total, completed=current.done, width=BAR_WIDTH), count)
+        row.add_row("  ", ProgressBar(total=total, completed=done, width=BAR_WIDTH), f"{done} of {total} {noun}")
         parts.append(row)
     facts = Table.grid(padding=(0, 2))
     for fact, value in facts_of(current):
-        if fact not in _IN_BAR and fact != current.noun:
+        if fact not in _IN_BAR and fact != noun:
             facts.add_row(f"  {escape(fact)}", escape(value))
     return Group(*parts, facts)

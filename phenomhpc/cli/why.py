@@ -11,7 +11,8 @@ from phenomhpc.cli.output import print_json
 from phenomhpc.cli.runs import runs_folder
 
 if TYPE_CHECKING:
-    from phenomhpc.jobs.why import TaskFailure, Why
+    from phenomhpc.jobs.failures import TaskFailure
+    from phenomhpc.jobs.why import Why
 
 MAX_SHOWN = 5
 MAX_TRACEBACK_LINES = 30

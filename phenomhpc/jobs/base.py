@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from phenomhpc.runs import RunPaths, TaskContext, Unit
 
 KINDS = ("convert", "rechunk", "pretrain", "embed", "evaluate", "run")
+# What Unit.count counts, by the kind of unit, where that is more than the units themselves.
+COUNTED = {"convert": "fields", "rechunk": "fields", "embed": "crops"}
 
 
 @dataclass(frozen=True, kw_only=True)

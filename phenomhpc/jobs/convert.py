@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from phenomhpc.config.models import ConvertConfig
 from phenomhpc.errors import StopRequested, UsageError, WorkError
-from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
+from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
+from phenomhpc.jobs.parts import Parts
 from phenomhpc.jobs.survey import (
     Survey,
     declared_head,
@@ -39,7 +40,6 @@ from phenomhpc.jobs.survey import (
 )
 from phenomhpc.plates import PlateFolder
 from phenomhpc.plates.metadata import PlateWells, unmatched
-from phenomhpc.progress import Meter
 from phenomhpc.runs import Unit, read_record
 from phenomhpc.store.annotate import wells_of, words_of, write_unmatched
 from phenomhpc.store.convert import ASSUMED_BYTES_PER_S, KIND, Work, convert_unit, shard_unit, write_facts
@@ -175,11 +175,11 @@ def _convert(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
     set_aside: list[tuple[str, str]] = []
     survey_again(ctx.paths, config, by_plate)
     store = create_store(config.store, _spec(config, ctx.paths)) if by_plate else None
-    with ctx.progress.stage("convert", sum(unit.count for unit in ctx.units), "fields") as stage:
-        meter = Meter(stage)
+    with ctx.progress.stage(KIND, sum(unit.count for unit in ctx.units), COUNTED[KIND]) as stage:
+        parts = Parts(ctx, stage)
         for key, units in sorted(by_plate.items()):
             assert store is not None
-            set_aside += _convert_plate(config, ctx, store, key, units, meter)
+            set_aside += _convert_plate(config, ctx, store, key, units, parts)
     return TaskOutcome(units_done=len(ctx.units), set_aside=tuple(set_aside))
 
 
@@ -191,7 +191,7 @@ def _spec(config: ConvertConfig, paths: RunPaths) -> DatasetSpec:
 
 
 def _convert_plate(
-    config: ConvertConfig, ctx: TaskContext, store: Store, key: str, units: Sequence[Unit], meter: Meter
+    config: ConvertConfig, ctx: TaskContext, store: Store, key: str, units: Sequence[Unit], parts: Parts
 ) -> list[tuple[str, str]]:
     survey = next(survey for survey in noted_surveys(ctx.paths, [key]))
     plate, geometry = declared_plate(ctx.paths, key), geometry_of(config, survey, store.spec)
@@ -205,10 +205,10 @@ def _convert_plate(
         work = Work(
             attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence, verify=config.verify
         )
-        started = time.monotonic()
-        record = convert_unit(store, plate, geometry, unit, work, treatment_of(config, survey), meter.advance)
+        parts.begin(unit)
+        record = convert_unit(store, plate, geometry, unit, work, treatment_of(config, survey), parts.part)
         set_aside += record.set_aside
-        ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside))
+        parts.end(len(record.set_aside))
     return set_aside
 
 

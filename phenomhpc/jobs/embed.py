@@ -6,7 +6,6 @@ of the pixels.  The folder of the embeddings is bound to what made them (embed/f
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,8 @@ from phenomhpc.embed.table import OK
 from phenomhpc.embed.unit import CHECKPOINT, Pixels, Writer, embed_unit, is_done
 from phenomhpc.embed.wells import PlateWells, plan_wells
 from phenomhpc.errors import StopRequested, UsageError, WorkError
-from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
+from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
+from phenomhpc.jobs.parts import Parts
 from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, newest_committed, read_meta
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, TaskContext, Unit, digest_of, find_run
@@ -170,8 +170,9 @@ def run(config: EmbedConfig, ctx: TaskContext) -> TaskOutcome:
     set_aside: list[tuple[str, str]] = []
     with (
         open_pixels(source.snapshot, source.meta.illumination) as reader,
-        ctx.progress.stage("embed", sum(unit.count for unit in ctx.units), "crops") as stage,
+        ctx.progress.stage("embed", sum(unit.count for unit in ctx.units), COUNTED["embed"]) as stage,
     ):
+        parts = Parts(ctx, stage)
         for unit in ctx.units:
             if ctx.stop_requested():
                 raise StopRequested(f"run {ctx.paths.id}: stopped as asked before plate {unit.unit_id}")
@@ -186,7 +187,7 @@ def run(config: EmbedConfig, ctx: TaskContext) -> TaskOutcome:
             if is_done(folder, plate, digest):
                 stage.advance(unit.count)
                 continue
-            started = time.monotonic()
+            parts.begin(unit)
             record = embed_unit(
                 plate,
                 wells,
@@ -196,10 +197,10 @@ def run(config: EmbedConfig, ctx: TaskContext) -> TaskOutcome:
                 paths=folder,
                 digest=digest,
                 writer=writer,
-                stage=stage,
+                stage=parts,
             )
             set_aside += record.set_aside
-            ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside))
+            parts.end(len(record.set_aside))
     return TaskOutcome(units_done=len(ctx.units), set_aside=tuple(set_aside))
 
 

@@ -8,12 +8,20 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phenomhpc.config import AnyConfig, ConvertConfig, EmbedConfig, PretrainConfig, RechunkConfig
-from phenomhpc.config.models import RunConfig
+from phenomhpc.config import (
+    AnyConfig,
+    ConvertConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    PretrainConfig,
+    RechunkConfig,
+    RunConfig,
+)
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.attempts import exclusions, is_gang, submission_of, units_of
 from phenomhpc.jobs.base import ArrayPlan, GangPlan, Plan, load
@@ -29,6 +37,9 @@ from phenomhpc.slurm.render import render
 # File systems that one machine has for itself, unless it serves them to others.
 LOCAL_TYPES = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "overlay", "tmpfs", "ramfs"})
 GIB = 2**30
+UNTRIED = (
+    "cluster.container: scripts with a container are tested as text and were never run in one; look at --dry-run first"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +182,10 @@ def file_system_of(path: Path, mounts: str) -> str:
 
 
 def _warnings(config: AnyConfig, facts: ClusterFacts | None, paths: RunPaths) -> tuple[str, ...]:
+    return (*_of_local_disks(config, facts, paths), *([UNTRIED] if config.cluster.container else []))
+
+
+def _of_local_disks(config: AnyConfig, facts: ClusterFacts | None, paths: RunPaths) -> tuple[str, ...]:
     partition = facts.partition(config.cluster.partition) if facts else None
     if partition is None or partition.num_nodes < 2:
         return ()
@@ -180,7 +195,7 @@ def _warnings(config: AnyConfig, facts: ClusterFacts | None, paths: RunPaths) ->
         return ()
     local = {
         name: kind
-        for name, path in folders_of(config, paths).items()
+        for name, path in {**folders_of(config, paths), **_environment(config)}.items()
         if (kind := file_system_of(path, mounts)) in LOCAL_TYPES
     }
     if not local:
@@ -192,10 +207,16 @@ def _warnings(config: AnyConfig, facts: ClusterFacts | None, paths: RunPaths) ->
     )
 
 
+def _environment(config: AnyConfig) -> dict[str, Path]:
+    """The Python that the tasks are started with; a container brings its own."""
+    return {} if config.cluster.container else {f"Python ({sys.prefix})": Path(sys.prefix)}
+
+
 def invisible(config: AnyConfig, paths: RunPaths) -> list[str]:
     """Folders that a task needs and does not see on its node, one sentence each."""
     read = [Path(config.store)] if isinstance(config, EmbedConfig | RechunkConfig) else []
     read += [Path(store) for store in config.store] if isinstance(config, PretrainConfig) else []
+    read += [Path(config.embeddings), Path(config.annotations)] if isinstance(config, EvaluateConfig) else []
     if isinstance(config, ConvertConfig):
         read += [Path(plates) for plates in config.plates if not set("*?[") & set(plates)]
     return [f"{path}: is not there on {socket.gethostname()}" for path in read if not path.exists()]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from phenomhpc.config.models import RechunkConfig
 from phenomhpc.errors import DamagedInputError, StopRequested, UsageError, WorkError
-from phenomhpc.jobs.base import ArrayPlan, Summary, TaskOutcome
-from phenomhpc.progress import Meter
+from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
+from phenomhpc.jobs.parts import Parts
 from phenomhpc.runs import Unit
 from phenomhpc.store.carry import carry_plate, carry_store
 from phenomhpc.store.convert import Work
@@ -123,22 +122,22 @@ def _run(config: RechunkConfig, ctx: TaskContext) -> TaskOutcome:
     for unit in ctx.units:
         by_plate[str(unit.plate)].append(unit)
     damage: list[DamagedField] = []
-    with ctx.progress.stage(KIND, sum(unit.count for unit in ctx.units), "fields") as stage:
-        meter = Meter(stage)
+    with ctx.progress.stage(KIND, sum(unit.count for unit in ctx.units), COUNTED[KIND]) as stage:
+        parts = Parts(ctx, stage)
         for plate, units in sorted(by_plate.items()):
             copy = PlateCopy.of(source, target.paths, target.spec, plate)
             write_array_metadata(target.paths, plate, target.spec, copy.want, attributes_of(source.paths, plate))
             for unit in units:
                 if ctx.stop_requested():
                     raise StopRequested(f"run {ctx.paths.id}: stopped as asked before {unit.unit_id}")
-                started = time.monotonic()
+                parts.begin(unit)
                 try:
-                    record = copy_shard(copy, unit.first // copy.want.fields_per_shard, work, meter.advance)
+                    record = copy_shard(copy, unit.first // copy.want.fields_per_shard, work, parts.part)
                 except DamagedField as error:
                     stage.note(str(error))
                     damage.append(error)
                     continue
-                ctx.tell_unit(unit, time.monotonic() - started, len(record.set_aside))
+                parts.end(len(record.set_aside))
     if damage:
         more = f" (and {len(damage) - 1} more shard(s) of this task)" if len(damage) > 1 else ""
         raise DamagedInputError(

@@ -6,25 +6,20 @@ import fcntl
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
-from phenomhpc.config import AnyConfig, PipelineConfig, RunConfig, load_run_config
+from phenomhpc.config import PipelineConfig, load_run_config
 from phenomhpc.errors import UnreachableError
-from phenomhpc.jobs.attempts import AFTER, CLUSTER, STEWARD_TASK, is_gang, stage_paths, stage_runs_of
+from phenomhpc.jobs.attempts import AFTER, CLUSTER, STEWARD_TASK, stage_paths, stage_runs_of
+from phenomhpc.jobs.counting import Rate, count_done, rate_of
 from phenomhpc.jobs.usage import Usage, run_usage
 from phenomhpc.runs import (
-    UNITS,
     Event,
     RunPaths,
-    count_units,
-    first_kind,
     list_runs,
     read_log,
-    read_manifest,
     read_outcome,
     read_provenance,
-    unit_ids,
 )
 from phenomhpc.slurm.observe import Accounting, Observation, observe, with_forgotten, with_submitted
 from phenomhpc.slurm.queue import Queue, query_queue
@@ -36,23 +31,14 @@ AT_WORK = frozenset({"RUNNING", "COMPLETING", "STOPPED", "SUSPENDED", "SIGNALING
 
 
 @dataclass(frozen=True, kw_only=True)
-class Count:
-    """How much is done, over all attempts; `loss` of the newest step that was written down, of a training run."""
-
-    done: int = 0
-    total: int | None = None
-    noun: str = "units"
-    loss: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunStatus:
     """state: queued, running, finished, failed, cancelled or unknown, and why in `message`.
 
-    done and total count `noun`; rate per second; loss of the newest step; running and waiting count tasks, failures the
-    newest attempt's tasks by class; usage: GPU and core hours; last_known: what the run directory tells where the state is
-    unknown; stages: (stage, run, state) of a pipeline, and in `stage` the status of the one it is at.  The rest is None or
-    empty where it does not apply.
+    done and total count `noun`; parts_done and parts_total what those consist of (`parts`: fields, crops; "" where that is not
+    told); rates of both, and of raw data in 10^6 bytes, per second, while it runs; loss of the newest step; running and waiting
+    count tasks, failures the newest attempt's tasks by class; usage: GPU and core hours; last_known: what the run directory
+    tells where the state is unknown; stages: (stage, run, state) of a pipeline, and in `stage` the status of the one it is at.
+    The rest is None or empty where it does not apply.
     """
 
     id: str
@@ -66,7 +52,12 @@ class RunStatus:
     done: int = 0
     total: int | None = None
     noun: str = "units"
+    parts: str = ""
+    parts_done: int = 0
+    parts_total: int = 0
     rate_per_s: float | None = None
+    parts_per_s: float | None = None
+    raw_mb_per_s: float | None = None
     left_s: float | None = None
     loss: float | None = None
     running: int = 0
@@ -163,7 +154,7 @@ def run_status(
         seen = observe(paths, queue, accounting=accounting, events=events)
         state, message = _state(paths, seen, stages)
     count = count_done(paths, config, events)
-    rate, left = _rate(events, count) if state == RUNNING else (None, None)
+    rate = rate_of(events, count) if state == RUNNING else Rate()
     tasks = seen.tasks if seen else ()
     running = {task.task for task in tasks if task.live and task.state in AT_WORK}
     return RunStatus(
@@ -178,8 +169,13 @@ def run_status(
         done=count.done,
         total=count.total,
         noun=count.noun,
-        rate_per_s=rate,
-        left_s=left,
+        parts=count.parts,
+        parts_done=count.parts_done,
+        parts_total=count.parts_total,
+        rate_per_s=rate.per_s,
+        parts_per_s=rate.parts_per_s,
+        raw_mb_per_s=rate.raw_mb_per_s,
+        left_s=rate.left_s,
         loss=count.loss,
         running=len(running),
         waiting=sum(task.live for task in tasks) - len(running),
@@ -249,58 +245,6 @@ def _state_here(paths: RunPaths, events: Sequence[Event]) -> tuple[str, str]:
     return UNKNOWN, f"its process is gone (last event: {last}); run the same command again to go on"
 
 
-def count_done(paths: RunPaths, config: AnyConfig, events: Sequence[Event]) -> Count:
-    """From the run directory alone."""
-    if isinstance(config, PipelineConfig):
-        runs = [stage_paths(paths, config, stage) for stage in config.stages]
-        ended = [read_outcome(run) for run in runs if run.root.is_dir()]
-        done = sum(outcome is not None and outcome["state"] == "finished" for outcome in ended)
-        return Count(done=done, total=len(runs), noun="stages")
-    if isinstance(config, RunConfig):
-        done = any(event["event"] == "finished" for event in events)
-        return Count(done=int(done), total=1, noun="commands")
-    if is_gang(config):
-        step, loss = _newest_step(paths)
-        return Count(done=step, total=config.optim.steps, noun="steps", loss=loss)  # type: ignore[union-attr]
-    return _count_units(paths, events)
-
-
-def _count_units(paths: RunPaths, events: Sequence[Event]) -> Count:
-    """Units that were committed, or whose task has finished (it found some done already), of those that were ever planned."""
-    newest = paths.last_attempt()
-    manifest = paths.attempt(newest).manifest
-    if not manifest.is_file():
-        done = unit_ids(events)
-        return Count(done=len(done), total=len(done) or None)
-    own = [event for event in events if event["attempt"] == newest]
-    finished: dict[int, int | None] = {
-        event["task"]: event.get("units_done") for event in own if event["event"] == "finished"
-    }
-    now = unit_ids(event for event in own if event["task"] not in finished)
-    before = _first_of_stage(paths, newest)
-    earlier = unit_ids(event for event in events if before <= event["attempt"] < newest)
-    if not earlier and None not in finished.values():  # how many there are is known without the names of all
-        planned = [event["num_units"] for event in own if event["event"] == "submitted" and "num_units" in event]
-        total = planned[-1] if planned else count_units(manifest)
-        return Count(done=sum(num or 0 for num in finished.values()) + len(now), total=total or None)
-    table = read_manifest(manifest, columns=("unit_id", "task")).table
-    names, tasks = table["unit_id"].to_pylist(), table["task"].to_pylist()
-    done = earlier | now | {name for name, task in zip(names, tasks, strict=True) if task in finished}
-    return Count(done=len(done), total=len(done.union(names)) or None)
-
-
-def _first_of_stage(paths: RunPaths, newest: int) -> int:
-    """The first attempt of the stage that the newest one belongs to: units of other stages are another kind."""
-    kind = first_kind(paths.attempt(newest).manifest)
-    first = newest
-    while first > 1:
-        manifest = paths.attempt(first - 1).manifest
-        if manifest.is_file() and first_kind(manifest) not in (kind, None):
-            break
-        first -= 1
-    return first
-
-
 def progress_of(paths: RunPaths) -> str:
     """One line, without asking Slurm."""
     config, events = load_run_config(paths.run_yaml), read_log(paths)
@@ -309,37 +253,6 @@ def progress_of(paths: RunPaths) -> str:
     count = count_done(paths, config, events)
     loss = f", loss {count.loss:.4f}" if count.loss is not None else ""
     return f"{paths.id}: {count.done} of {count.total if count.total is not None else '?'} {count.noun}{loss}"
-
-
-def _newest_step(paths: RunPaths) -> tuple[int, float | None]:
-    """Step and loss of the newest metrics file; they are written at checkpoints and every few logged steps."""
-    import pyarrow.parquet as pq
-
-    files = paths.metrics.glob("*.parquet") if paths.metrics.is_dir() else ()
-    newest = max(files, key=lambda path: path.stem.split("-")[::-1], default=None)
-    if newest is None:
-        return 0, None
-    table = pq.read_table(newest, columns=["step", "loss"])
-    return int(table["step"][-1].as_py()) + 1, float(table["loss"][-1].as_py())
-
-
-def _rate(events: Sequence[Event], count: Count) -> tuple[float | None, float | None]:
-    """Units, or steps between checkpoints, per second in the newest attempt, and the seconds left at that rate."""
-    newest = max((event["attempt"] for event in events if event["event"] == "started"), default=0)
-    recent = [event for event in events if event["attempt"] == newest]
-    saved = [event for event in recent if event["event"] == "checkpoint"]
-    num_units = len(unit_ids(recent))
-    if len(saved) > 1:
-        began, ended, num = saved[0], saved[-1], saved[-1]["step"] - saved[0]["step"]
-    elif num_units:
-        began = next(event for event in recent if event["event"] == "started")
-        ended, num = [event for event in recent if event["event"] in {"unit", UNITS}][-1], num_units
-    else:
-        return None, None
-    seconds = (datetime.fromisoformat(ended["time"]) - datetime.fromisoformat(began["time"])).total_seconds()
-    rate = num / max(seconds, 1e-3)
-    left = (count.total - count.done) / rate if count.total is not None and rate > 0 else None
-    return rate, left
 
 
 def _stages(

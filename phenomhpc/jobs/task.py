@@ -87,10 +87,10 @@ def run_task(
         ctx.events.emit("started", start=0, units=len(ctx.units), pid=os.getpid(), cpus=len(os.sched_getaffinity(0)))
     try:
         outcome = load(config.kind).run(config, ctx)
-        ctx.events.emit("finished", units_done=outcome.units_done, set_aside=len(outcome.set_aside))
+        done = outcome.units_done + len(before)  # of the task, whichever start did them
+        ctx.events.emit("finished", units_done=done, set_aside=len(outcome.set_aside))
     except Exception as error:
         return _failed(ctx, error)
-    done = outcome.units_done + len(before)
     tally = {"attempt": attempt, "token": claimed, "ended": now(), "units_done": done}
     set_aside = [
         *([unit_id, f"{count} set aside by an earlier start"] for unit_id, count in before.items() if count),

@@ -6,7 +6,8 @@ A *start* is one process of one task: an attempt has several where Slurm requeue
             What Slurm runs again by itself is not asked for a second time, so used may exceed asked
     used    sum over starts of its devices x its seconds: `ended` tells them; else from `started` to the last sign of life
             (event or metrics row) before the task's next start; to the present moment while Slurm says it runs
-    useful  array: the seconds of every committed unit, each unit once (its latest commit) x the start's devices
+    useful  array: the seconds of every committed unit, each unit once (its latest commit), and of a task that lives those
+            since its newest (or its start), which it has yet to commit, x the start's devices
             gang: the seconds of every step that is in the newest checkpoint, or that a living gang has yet to commit, each
             step once (the latest attempt's) x the devices of the starts that lived at its end.  A step lasts from the end of
             the one before it; the first after a start, whose beginning nobody wrote down, counts as the median step
@@ -28,12 +29,12 @@ from statistics import median
 
 from phenomhpc.config import AnyConfig, PipelineConfig, RunConfig, load_run_config
 from phenomhpc.jobs.attempts import is_gang, stage_runs_of
-from phenomhpc.runs import UNITS, Event, RunPaths, read_log, read_provenance
+from phenomhpc.runs import PROGRESS, UNITS, Event, RunPaths, read_log, read_provenance
 
 HOUR_S = 3600.0
 # Events of the steward and of the guard's end do not mean that work was going on.
 _LAST = frozenset({"preempted", "failed", "finished"})
-_SIGNS = _LAST | {"resumed", "unit", "checkpoint", "set_aside"}
+_SIGNS = _LAST | {"resumed", "unit", PROGRESS, "checkpoint", "set_aside"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,8 @@ class Asked:
 class Start:
     """One start of one task: when it began and ended (seconds since 1970), its devices, the seconds its units took.
 
-    is_over: it said itself that it ends.  kept: it ended well, or further than it began.
+    is_over: it said itself that it ends.  kept: it ended well, or further than it began.  open_s: seconds of work that a living
+    one has yet to commit.
     """
 
     attempt: int
@@ -91,6 +93,8 @@ class Start:
     cores: int = 1
     unit_s: dict[str, float] = field(default_factory=dict)
     kept: bool = False
+    committed: float = 0.0
+    open_s: float = 0.0
 
 
 def seconds(time: str) -> float:
@@ -126,7 +130,7 @@ def starts_of(
     last = max((start.attempt for start in starts), default=0)
     for (attempt, task), start in newest.items():
         if attempt == last and task in live and not start.is_over:
-            start.ended = now
+            start.ended, start.open_s = now, max(0.0, now - max(start.began, start.committed))
     return starts
 
 
@@ -142,10 +146,12 @@ def _extend(start: Start, event: Event, time: float) -> None:
                 told or max(0.0, ended - before) for told, (before, ended) in zip(lengths, pairwise(ends), strict=True)
             ]
         start.unit_s.update(zip(event["unit_ids"], lengths, strict=True))
+        start.committed = time
         start.ended, start.is_over = max(start.ended, time), False
     elif event["event"] in _SIGNS:
         if event["event"] == "unit":
             start.unit_s[str(event["unit_id"])] = float(event.get("seconds") or time - start.ended)
+            start.committed = time
         start.is_over = event["event"] in _LAST
         start.ended = max(start.ended, time)
 
@@ -169,13 +175,15 @@ def _live_by_metrics(starts: Sequence[Start], rows: Sequence[tuple[int, int, flo
 
 
 def useful_of_units(starts: Iterable[Start]) -> tuple[float, float]:
-    """(GPU seconds, core seconds) that led to committed units, each unit once."""
+    """(GPU seconds, core seconds) that led to committed units, each unit once, or may still."""
     latest: dict[str, tuple[float, Start]] = {}
+    still: list[tuple[float, Start]] = []
     for start in starts:
+        still.append((start.open_s, start))
         latest.update({unit: (length, start) for unit, length in start.unit_s.items()})
     return (
-        sum(length * start.gpus for length, start in latest.values()),
-        sum(length * start.cores for length, start in latest.values()),
+        sum(length * start.gpus for length, start in [*latest.values(), *still]),
+        sum(length * start.cores for length, start in [*latest.values(), *still]),
     )
 
 

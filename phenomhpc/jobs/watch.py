@@ -24,7 +24,9 @@ def next_pause(pause_s: float, changed: bool) -> float:
 def essence(status: RunStatus) -> RunStatus:
     """A status without what changes by the clock alone."""
     stage = essence(status.stage) if status.stage else None
-    return replace(status, usage=Usage(), rate_per_s=None, left_s=None, stage=stage)
+    return replace(
+        status, usage=Usage(), rate_per_s=None, parts_per_s=None, raw_mb_per_s=None, left_s=None, stage=stage
+    )
 
 
 def follow(

@@ -7,6 +7,7 @@ fence.py who may still write, heartbeat.py who is alive, run.py makes, finds and
 from phenomhpc.commit import TEMPORARY, commit, commit_first, committing, make_folder, new_token, remove_temporaries
 from phenomhpc.runs.context import TaskContext
 from phenomhpc.runs.events import (
+    PROGRESS,
     UNITS,
     Event,
     EventWriter,
@@ -35,6 +36,7 @@ from phenomhpc.runs.units import Unit, Units
 
 __all__ = [
     "PACKAGE",
+    "PROGRESS",
     "TEMPORARY",
     "UNITS",
     "AttemptPaths",

@@ -43,11 +43,13 @@ class TaskContext:
         """Has Slurm's signal, or a person, asked this task to commit and leave?"""
         return self.paths.attempt(self.attempt).stop_file(self.task).exists()
 
-    def tell_unit(self, unit: Unit, seconds: float, set_aside: int = 0) -> None:
-        """Write down that a unit was committed, how long it took, and of how much input it was made without."""
+    def tell_unit(self, unit: Unit, seconds: float, set_aside: int = 0, num_bytes: int | None = None) -> None:
+        """Write down that a unit was committed, how long it took, of how much input it was made without, and how much was read
+        for it (None: nobody counted)."""
+        read = {} if num_bytes is None else {"bytes": num_bytes}
         self.events.emit(
-            "unit", unit_id=unit.unit_id, count=unit.count, seconds=seconds, cost_s=unit.cost_s, set_aside=set_aside
-        )
+            "unit", unit_id=unit.unit_id, count=unit.count, seconds=seconds, cost_s=unit.cost_s, set_aside=set_aside, **read
+        )  # fmt: skip
 
     def set_aside(self, unit: Unit, reason: str) -> tuple[str, str]:
         """Write down that a whole unit's input is bad and its work is not to be done; (thing, reason) for the outcome."""

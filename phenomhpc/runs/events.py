@@ -101,17 +101,20 @@ def _in_order(events: Iterable[Event]) -> list[Event]:
 # apart, and the few fields that anybody wants are taken from them, without reading them as JSON.
 _UNIT_MARK = b'"event":"unit"'
 _UNIT = re.compile(
-    rb'\{"attempt":\d+,.*?"event":"unit",.*?(?:"seconds":([^,]+),)?"seq":(\d+),"set_aside":\d+,'
+    rb'\{"attempt":\d+,(?:"bytes":(\d+),)?(?:"cost_s":[^,]+,)?(?:"count":(\d+),)?"event":"unit",.*?'
+    rb'(?:"seconds":([^,]+),)?"seq":(\d+),"set_aside":\d+,'
     rb'"task":\d+,"time":"([^"]+)","token":"[^"\\]*","unit_id":"([^"\\]*)"\}'
 )
 UNITS = "units"
+# How far within a unit a task has come.
+PROGRESS = "progress"
 
 
 def read_log(paths: RunPaths, *, attempt: int | None = None) -> list[Event]:
     """As read_events, but the `unit` events between two others of a task are told together, as one event `units`.
 
-    It stands at the time of the last of them, and has their unit_ids and, as far as they were told, seconds (else None), and
-    the time of each in `times`.
+    It stands at the time of the last of them, and has of each its unit_ids, times and, as far as they were told, seconds,
+    counts and bytes (else None).
     """
     return _in_order(event for path in _files(paths, attempt) for event in _gathered(path))
 
@@ -144,29 +147,35 @@ def unit_ids(events: Iterable[Event]) -> set[str]:
 
 def _gathered(path: Path) -> Iterator[Event]:
     attempt, _, task = path.stem.partition("-")
-    units: list[tuple[int, str, str, float | None]] = []
+    units: list[tuple[int, str, str, float | None, int | None, int | None]] = []
 
     def told() -> Iterator[Event]:
         if not units:
             return
         yield {
             "event": UNITS, "attempt": int(attempt), "task": int(task), "seq": units[-1][0], "time": units[-1][1],
-            "times": [time for _, time, _, _ in units], "unit_ids": [unit for _, _, unit, _ in units],
-            "seconds": [seconds for _, _, _, seconds in units],
+            "times": [unit[1] for unit in units], "unit_ids": [unit[2] for unit in units],
+            "seconds": [unit[3] for unit in units], "counts": [unit[4] for unit in units], "bytes": [unit[5] for unit in units],
         }  # fmt: skip
         units.clear()
 
     for line in path.read_bytes().splitlines():
         match = _UNIT.fullmatch(line) if _UNIT_MARK in line else None
         if match is not None:
-            seconds, seq, time, unit = match.groups()
-            units.append((int(seq), time.decode(), unit.decode(), float(seconds) if seconds else None))
+            num_bytes, count, seconds, seq, time, unit = match.groups()
+            told_of = (
+                float(seconds) if seconds else None,
+                int(count) if count else None,
+                int(num_bytes) if num_bytes else None,
+            )
+            units.append((int(seq), time.decode(), unit.decode(), *told_of))
             continue
         event = _event(line)
         if event is None:
             continue
         if event["event"] == "unit":  # with a name that JSON spells otherwise
-            units.append((event["seq"], event["time"], str(event["unit_id"]), event.get("seconds")))
+            more = (event.get("seconds"), event.get("count"), event.get("bytes"))
+            units.append((event["seq"], event["time"], str(event["unit_id"]), *more))
             continue
         yield from told()
         yield event

@@ -2,7 +2,7 @@
 
 | class | seen as | decision | counts |
 |---|---|---|---|
-| oom | Slurm: OUT_OF_MEMORY; the kernel's count; MemoryError | next attempt with twice the memory, twice at most | yes |
+| oom | Slurm: OUT_OF_MEMORY, its log; the kernel's count; MemoryError | next attempt with twice the memory, twice at most | yes |
 | timeout | Slurm: TIMEOUT; stopped near the limit | next attempt, from what was committed | no |
 | node_fail | Slurm: NODE_FAIL; killed by a signal; vanished; lost peers; the gate | next attempt; a sick node is excluded | yes |
 | preempted | Slurm: PREEMPTED; stopped far from the limit | next attempt, from what was committed | no |
@@ -82,9 +82,11 @@ _ORDER = (Action.STAY_CANCELLED, Action.STOP, Action.MORE_MEMORY, Action.NEXT_AT
 
 # The environment's doing: they end an attempt and say nothing about it.
 FREE = frozenset({FailureClass.PREEMPTED, FailureClass.TIMEOUT})
-# Ends that a run must not repeat at the same point; so is a crash, a task killed by a signal.
+# How a task is called of whose end nothing is known, and one that ended and left no event.
+VANISHED, WITHOUT_A_WORD = "vanished", "without a word"
 # Event: an elastic gang that lost its first node ended, or requeued, its own job; Slurm then calls it cancelled.
 HEAD_LOST = "head_lost"
+# Ends that a run must not repeat at the same point; so is a crash, a task killed by a signal.
 MUST_PROGRESS = frozenset({FailureClass.TIMEOUT, FailureClass.HANG})
 MEMORY_FACTOR = 2
 MAX_MORE_MEMORY = 2
@@ -163,8 +165,8 @@ def classify(last: Event | None, job: JobState | None) -> tuple[FailureClass, st
     if last is not None and last["event"] == "preempted":
         return FailureClass.PREEMPTED, str(last.get("message", ""))
     if state in _ENDED:
-        return FailureClass.CODE_ERROR, f"ended as {state} without a word; its log may tell"
-    return FailureClass.NODE_FAIL, "vanished: neither an event nor Slurm tells how it ended"
+        return FailureClass.CODE_ERROR, f"ended as {state} {WITHOUT_A_WORD}; its log may tell"
+    return FailureClass.NODE_FAIL, f"{VANISHED}: neither an event nor Slurm tells how it ended"
 
 
 def _slurm_class(state: str, job: JobState | None) -> tuple[FailureClass, str]:
@@ -189,8 +191,8 @@ def classify_gang(last: Mapping[int, Event], job: JobState | None) -> tuple[Fail
     if failed:
         return FailureClass.NODE_FAIL, f"the nodes lost each other: {failed[0].get('message', '')}"
     if state in _ENDED and not last:
-        return FailureClass.CODE_ERROR, f"ended as {state} without a word; its log may tell"
-    return FailureClass.NODE_FAIL, "vanished: neither an event nor Slurm tells how it ended"
+        return FailureClass.CODE_ERROR, f"ended as {state} {WITHOUT_A_WORD}; its log may tell"
+    return FailureClass.NODE_FAIL, f"{VANISHED}: neither an event nor Slurm tells how it ended"
 
 
 def _last_words(events: Iterable[Event]) -> dict[int, Event]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from phenomhpc.runs import Event, RunPaths, read_events_but_units
 from phenomhpc.slurm.decide import TaskView, view_gang, view_tasks
+from phenomhpc.slurm.last_lines import with_last_lines
 from phenomhpc.slurm.queue import JobState, Queue, query_accounting, query_queue
 from phenomhpc.slurm.record import SubmittedJobs, adopt, read_submitted
 
@@ -79,6 +80,8 @@ def observe(
         live = {job.job_id for job in jobs.values() if job.is_live}
         logs = paths.log_names(submitted.num_tasks, attempt)
         tasks = view_gang(logs, done, own, jobs) if submitted.gang else view_tasks(logs, done, own, jobs, submitted.fed)
+        if events is not None or not live:  # before all have ended nothing is decided
+            tasks = with_last_lines(tasks, gang=submitted.gang)
     return Observation(
         attempt=attempt,
         submitted=submitted,

@@ -114,7 +114,7 @@ def make_run(runs: Path, name: str, num_tasks: int, units_per_task: int) -> RunP
     units = pack(many_units(num_tasks * units_per_task), num_tasks)
     write_manifest(paths.attempt(attempt).manifest, units, token=token)
     chunks = (("5", 0, num_tasks),)
-    write_submitted(paths.attempt(attempt), SubmittedJobs(chunks=chunks, num_tasks=num_tasks, gang=False, steward="6"))
+    write_submitted(paths.attempt(attempt), SubmittedJobs(chunks=chunks, num_tasks=num_tasks, gang=False, steward="8"))
     paths.events.mkdir()
     paths.done.mkdir()
     began = datetime.now(UTC) - timedelta(hours=1)
@@ -154,7 +154,14 @@ def make_run(runs: Path, name: str, num_tasks: int, units_per_task: int) -> RunP
         finished = task < num_tasks // 2
         for unit in own[task] if finished else own[task][:-1]:
             at += 6.1
-            told = {"unit_id": unit, "count": 16, "seconds": 6.0123, "cost_s": 5.5, "set_aside": 0}
+            told = {
+                "unit_id": unit,
+                "count": 16,
+                "bytes": 1_132_462_080,
+                "seconds": 6.0123,
+                "cost_s": 5.5,
+                "set_aside": 0,
+            }
             entries.append((at, "unit", told))
         if finished:
             entries.append((at, "finished", {"units_done": len(own[task]), "set_aside": 0}))
@@ -182,7 +189,7 @@ class FakeClient:
     def runs(self, paths: RunPaths, num_tasks: int, first: int) -> None:
         """Tasks from `first` run; those before were forgotten; the steward waits."""
         lines = [f"5_{task}|RUNNING|None|n1|r||{paths.root}" for task in range(first, num_tasks)]
-        lines.append(f"6|PENDING|Dependency||steward-r||{paths.root}")
+        lines.append(f"8|PENDING|Dependency||steward-r||{paths.root}")
         (self._folder / "squeue.answer").write_text("\n".join(lines) + "\n")
 
     @property

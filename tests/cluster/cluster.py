@@ -79,7 +79,7 @@ class Cluster:
                 from tests.cluster.watcher import start_watcher
 
                 self._processes.add("watcher", start_watcher(self.root, self.root / "log" / "watcher.out").pid)
-            self._write_settings(cgroups=self._memory.make())
+            self._write_settings(cgroups=self.spec.cgroups and self._memory.make())
             self._hosts.start_controller_host()
             self._start_munge()
             if self.spec.accounting:
@@ -153,7 +153,7 @@ class Cluster:
         *,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
-        timeout: float = 60,
+        timeout: float = 180,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the login host; ClusterError with its output when it fails and `check` is set."""
@@ -177,17 +177,20 @@ class Cluster:
             )
 
     def wait_idle(self, limit_s: float = STEP_LIMIT_S) -> None:
-        """Until every node is idle."""
+        """Until every node is idle: no job of whoever was here before is on any."""
 
         def idle() -> bool:
-            done = self.run(["sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N"], check=False, timeout=15)
+            try:
+                done = self.run(["sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N"], check=False, timeout=15)
+            except subprocess.TimeoutExpired:
+                return False
             return len(done.stdout.split()) == self.spec.nodes
 
         wait_for("all nodes idle", idle, limit_s, self.root / "log" / "slurmctld.log")
 
     def node_state(self, number: int) -> str:
         """sinfo's short state of a node: idle, mix, alloc, down, ..."""
-        done = self.run(["sinfo", "-h", "-N", "-p", "main", "-n", self.spec.node_name(number), "-o", "%T"], timeout=15)
+        done = self.run(["sinfo", "-h", "-N", "-p", "main", "-n", self.spec.node_name(number), "-o", "%T"])
         return done.stdout.strip()
 
     # -- harm ---------------------------------------------------------------------------------------------------------

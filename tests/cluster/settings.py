@@ -23,7 +23,8 @@ class ClusterSpec:
     """Size of the pretended cluster, and slurm.conf values over the usual ones (None removes a key).
 
     accounting: MariaDB and slurmdbd; without them sacct and sacctmgr know nothing.  max_submit_jobs: what the association of
-    root, the only user, may have in the queue at once, enforced; array elements count one by one.
+    root, the only user, may have in the queue at once, enforced; array elements count one by one.  cgroups: memory is limited by
+    the kernel where its groups are ours to write; else slurmstepd looks and kills.
     """
 
     nodes: int = 4
@@ -32,6 +33,7 @@ class ClusterSpec:
     mem_mb: int = 16000
     accounting: bool = True
     max_submit_jobs: int | None = None
+    cgroups: bool = True
     overrides: Mapping[str, str | int | None] | None = None
 
     def node_name(self, number: int) -> str:
@@ -115,7 +117,7 @@ def slurm_conf(spec: ClusterSpec, root: Path, *, cgroups: bool) -> str:
     lines += [
         f"PartitionName=main {nodes} Default=YES PriorityTier=10",
         f"PartitionName=high {nodes} PriorityTier=100 PreemptMode=OFF",
-        f"PartitionName=low {nodes} PriorityTier=1 PreemptMode=REQUEUE GraceTime=15",
+        f"PartitionName=low {nodes} PriorityTier=1 PreemptMode=REQUEUE GraceTime=60",
     ]
     return "\n".join(lines) + "\n"
 

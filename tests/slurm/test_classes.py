@@ -24,6 +24,7 @@ from phenomhpc.config import load_run_config
 from phenomhpc.runs import Event, RunPaths, read_events
 from tests.cluster import Cluster
 from tests.cluster.cluster import wait_until
+from tests.cluster.memory import MemoryGroups
 from tests.slurm.provoking import LIMIT_S, Crew, Lab, crew_of, make_lab, number_of, of_kind
 
 
@@ -75,7 +76,7 @@ def provoked(lab: Lab, request: pytest.FixtureRequest) -> Iterator[dict[str, Fut
 
         futures |= {key: pool.submit(after_calm, what) for key, what in wanted(HARM).items()}
         yield futures
-    lab.cluster.wait_idle(180)
+    lab.cluster.wait_idle()
 
 
 def crew(lab: Lab, run: RunPaths, node: int) -> Crew:
@@ -132,6 +133,8 @@ def provoke_oom(lab: Lab) -> Seen:
 
 
 def test_oom_gets_more_memory_and_is_done(lab: Lab, provoked: dict[str, Future[Seen]]) -> None:
+    if not MemoryGroups(lab.cluster.root).exist:
+        pytest.skip("no memory cgroups that are ours to write: test_over_memory.py has what Slurm does then")
     seen = provoked["oom"].result()
     assert (seen.outcome["state"], seen.outcome["exit_code"]) == ("finished", 0), seen.outcome
     made = decisions(seen.run)
@@ -150,7 +153,8 @@ TIMEOUT_STEPS = 60
 
 @scenario(CALM)
 def provoke_timeout(lab: Lab) -> Seen:
-    run = lab.pretrain("--time", "1", steps=TIMEOUT_STEPS)
+    # A busy machine may have little more done within the minute than to start.
+    run = lab.pretrain("--time", "1", steps=TIMEOUT_STEPS, every=1)
     started = lab.event(run, "started")
     lab.event(run, "checkpoint")
     at_work = crew(lab, run, number_of(started["host"]))
@@ -173,6 +177,9 @@ def test_timeout_goes_on_from_its_checkpoint_in_the_same_job(lab: Lab, provoked:
     saved = [event["step"] for event in of_kind(seen.run, "checkpoint") if event["time"] < stopped[0]["time"]]
     assert of_kind(seen.run, "resumed")[0]["step"] == saved[-1] > 0
     assert decisions(seen.run) == [("finish", [])]
+    # The log of the first start is still there, before that of the next.
+    text = seen.run.log_file(0, 1).read_text(errors="replace")
+    assert text.count("gate: n") == len(starts) and text.index("gate: n") < text.index("resuming after step")
     assert (
         "Slurm repeated: " in why(lab, seen.run)["earlier"][0] and " timeout on n" in why(lab, seen.run)["earlier"][0]
     )
@@ -405,15 +412,17 @@ def provoke_partition(lab: Lab) -> Seen:
     lab.event(gang, "checkpoint")
     survivor = crew(lab, gang, 3)
     survivor.signal(signal.SIGSTOP, guard=True)
-    task = lab.convert("cluster.max_tasks=1", "cluster.exclude=[n1,n2]")
-    asleep = _caught_at_its_start(lab, task)
+    task, asleep = _caught_at_its_start(lab)
     cluster.partition(3)
     try:
         cut = len(of_kind(gang, "checkpoint"))
         survivor.signal(signal.SIGCONT, guard=True)
-        wait_until("the cut-off gang commits", lambda: len(of_kind(gang, "checkpoint")) > cut, LIMIT_S)
+        # (On a machine that is too busy for that the new start is faster, which is as good.)
+        goes_on = (lambda: len(of_kind(gang, "checkpoint")) > cut), (lambda: len(of_kind(gang, "started")) > 1)
+        wait_until("the cut-off gang commits", lambda: any(seen() for seen in goes_on), LIMIT_S)
         survivor.signal(signal.SIGSTOP, guard=True)
-        last = of_kind(gang, "checkpoint")[-1]
+        own = of_kind(gang, "started")[0]["token"]
+        last = [event for event in of_kind(gang, "checkpoint") if event["token"] == own][-1]
         anew = lab.event(gang, "started", lambda event: event["start"] == 1)
         survivor.signal(signal.SIGCONT, guard=True)
         wait_until("the gang's survivor is gone", lambda: crew_of(cluster, gang, 3) is None, LIMIT_S)
@@ -430,16 +439,20 @@ def provoke_partition(lab: Lab) -> Seen:
     return Seen(run=gang, outcome=outcome, notes=notes)
 
 
-def _caught_at_its_start(lab: Lab, run: RunPaths) -> Crew:
-    """The only task of a run on n3, stopped between its claim and its first commit."""
-    deadline = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline:
-        if of_kind(run, "started") and (found := crew_of(lab.cluster, run, 3)) is not None:
-            found.signal(signal.SIGSTOP, guard=True)
-            assert not of_kind(run, "unit"), "it was too fast"
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"{run.id} did not start on n3")
+def _caught_at_its_start(lab: Lab) -> tuple[RunPaths, Crew]:
+    """A conversion whose only task is on n3, stopped between its claim and its first commit; one that was too fast goes its way."""
+    for _ in range(5):
+        run = lab.convert("cluster.max_tasks=1", "cluster.exclude=[n1,n2]")
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline and not run.outcome.is_file():
+            if of_kind(run, "started") and (found := crew_of(lab.cluster, run, 3)) is not None:
+                found.signal(signal.SIGSTOP, guard=True)
+                if not of_kind(run, "unit"):
+                    return run, found
+                found.signal(signal.SIGCONT, guard=True)
+                lab.ended(run)
+            time.sleep(0.01)
+    raise AssertionError("no task was caught on n3")
 
 
 def _files(*roots: Path) -> dict[str, tuple[int, int]]:

@@ -65,7 +65,7 @@ def test_many_plates_go_in_two_stages_and_requeued_tasks_change_no_byte(screen: 
     assert requeued and restarted
     assert arrays(screen.folder / "there") == arrays(screen.folder / "here")
     assert snapshots(screen.folder / "there") == snapshots(screen.folder / "here")
-    cluster.wait_idle(90)
+    cluster.wait_idle()
 
 
 def snapshots(store: Path) -> list[str]:

@@ -46,7 +46,7 @@ def mended(cluster: Cluster) -> Iterator[list[Callable[[], None]]]:
     yield repairs
     for repair in repairs:
         repair()
-    cluster.wait_idle(120)
+    cluster.wait_idle()
 
 
 def of(run: RunPaths, name: str) -> list[dict[str, Any]]:
@@ -55,6 +55,7 @@ def of(run: RunPaths, name: str) -> list[dict[str, Any]]:
 
 def begun(shell: Shell) -> tuple[RunPaths, list[int]]:
     """A run that has committed something, submitted by a shell that is gone; its nodes' numbers by rank."""
+    shell.cluster.wait_idle()  # a node that still clears up after a steward would not be given
     run = shell.submit(*words("2:4"), wait=False)
     wait_until("it has two checkpoints", lambda: len(of(run, "checkpoint")) >= 2, LIMIT_S)
     hosts = {event["task"]: event["host"] for event in of(run, "started")}

@@ -97,7 +97,7 @@ def test_a_lightning_script_goes_on_after_being_asked_to_stop_and_after_a_power_
     assert {event["reason"] for event in events if event["event"] == "preempted"} == {"preempted"}
     assert [event["node"] for event in events if event["event"] == "excluded"] == [f"n{victim}"]
     assert 0 < status["usage"]["core"]["useful"] <= status["usage"]["core"]["used"]
-    cluster.wait_idle(90)
+    cluster.wait_idle()
 
 
 def test_a_script_that_fails_is_explained_by_its_own_traceback(lab: Shell) -> None:
@@ -111,15 +111,15 @@ def test_a_script_that_fails_is_explained_by_its_own_traceback(lab: Shell) -> No
     (lab.folder / "broken.py").write_text("import os\nprint('mended', os.environ['PHENOMHPC_ATTEMPT'])\n")
     run = RunPaths(Path(json.loads(lab.type("status", "last", "--json").stdout)["folder"]))
     lab.type("retry", run.id, "--code", "current")
-    wait_until("it has ended again", lambda: run.outcome.is_file(), 120)
+    wait_until("it has ended again", lambda: run.outcome.is_file(), LIMIT_S)
     assert lab.status(run)["state"] == "finished"
     assert "mended 2" in lab.type("logs", run.id).stdout
 
 
 def test_a_script_that_answers_sigterm_with_0_has_not_finished(lab: Shell, cluster: Cluster) -> None:
     run = lab.submit("run", "cluster.gate=false", "--", "python", "polite.py", wait=False)
-    wait_until("it is at work", lambda: (run.output / "began").is_file(), 120)
+    wait_until("it is at work", lambda: (run.output / "began").is_file(), LIMIT_S)
     cluster.run(["scancel", *lab.status(run)["jobs"]])
-    wait_until("it has ended", lambda: run.outcome.is_file(), 120)
+    wait_until("it has ended", lambda: run.outcome.is_file(), LIMIT_S)
     assert lab.status(run)["state"] == "cancelled"
-    cluster.wait_idle(60)
+    cluster.wait_idle()

@@ -32,7 +32,7 @@ def shell(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Shell:
 
 
 def train(shell: Shell, *words: str) -> RunPaths:
-    sizes = [f"optim.steps={STEPS}", "checkpoint.every_steps=4", "model.crop_px=64", "cluster.gate_wait_s=15"]
+    sizes = [f"optim.steps={STEPS}", "checkpoint.every_steps=4", "model.crop_px=64", "cluster.gate_wait_s=40"]
     return shell.submit(
         "pretrain", "--store", "store", "--nodes", str(NODES), "--gpus-per-node", "1", *TINY, *sizes, *words
     )
@@ -122,4 +122,4 @@ def test_a_slow_node_is_found_by_the_all_reduce(shell: Shell, cluster: Cluster) 
     assert entry["node"] == "n1" and "its best link to another node carries" in entry["reason"]
     assert len(entry["evidence"]["pairs"]) == 3
     assert sorted(event["node"] for event in of(run, "gate") if event["attempt"] == 2) == ["n2", "n3", "n4"]
-    cluster.wait_idle(90)
+    cluster.wait_idle()

@@ -86,7 +86,7 @@ def pretrained(shell: Shell, converted: RunPaths) -> RunPaths:
 def test_an_array_of_three_converts_and_sacct_agrees(shell: Shell, converted: RunPaths) -> None:
     status = shell.status(converted)
     assert (status["state"], status["done"], status["total"], status["attempt"]) == ("finished", 4, 4, 1)
-    wait_until("sacct has them", lambda: shell.accounted(converted) == ["COMPLETED"] * 3, 20)
+    wait_until("sacct has them", lambda: shell.accounted(converted) == ["COMPLETED"] * 3, LIMIT_S)
     for task in range(3):
         assert "fields" in shell.type("logs", converted.id, "--task", str(task)).stdout
     assert converted.id in shell.type("runs").stdout
@@ -99,7 +99,7 @@ def test_a_gang_of_two_nodes_pretrains(shell: Shell, pretrained: RunPaths) -> No
     hosts = {event["host"] for event in read_events(pretrained) if event["event"] == "started"}
     assert len(hosts) == 2
     assert "2 rank(s)" in shell.type("logs", pretrained.id).stdout
-    wait_until("sacct has it", lambda: shell.accounted(pretrained) == ["COMPLETED"], 20)
+    wait_until("sacct has it", lambda: shell.accounted(pretrained) == ["COMPLETED"], LIMIT_S)
     assert pretrained.report.is_file() and pretrained.reconstructions.is_file()
 
 
@@ -171,7 +171,7 @@ def test_a_power_cut_in_mid_training_changes_no_loss_at_any_step(
     assert sum(event["event"] == "resumed" for event in events) >= 1
     assert losses(cut) == losses(calm)
     assert len(losses(calm)) == steps
-    cluster.wait_idle(90)
+    cluster.wait_idle()
 
 
 def test_more_nodes_than_there_are_is_one_line_and_nothing_is_made(shell: Shell, converted: RunPaths) -> None:
@@ -184,9 +184,9 @@ def test_more_nodes_than_there_are_is_one_line_and_nothing_is_made(shell: Shell,
 
 def test_a_cancelled_run_leaves_no_job_and_stays_cancelled(shell: Shell, converted: RunPaths, cluster: Cluster) -> None:
     run = shell.submit(*pretrain_words(steps=100000), wait=False)
-    wait_until("it runs", lambda: shell.status(run)["state"] == "running", 60)
+    wait_until("it runs", lambda: shell.status(run)["state"] == "running", LIMIT_S)
     assert "is cancelled" in shell.type("cancel", run.id).stdout
-    wait_until("no job is left", lambda: not cluster.run(["squeue", "-h"]).stdout.strip(), 60)
+    wait_until("no job is left", lambda: not cluster.run(["squeue", "-h"]).stdout.strip(), LIMIT_S)
     assert shell.status(run)["state"] == "cancelled"
 
 

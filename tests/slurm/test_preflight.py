@@ -9,14 +9,16 @@ import pytest
 from phenomhpc.runs import RunPaths, read_events
 from tests.cluster import Cluster
 from tests.cluster.cluster import wait_until
-from tests.slurm.test_jobs import Shell, make_shell
+from tests.slurm.test_jobs import LIMIT_S, Shell, make_shell
 
 JOB = ["submit", "convert", "--plates", "raw", "--store"]
 
 
 @pytest.fixture(scope="module")
 def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    return make_shell(cluster, tmp_path_factory.mktemp("preflight"))
+    made = make_shell(cluster, tmp_path_factory.mktemp("preflight"))
+    wait_until("nobody else's job is left", lambda: jobs_of(cluster) == [], LIMIT_S)
+    return made
 
 
 def jobs_of(cluster: Cluster) -> list[str]:
@@ -106,20 +108,20 @@ def test_leaked_variables_of_a_job_change_nothing(lab: Shell, cluster: Cluster, 
     assert not {(name, found.get(name)) for name in poison} & set(poison.items())
     job = found["SLURM_JOB_ID"]
     assert "TimeLimit=00:07:00 " in cluster.run(["scontrol", "-o", "show", "job", job]).stdout
-    cluster.wait_idle(60)
+    cluster.wait_idle()
 
 
 def test_the_end_is_told_once_by_a_command_and_by_mail(lab: Shell, cluster: Cluster) -> None:
     told = lab.folder / "told.txt"
     words = [*JOB[1:], "store-told", "cluster.max_tasks=3", "--mail-type", "END", "--mail-user", "root"]
     run = lab.submit(*words, f'cluster.on_end=echo "$PHENOMHPC_RUN $PHENOMHPC_STATE" >> {told}')
-    wait_until("the command was run", told.exists, 60)
-    wait_until("both are written down", lambda: len(announced(run)) == 2, 60)
+    wait_until("the command was run", told.exists, LIMIT_S)
+    wait_until("both are written down", lambda: len(announced(run)) == 2, LIMIT_S)
     assert told.read_text() == f"{run.id} finished\n"
     assert announced(run) == [("on_end", None), ("mail", None)]
     names = cluster.run(["squeue", "-h", "-t", "all", "-o", "%j"]).stdout.split()
     assert names.count(f"{run.id}-finished") == 1
-    cluster.wait_idle(60)
+    cluster.wait_idle()
 
 
 def announced(run: RunPaths) -> list[tuple[str, str | None]]:
@@ -134,10 +136,10 @@ def test_cancel_leaves_nothing_behind(lab: Shell, cluster: Cluster) -> None:
         found = [process for number in range(1, 5) for process in cluster.processes_on(number)]
         return sum(seconds in process.argv for process in found)
 
-    wait_until("the script runs on both nodes", lambda: at_work() >= 2, 120)
+    wait_until("the script runs on both nodes", lambda: at_work() >= 2, LIMIT_S)
     assert f"{run.id} is cancelled" in lab.type("cancel", run.id).stdout
-    wait_until("no process is left", lambda: at_work() == 0, 60)
-    wait_until("no job of the run is left", lambda: jobs_of(cluster) == [], 60)
-    cluster.wait_idle(60)
+    wait_until("no process is left", lambda: at_work() == 0, LIMIT_S)
+    wait_until("no job of the run is left", lambda: jobs_of(cluster) == [], LIMIT_S)
+    cluster.wait_idle()
     assert lab.status(run)["state"] == "cancelled"
     assert not list(run.root.rglob("*.tmp-*")) and not list(run.root.rglob("*.partial"))

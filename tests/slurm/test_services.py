@@ -59,7 +59,7 @@ def test_the_controller_is_killed_and_comes_back_during_a_run(lab: Lab, cluster:
         assert outcome is not None and outcome["state"] == "finished", outcome
     assert gang.committed_step() == STEPS and len(of_kind(gang, "started")) == 2, "nothing was started again"
     assert lab.status(array)["done"] == 4
-    cluster.wait_idle(120)
+    cluster.wait_idle()
 
 
 def test_without_the_accounting_database_and_without_sacct_a_run_goes_its_way(
@@ -90,7 +90,7 @@ def test_without_the_accounting_database_and_without_sacct_a_run_goes_its_way(
         assert "finished" in told.stdout and "start(s) that Slurm repeated" in told.stdout
     finally:
         cluster.start_slurmdbd()
-    cluster.wait_idle(120)
+    cluster.wait_idle()
 
 
 def test_a_stage_that_fails_ends_the_pipeline_and_is_named(lab: Lab) -> None:
@@ -108,4 +108,4 @@ def test_a_stage_that_fails_ends_the_pipeline_and_is_named(lab: Lab) -> None:
     ]
     told = json.loads(lab.type("why", run.id, "--json").stdout)
     assert "pretrain" in told["stage"] and told["failure"]
-    wait_until("no job is left", lambda: not lab.cluster.run(["squeue", "-h"]).stdout.strip(), 60)
+    wait_until("no job is left", lambda: not lab.cluster.run(["squeue", "-h"]).stdout.strip(), LIMIT_S)

@@ -83,4 +83,4 @@ def test_every_unit_is_done_exactly_once_whatever_the_queue_holds(lab: Lab, narr
         submitted = read_submitted(run.attempt(attempt))
         assert submitted is not None and submitted.fed == submitted.num_tasks == TASKS and len(submitted.chunks) > 2
     assert lab.status(run)["done"] == UNITS
-    wait_until("nothing is left in the queue", lambda: not narrow.run(["squeue", "-h"]).stdout.strip(), 60)
+    wait_until("nothing is left in the queue", lambda: not narrow.run(["squeue", "-h"]).stdout.strip(), 180)

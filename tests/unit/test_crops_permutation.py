@@ -60,9 +60,9 @@ def test_neighbours_in_the_order_are_no_neighbours_in_the_store(num: int) -> Non
 
 def test_a_hundred_million_fields_are_sought_at_once_and_do_not_collide() -> None:
     num, spots = 10**8 + 7, np.arange(0, 10**8, 9_973, dtype=np.uint64)
-    began = time.perf_counter()
+    began = time.process_time()
     first = permute(0, num, np.array([10**10 // num], np.uint64), np.array([10**10 % num], np.uint64))
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     images = permute(0, num, np.zeros(len(spots), np.uint64), spots)
     assert 0 <= first[0] < num and seconds < 0.1
     assert len(set(images.tolist())) == len(spots) and images.min() >= 0 and images.max() < num

@@ -12,7 +12,17 @@ from phenomhpc.config import ConvertConfig, dump
 from phenomhpc.jobs import convert
 from phenomhpc.jobs.base import TaskOutcome
 from phenomhpc.jobs.task import run_task
-from phenomhpc.runs import EventWriter, RunPaths, TaskContext, Unit, claim_start, commit, open_attempt, write_manifest
+from phenomhpc.runs import (
+    EventWriter,
+    RunPaths,
+    TaskContext,
+    Unit,
+    claim_start,
+    commit,
+    open_attempt,
+    read_task_events,
+    write_manifest,
+)
 
 
 def test_a_new_start_goes_on_behind_the_units_of_the_one_before(
@@ -40,6 +50,9 @@ def test_a_new_start_goes_on_behind_the_units_of_the_one_before(
     tally = json.loads(paths.done_file(0).read_bytes())
     assert tally["units_done"] == 3
     assert tally["set_aside"] == [["u0", "2 set aside by an earlier start"], ["a field", "torn"]]
+    # What it says at its end is what the task has done, not what this start has: `status` counts by it.
+    (last,) = [event for event in read_task_events(paths, attempt, 0) if event["event"] == "finished"]
+    assert last["units_done"] == 3
     # Another task's events, and another attempt's, are none of its business.
     assert run_task(str(paths.root), attempt, 1) == 0
     assert seen == ["u2", "u3", "u4", "u5"]

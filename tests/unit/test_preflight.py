@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from phenomhpc.config import ConvertConfig, PretrainConfig
+from phenomhpc.config import ClusterConfig, ConvertConfig, EvaluateConfig, PretrainConfig, RunConfig
 from phenomhpc.errors import UsageError
+from phenomhpc.jobs import preflight
 from phenomhpc.jobs.base import ArrayPlan
 from phenomhpc.jobs.preflight import Space, file_system_of, folder_problems, invisible, prepare, refusal_of, space_of
 from phenomhpc.jobs.pretrain import num_parameters, output_bytes
 from phenomhpc.models.mae import count_parameters, outline_mae
 from phenomhpc.runs import RunPaths
+from phenomhpc.slurm.facts import ClusterFacts, Partition
 
 MOUNTS = "overlay / overlay rw 0 0\nhead:/x /shared nfs4 rw 0 0\ntmpfs /shared/my\\040tmp tmpfs rw 0 0\n"
 
@@ -110,3 +112,60 @@ def test_a_dry_run_of_a_training_names_a_store_that_is_not_there(tmp_path: Path)
         prepare(config, None, RunPaths(tmp_path / "runs" / "r"), light=True)
     store.mkdir()
     assert prepare(config, None, RunPaths(tmp_path / "runs" / "r"), light=True).submission.gang
+
+
+def test_a_task_names_the_embeddings_that_it_does_not_see(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    config = EvaluateConfig(embeddings=str(tmp_path / "gone"), annotations=str(tmp_path / "annotations"))
+    (words,) = invisible(config, RunPaths(tmp_path / "runs" / "r"))
+    assert words.startswith(f"{tmp_path / 'gone'}: is not there on ")
+
+
+def test_with_require_clean_changes_that_are_not_committed_are_named(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *identity, *words], cwd=tree, check=True, capture_output=True)
+
+    def told(require_clean: bool) -> list[str]:
+        cluster = ClusterConfig(require_clean=require_clean)
+        config = RunConfig(command=("true",), workdir=str(tree), runs=str(tmp_path / "runs"), cluster=cluster)
+        try:
+            prepare(config, None, RunPaths(tmp_path / "runs" / "r"))
+        except UsageError as error:
+            return [line for line in str(error).splitlines() if f"{tree} has changes" in line]
+        return []
+
+    git("init", "-q")
+    (tree / "train.py").write_text("1\n")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    assert told(True) == []
+    (tree / "train.py").write_text("2\n")
+    (tree / "new.py").touch()
+    (line,) = told(True)
+    assert "--require-clean: " in line and "train.py" in line and "new.py" in line
+    assert told(False) == []
+
+
+def test_an_environment_on_a_local_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partition = Partition(
+        name="main",
+        num_nodes=2,
+        is_default=True,
+        max_time_minutes=None,
+        gpus_per_node=0,
+        cpus_per_node=1,
+        mem_mb_per_node=1,
+    )
+    facts = ClusterFacts(name="c", version="22.05", partitions=(partition,), max_array_size=1001)
+    monkeypatch.setattr(preflight, "file_system_of", lambda path, _: "xfs" if str(path) == sys.prefix else "nfs4")
+    paths = RunPaths(tmp_path / "runs" / "r")
+    (words,) = preflight._warnings(ConvertConfig(plates=("p",), store="s"), facts, paths)
+    assert f"Python ({sys.prefix}) (xfs) may lie on a disk of this machine alone" in words and "store" not in words
+    inside = ClusterConfig(container="image.sif")
+    assert preflight._warnings(ConvertConfig(plates=("p",), store="s", cluster=inside), facts, paths) == (
+        preflight.UNTRIED,
+    )

@@ -11,7 +11,8 @@ from phenomhpc.config import ConvertConfig, PipelineConfig, PretrainConfig, dump
 from phenomhpc.errors import UnreachableError, UsageError
 from phenomhpc.jobs import why as why_module
 from phenomhpc.jobs.attempts import CLUSTER, STEWARD_TASK, stage_paths
-from phenomhpc.jobs.why import Why, accounting_of, last_traceback, why
+from phenomhpc.jobs.failures import accounting_of, last_traceback
+from phenomhpc.jobs.why import Why, why
 from phenomhpc.runs import (
     EventWriter,
     RunPaths,
@@ -22,7 +23,7 @@ from phenomhpc.runs import (
     open_attempt,
     write_outcome,
 )
-from phenomhpc.slurm.queue import JobState, Queue, parse_memory, parse_steps
+from phenomhpc.slurm.queue import JobState, Queue, StepState, parse_memory, parse_steps
 from phenomhpc.slurm.record import SubmittedJobs, write_submitted
 
 # sacct -n -P -o JobID,State,ExitCode,MaxRSS,NodeList,Elapsed,Reason, Slurm 22.05
@@ -45,7 +46,7 @@ class Slurm:
         self.sacct, self.jobs, self.asked = "", [], {"sacct": 0, "squeue": 0}
         self.silent = False
 
-    def steps(self, ids: list[str]) -> list[why_module.StepState]:
+    def steps(self, ids: list[str]) -> list[StepState]:
         self.asked["sacct"] += 1
         return [step for step in parse_steps(self.sacct) if step.job_id in ids]
 

@@ -11,7 +11,8 @@ from phenomhpc.config import ConvertConfig, PipelineConfig, dump
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.attempts import AFTER, CLUSTER, stage_paths
 from phenomhpc.jobs.cancel import cancel_run
-from phenomhpc.jobs.status import count_done, progress_of, run_status
+from phenomhpc.jobs.counting import count_done
+from phenomhpc.jobs.status import progress_of, run_status
 from phenomhpc.jobs.steward import is_watched
 from phenomhpc.jobs.submit import here_command
 from phenomhpc.progress import silent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from phenomhpc.config import ConvertConfig, dump
 from phenomhpc.jobs import attempts, steward
 from phenomhpc.jobs.attempts import CLUSTER, units_of
 from phenomhpc.jobs.base import ArrayPlan
+from phenomhpc.jobs.counting import count_done
 from phenomhpc.jobs.pack import pack
-from phenomhpc.jobs.status import count_done, run_status, tended_status
-from phenomhpc.progress import silent
+from phenomhpc.jobs.status import run_status, tended_status
+from phenomhpc.progress import duration, silent
 from phenomhpc.runs import (
+    PROGRESS,
     EventWriter,
     RunPaths,
     TaskContext,
@@ -34,6 +37,11 @@ from phenomhpc.runs import (
 )
 from phenomhpc.slurm import facts, queue
 from phenomhpc.slurm.record import SubmittedJobs, write_submitted
+
+with warnings.catch_warnings():  # typer still asks click for names that click is giving up
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from phenomhpc.cli.status import facts_of
+    from phenomhpc.cli.watch import line_of
 
 
 @dataclass
@@ -64,14 +72,14 @@ def run_of(folder: Path, num_tasks: int, num_fed: int | None = None) -> RunPaths
     units = pack(Units.of_columns({"unit_id": names, "kind": "convert", "cost_s": 1.0}), num_tasks)
     write_manifest(paths.attempt(number).manifest, units, token=token)
     chunks = (("5", 0, num_tasks if num_fed is None else num_fed),)
-    write_submitted(paths.attempt(number), SubmittedJobs(chunks=chunks, num_tasks=num_tasks, gang=False, steward="6"))
+    write_submitted(paths.attempt(number), SubmittedJobs(chunks=chunks, num_tasks=num_tasks, gang=False, steward="8"))
     return paths
 
 
 def squeue_of(paths: RunPaths, num_tasks: int, state: str = "RUNNING", first: int = 0) -> str:
     folder = paths.root.absolute()
     lines = [f"5_{task}|{state}|None|n1|r||{folder}" for task in range(first, num_tasks)]
-    return "\n".join([*lines, f"6|PENDING|Dependency||steward-r||{folder}"])
+    return "\n".join([*lines, f"8|PENDING|Dependency||steward-r||{folder}"])
 
 
 @pytest.mark.parametrize("num_tasks", [10, 1000, 100_000])
@@ -116,7 +124,7 @@ def test_a_poll_that_finds_no_room_asks_nothing_more(
     lines = [f"{job}_{task}|RUNNING|None|n1|r||{paths.root}" for job in (5, 8, 9, 10) for task in range(12)]
     slurm.answers["squeue"] = "\n".join(lines)
     chunks = tuple((job, 12 * place, 12) for place, job in enumerate(("5", "8", "9", "10")))
-    write_submitted(paths.attempt(1), SubmittedJobs(chunks=chunks, num_tasks=1000, gang=False, steward="6"))
+    write_submitted(paths.attempt(1), SubmittedJobs(chunks=chunks, num_tasks=1000, gang=False, steward="8"))
     for _ in range(5):
         standing = steward.step(paths, silent(), own_job="4", watch=False)
         assert (standing.unfed, standing.ended) == (952, False)
@@ -160,6 +168,56 @@ def test_units_are_counted_on_partial_data(tmp_path: Path, slurm: Slurm) -> None
     status = run_status(paths)
     assert (status.done, status.total) == (4, 8)
     assert status.left_s == pytest.approx(4 / status.rate_per_s)  # type: ignore[operator]
+
+
+def test_a_running_conversion_tells_fields_and_raw_megabytes_per_second(
+    tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the bar of a conversion here does; units differ in their fields."""
+    paths = run_of(tmp_path, 2)
+    fields = [10, 20, 30, 40]
+    columns = {"unit_id": [f"p/{unit}" for unit in range(4)], "kind": "convert", "count": fields, "cost_s": fields}
+    units = pack(Units.of_columns(columns), 2)
+    write_manifest(paths.attempt(1).manifest, units)
+    slurm.answers["squeue"] = squeue_of(paths, 2)
+    of_task = {task: list(units.of_task(task)) for task in (0, 1)}
+    monkeypatch.setattr(TaskContext, "check_fence", lambda self: None)
+    seconds = iter(
+        f"2026-01-01T00:00:{second:02d}.000000+00:00" for second in (0, 0, 10, *[20] * len(of_task[0]), 40, 45)
+    )
+    monkeypatch.setattr("phenomhpc.runs.events.now", lambda: next(seconds))
+    tasks = [TaskContext(paths=paths, attempt=1, task=task, token="t", units=(), progress=silent()) for task in (0, 1)]
+    for task in tasks:
+        task.events.emit("started", start=0)
+    tasks[0].tell_unit(of_task[0][0], 10.0, num_bytes=100_000_000)
+    done = of_task[0][0].count
+    status = run_status(paths)
+    assert (status.parts, status.parts_done, status.parts_total) == ("fields", done, 100)
+    assert (status.parts_per_s, status.raw_mb_per_s) == (pytest.approx(done / 10), pytest.approx(10.0))
+    assert status.left_s == pytest.approx((100 - done) / (done / 10))
+    told = "\n".join(f"{name}: {value}" for name, value in facts_of(status))
+    assert f"fields: {done} of 100" in told and f"rate: {done / 10:.3g} fields/s, 10 raw MB/s" in told
+    assert f"time left: {duration((100 - done) / (done / 10))}" in told
+    assert f"{done / 10:.3g} fields/s, 10 raw MB/s" in line_of(status)
+    # A task that has finished counts as a whole, also where it found a unit done and told of none.
+    for unit in of_task[0][1:]:
+        tasks[0].tell_unit(unit, 10.0, num_bytes=100_000_000)
+    tasks[0].events.emit("finished", units_done=len(of_task[0]), set_aside=0)
+    whole = sum(unit.count for unit in of_task[0])
+    assert (run_status(paths).parts_done, run_status(paths).done) == (whole, len(of_task[0]))
+    # Of a unit that takes long, what is done of it counts already; of a start that has ended it is lost.
+    tasks[1].events.emit(PROGRESS, unit_id=of_task[1][0].unit_id, count=5, bytes=60_000_000)
+    status = run_status(paths)
+    read = 100 * len(of_task[0]) + 60
+    assert (status.parts_done, status.done) == (whole + 5, len(of_task[0]))
+    assert (status.parts_per_s, status.raw_mb_per_s) == (pytest.approx((whole + 5) / 40), pytest.approx(read / 40))
+    tasks[1].events.emit("ended", code=143, seconds=45.0)
+    assert run_status(paths).parts_done == whole
+    # Another attempt names what is missing only; what was done before is still done.
+    number, token = open_attempt(paths)
+    write_manifest(paths.attempt(number).manifest, [*of_task[1]], token=token)
+    count = count_done(paths, ConvertConfig(runs=str(tmp_path), plates=("p",), store="s"), read_log(paths))
+    assert (count.parts_done, count.parts_total, count.done, count.total) == (whole, 100, len(of_task[0]), 4)
 
 
 def test_units_of_an_earlier_attempt_count_once(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ class Node:
         return thread
 
 
+# Silence after which a node is lost: longer than a busy machine lets a thread wait.
+LOST_S = 4.0
 Gang = tuple[list[Node], list[ExitStack]]
 
 
@@ -83,12 +85,12 @@ def gang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gang]:
     stacks = [ExitStack() for _ in range(3)]
     nodes = []
     for rank, stack in enumerate(stacks):
-        peers = stack.enter_context(Peers(key="k", rank=rank, address="127.0.0.1", lost_after_s=1.5))
+        peers = stack.enter_context(Peers(key="k", rank=rank, address="127.0.0.1", lost_after_s=LOST_S))
         nodes.append(Node(RoundsPaths(tmp_path), rank, peers, least=2))
     all_join(nodes)
     for node in nodes:
         others = {each.rank: (each.address, each.port) for each in node.rounds.members if each.rank != node.rounds.rank}
-        assert node.rounds.peers.reaches(others, 20)
+        assert node.rounds.peers.reaches(others, 90)
     yield nodes, stacks
     for stack in stacks:
         stack.close()
@@ -97,11 +99,11 @@ def gang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gang]:
 def all_join(nodes: list[Node]) -> None:
     threads = [node.ask() for node in nodes]
     for thread in threads:
-        thread.join(20)
+        thread.join(90)
         assert not thread.is_alive()
 
 
-def until(condition: Callable[[], object], limit_s: float = 20) -> None:
+def until(condition: Callable[[], object], limit_s: float = 90) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline
@@ -112,7 +114,7 @@ def test_all_agree_on_the_first_round_and_hear_each_other(gang: Gang) -> None:
     nodes, _ = gang
     assert {node.rounds.number for node in nodes} == {1}
     assert {ranks(list(node.rounds.members)) == [0, 1, 2] for node in nodes} == {True}
-    time.sleep(2.0)
+    time.sleep(1.3 * LOST_S)
     assert [node.rounds.peers.lost() for node in nodes] == [(), (), ()]
 
 
@@ -129,7 +131,7 @@ def test_a_silent_node_is_done_without_and_comes_back_when_it_may(gang: Gang, tm
     # Slurm does not answer the node that was cut off: it neither asks for a round nor writes anything.
     nodes[0].standing = None
     before = sorted(tmp_path.rglob("*"))
-    with Peers(key="k", rank=0, address="127.0.0.1", lost_after_s=1.5) as peers:
+    with Peers(key="k", rank=0, address="127.0.0.1", lost_after_s=LOST_S) as peers:
         nodes[0].rounds.peers = peers
         thread = nodes[0].ask()
         until(lambda: nodes[0].asked >= 2)
@@ -138,7 +140,7 @@ def test_a_silent_node_is_done_without_and_comes_back_when_it_may(gang: Gang, tm
         nodes[0].standing = True
         until(lambda: nodes[1].rounds.num_nodes_waiting() == 1)
         all_join(nodes[1:])
-        thread.join(20)
+        thread.join(90)
         assert {node.rounds.number for node in nodes} == {3}
         assert ranks(list(nodes[2].rounds.members)) == [0, 1, 2]
 
@@ -147,7 +149,7 @@ def test_a_node_that_slurm_has_dropped_leaves(gang: Gang, tmp_path: Path) -> Non
     nodes, _ = gang
     nodes[2].standing = False
     before = sorted(tmp_path.rglob("*"))
-    nodes[2].ask().join(20)
+    nodes[2].ask().join(90)
     assert isinstance(nodes[2].error, FencedError)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -157,7 +159,7 @@ def test_fewer_than_the_least_are_no_round(gang: Gang) -> None:
     stacks[1].close()
     stacks[2].close()
     until(lambda: nodes[0].rounds.peers.lost() == (1, 2))
-    nodes[0].ask().join(20)
+    nodes[0].ask().join(90)
     assert isinstance(nodes[0].error, NodesLost)
     assert str(nodes[0].error) == "lost b, c: 1 of 3 node(s) are left, at least 2 are needed"
 
@@ -166,7 +168,7 @@ def test_a_round_that_was_closed_is_left_as_it_was_closed(gang: Gang, tmp_path: 
     nodes, _ = gang
     close_rounds(RoundsPaths(tmp_path), host="b", code=75, words="stopped as asked")
     close_rounds(RoundsPaths(tmp_path), host="c", code=1, words="came second")
-    nodes[0].ask().join(20)
+    nodes[0].ask().join(90)
     assert isinstance(nodes[0].error, StopRequested)
     assert "b has ended with code 75: stopped as asked" in str(nodes[0].error)
 
@@ -181,7 +183,7 @@ def test_a_stranger_is_not_heard() -> None:
         Peers(key="mine", rank=0, address="127.0.0.1", lost_after_s=0.5) as mine,
         Peers(key="mine", rank=1, address="127.0.0.1", lost_after_s=0.5) as same,
     ):
-        assert mine.reaches({1: ("127.0.0.1", same.port)}, 10)
+        assert mine.reaches({1: ("127.0.0.1", same.port)}, 60)
 
 
 def test_the_newest_round_is_the_newest_that_was_decided(tmp_path: Path) -> None:
