@@ -1,4 +1,4 @@
-"""phenomhpc store inspect | verify | seal | annotate."""
+"""phenomhpc store inspect | verify | seal | annotate | export-hcs (in store_export.py)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phenomhpc.cli.output import print_json, print_table
+from phenomhpc.cli.store_export import export_hcs
 
 if TYPE_CHECKING:
     from phenomhpc.store import Store
 
 app = typer.Typer(help="Look at a Zarr store, verify it, seal it.", no_args_is_help=True)
+app.command("export-hcs")(export_hcs)
 
 StorePath = Annotated[Path, typer.Argument(help="Folder of the store.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
