@@ -186,8 +186,8 @@ def image_group(
     omero = {
         "version": VERSION,
         "channels": [
-            _channel(channel, position, spec.dtype, window)
-            for position, (channel, window) in enumerate(zip(spec.channels, windows, strict=True))
+            _channel(name, rgb, spec.dtype, window)
+            for name, rgb, window in zip(spec.channels, colours(spec.channels), windows, strict=True)
         ],
         "rdefs": {"defaultT": 0, "defaultZ": len(image.z) // 2, "model": "color"},
     }
@@ -213,30 +213,39 @@ def _dataset(axes: str, level: int, pixel: float | None, first: Row) -> Json:
     return {"path": str(level), "coordinateTransformations": steps}
 
 
-# Usual colours of Cell Painting; words of a channel's name, lower case.
+# Usual colours of Cell Painting, by words of a channel's name in lower case: stains, then fluorophores.
 _COLOURS = (
-    (r"rna|syto|nucleol", "FFFF00"),
+    (r"rna|syto|nucleol|488 ?long", "FFFF00"),
     (r"dna|hoechst|dapi|nucle", "0000FF"),
     (r"\ber\b|concanavalin|endoplasm", "00FF00"),
-    (r"agp|actin|phalloidin|wga|golgi", "FF8000"),
+    (r"agp|actin|phalloidin|wga", "FF8000"),
+    (r"golgi", "00FFFF"),
     (r"mito", "FF0000"),
+    (r"\b405\b", "0000FF"),
+    (r"\b488\b|gfp|fitc", "00FF00"),
+    (r"\b5[4-9]\d\b|cy3|tritc", "FF8000"),
+    (r"\b6[3-9]\d\b|cy5", "FF0000"),
 )
-_OTHER_COLOURS = ("0000FF", "00FF00", "FF0000", "00FFFF", "FF00FF", "FFFF00")
+_OTHER_COLOURS = ("0000FF", "00FF00", "FF0000", "00FFFF", "FF00FF", "FFFF00", "FF8000")
 _TRANSMITTED = re.compile(r"bright|phase|transmi|\bbf\b", re.IGNORECASE)
 
 
-def colour(name: str, position: int) -> str:
-    """RRGGBB of a channel."""
-    if _TRANSMITTED.search(name):
-        return "FFFFFF"
-    found = next((rgb for words, rgb in _COLOURS if re.search(words, name.lower())), None)
-    return found or _OTHER_COLOURS[position % len(_OTHER_COLOURS)]
+def colours(names: Sequence[str]) -> list[str]:
+    """RRGGBB of each channel; one whose name says nothing gets a colour that no other has, as far as there are any."""
+    known = ["FFFFFF" if _TRANSMITTED.search(name) else _named_colour(name) for name in names]
+    free = [rgb for rgb in _OTHER_COLOURS if rgb not in known] or list(_OTHER_COLOURS)
+    others = iter(range(len(names)))
+    return [rgb if rgb is not None else free[next(others) % len(free)] for rgb in known]
 
 
-def _channel(name: str, position: int, dtype: str, window: tuple[int, int]) -> Json:
+def _named_colour(name: str) -> str | None:
+    return next((rgb for words, rgb in _COLOURS if re.search(words, name.lower())), None)
+
+
+def _channel(name: str, rgb: str, dtype: str, window: tuple[int, int]) -> Json:
     return {
         "label": name,
-        "color": colour(name, position),
+        "color": rgb,
         "active": not _TRANSMITTED.search(name),
         "coefficient": 1.0,
         "family": "linear",
