@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.plates.types import Well, plate_format
-from phenomhpc.runs import CompletionRecord, commit, digest_of, make_folder, now, read_record, write_record
+from phenomhpc.runs import (
+    CompletionRecord,
+    commit,
+    digest_of,
+    make_folder,
+    now,
+    read_record,
+    remove_temporaries,
+    write_record,
+)
 from phenomhpc.store.hcs import (
     CHUNK_PX,
     HcsPaths,
@@ -295,6 +304,7 @@ def finish_plate(out: HcsPaths, export: PlateExport) -> None:
     Writes nothing that is there with the same bytes.
     """
     plate = out.plate(export.plate)
+    remove_temporaries(out.root, out.left_out(export.plate).name)
     if export.left_out:
         _commit_new(out.left_out(export.plate), left_out_table(export.left_out).encode())
     else:
@@ -315,6 +325,8 @@ def finish_plate(out: HcsPaths, export: PlateExport) -> None:
     rows = [row for members in export.wells.values() for row in members if row["field_no"] is not None]
     files[tables / "wells" / "table.csv"] = wells_table(rows).encode()
     files[plate / "zarr.json"] = _bytes(plate_group(export.plate, export.size, wells, export.own))
+    for folder in {path.parent for path in files} | {out.records(export.plate)}:
+        remove_temporaries(folder)
     for path, content in files.items():
         _commit_new(path, content)
 

@@ -154,9 +154,8 @@ def compare(images: Path, root: Path, rows: tuple[dict[str, object], ...], prist
             data = plane_bytes(plane)
             assert hashlib.sha256(data).hexdigest() == source["sha256"]
             if plane.index is not None:
-                assert np.array_equal(
-                    stored[channel], plane_of_array(plane, pristine / plane.path.relative_to(root))
-                ), f"{source['path']}: other pixels"
+                whole = pristine / plane.path.relative_to(root)
+                assert np.array_equal(stored[channel], plane_of_array(plane, whole)), f"{source['path']}: other pixels"
             elif data[:2] in (b"II", b"MM"):
                 try:
                     expected = tifffile.imread(path)
