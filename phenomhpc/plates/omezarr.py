@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates import zarrarray
+from phenomhpc.plates import zarrlayout
 from phenomhpc.plates.collect import MAX_COLUMNS, MAX_COUNT, MAX_ROWS, Declarations, Place, is_inside, shown
 from phenomhpc.plates.metadata import joined
 from phenomhpc.plates.omezarr_image import MAX_PLANES, Image, attributes, list_of, look_into, object_of
@@ -33,7 +33,7 @@ _MAX_TABLE_BYTES = 64 * 2**20
 
 def sniff(folder: Path) -> bool:
     """Whether the folder is a plate: its group's attributes have one."""
-    if not (folder / zarrarray.V3).is_file() and not (folder / ".zattrs").is_file():
+    if not (folder / zarrlayout.V3).is_file() and not (folder / ".zattrs").is_file():
         return False
     try:
         return isinstance(attributes(folder).get("plate"), dict)

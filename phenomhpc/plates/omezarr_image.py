@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from phenomhpc.plates import zarrarray
+from phenomhpc.plates import zarrlayout
 from phenomhpc.plates.collect import MAX_COUNT, is_inside, shown
 from phenomhpc.plates.types import HOSTILE, UNREADABLE, UnreadableImage, Well
 
@@ -36,12 +36,12 @@ Reasoned = tuple[str, str]
 
 def attributes(folder: Path) -> Mapping[str, Any]:
     """The OME-Zarr metadata of a group, and under OWN what export-hcs said beside.  Raises OSError, ValueError."""
-    if (folder / zarrarray.V3).is_file():
-        attributes = zarrarray.read_json(folder / zarrarray.V3)[1].get("attributes")
+    if (folder / zarrlayout.V3).is_file():
+        attributes = zarrlayout.read_json(folder / zarrlayout.V3)[1].get("attributes")
         attributes = attributes if isinstance(attributes, dict) else {}
         ome = attributes.get("ome")
         return {**(ome if isinstance(ome, dict) else {}), OWN: attributes.get(OWN)}
-    return zarrarray.read_json(folder / ".zattrs")[1]
+    return zarrlayout.read_json(folder / ".zattrs")[1]
 
 
 def list_of(value: Any, name: str) -> list[Any]:
@@ -123,7 +123,7 @@ def _looked_into(root: Path, path: str) -> dict[str, Any]:
     name = dataset.get("path")
     if not isinstance(name, str) or not is_inside(name):
         raise _HostileError(f"array {shown(str(name))} leaves the plate's folder")
-    shape = zarrarray.read_layout(root / path / name).shape
+    shape = zarrlayout.read_layout(root / path / name).shape
     if len(shape) != len(letters):
         raise ValueError(f"its array has {len(shape)} axes, {len(letters)} are named")
     sizes = dict(zip(letters, shape, strict=True))

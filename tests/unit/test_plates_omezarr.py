@@ -72,6 +72,7 @@ V3 = {
     "big endian": {"serializer": BytesCodec(endian="big")},
     "sharded": {"shards": (2, 3, 48, 96), "compressors": BloscCodec()},
     "shards of the rest": {"shards": (1, 2, 32, 64), "compressors": None},
+    "shards of one chunk": {"chunks": (1, 1, 48, 96), "shards": (1, 1, 48, 96)},
     "stacks in a chunk": {"chunks": (2, 3, 45, 70)},
 }
 V2 = {
