@@ -42,7 +42,10 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
     "convert": (
         _PLATES,
         _STORE,
-        _path("layout", "Raw layout: auto (looks at the folder), phenix, cellvoyager, imagexpress, gallery, rxrx."),
+        _path(
+            "layout",
+            "Raw layout: auto (looks at the folder), phenix, cellvoyager, imagexpress, gallery, rxrx, omezarr.",
+        ),
         _path("metadata", "CSV joined by plate and well; default: the one the layout brings."),
         Flag(
             name="plate-format",

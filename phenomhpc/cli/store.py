@@ -1,4 +1,4 @@
-"""phenomhpc store inspect | verify | seal | annotate; qc: store_qc.py; rechunk and cache: store_copy.py."""
+"""phenomhpc store inspect | verify | seal | annotate; store_qc.py, store_copy.py and store_export.py have the other verbs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from phenomhpc.cli import store_copy
 from phenomhpc.cli.output import print_json, print_table
+from phenomhpc.cli.store_export import export_hcs
 from phenomhpc.cli.store_qc import qc
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at a Zarr store, verify it, seal it.", no_args_is_help=True)
 store_copy.register(app)
+app.command("export-hcs")(export_hcs)
 
 StorePath = Annotated[Path, typer.Argument(help="Folder of the store.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -163,7 +163,7 @@ class ConvertConfig(JobModel):
     kind: ClassVar[str] = "convert"
     plates: tuple[str, ...] = Field((), description="folders or globs of raw plates")
     store: str = Field("", description="folder of the store; made if absent")
-    layout: Literal["auto", "phenix", "cellvoyager", "imagexpress", "gallery", "rxrx"] = "auto"
+    layout: Literal["auto", "phenix", "cellvoyager", "imagexpress", "gallery", "rxrx", "omezarr"] = "auto"
     metadata: str | None = Field(None, description="CSV joined by plate and well; default: the one the layout brings")
     metadata_columns: dict[str, str] = Field(
         {}, description="column of the store: column of that CSV, where the CSV does not use a known name"

@@ -14,7 +14,16 @@ from typing import Any
 
 from phenomhpc.config.models import ConvertConfig
 from phenomhpc.errors import UsageError
-from phenomhpc.plates import Plate, PlateFolder, ReadOptions, UnreadableImage, find_plates, plane_shape, read_plate
+from phenomhpc.plates import (
+    Plate,
+    PlateFolder,
+    ReadOptions,
+    UnreadableImage,
+    find_plates,
+    plane_name,
+    plane_shape,
+    read_plate,
+)
 from phenomhpc.plates.declared import dump_plate, load_head, load_plate
 from phenomhpc.plates.illumination import profile
 from phenomhpc.runs import RunPaths, commit
@@ -143,9 +152,9 @@ def size_of(plate: Plate) -> tuple[int, int, str]:
             try:
                 return plane_shape(plane)
             except UnreadableImage as error:
-                reason = f"{plane.path.name}: {error}"
+                reason = f"{plane_name(plane)}: {error}"
             except OSError as error:
-                reason = f"{plane.path.name}: {error.strerror}"
+                reason = f"{plane_name(plane)}: {error.strerror}"
     raise UsageError(f"plate {plate.root}: no plane of it can be read ({reason})")
 
 

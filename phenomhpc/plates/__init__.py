@@ -1,7 +1,15 @@
 """Plates as microscopes leave them: types, one reader per layout, decoding of planes, and synthetic plates."""
 
 from phenomhpc.plates.find import find_plates, read_plate
-from phenomhpc.plates.images import decode_plane, plane_bytes, plane_shape, read_plane
+from phenomhpc.plates.images import (
+    decode_plane,
+    named_plane,
+    plane_bytes,
+    plane_name,
+    plane_shape,
+    plane_stat,
+    read_plane,
+)
 from phenomhpc.plates.types import (
     Channel,
     Field,
@@ -27,8 +35,11 @@ __all__ = [
     "Well",
     "decode_plane",
     "find_plates",
+    "named_plane",
     "plane_bytes",
+    "plane_name",
     "plane_shape",
+    "plane_stat",
     "plate_key",
     "read_plane",
     "read_plate",

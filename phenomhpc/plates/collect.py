@@ -72,10 +72,12 @@ class Declarations:
         channel: Hashable,
         name: str | None,
         position_um: tuple[float | None, float | None, float | None] = (None, None, None),
+        index: tuple[int, ...] | None = None,
     ) -> None:
         """An image of a channel, its file named relative to the plate's folder; None: the layout says that it is missing.
 
-        position_um: x and y of the field and the size of a pixel, micrometres; the first that is told holds.
+        position_um: x and y of the field and the size of a pixel, micrometres; the first that is told holds.  index: which
+        plane of the file, where it has several.
         """
         entry = self._fields.setdefault(place, _Declared())
         if entry.position_um == (None, None, None):
@@ -94,7 +96,7 @@ class Declarations:
             return
         entry.planes.setdefault(channel, None)
         if name is not None:
-            entry.planes[channel] = Plane(self._root / name)
+            entry.planes[channel] = Plane(self._root / name, index)
 
     def fault(self, place: Place, reason: str, status: str = MISSING_PLANE) -> None:
         """The field cannot be converted, for this reason."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates import cellvoyager, gallery, imagexpress, phenix, rxrx
+from phenomhpc.plates import cellvoyager, gallery, imagexpress, omezarr, phenix, rxrx
 from phenomhpc.plates.select import select
 from phenomhpc.plates.types import Plate, PlateFolder, ReadOptions
 
@@ -37,7 +37,9 @@ class Layout(Protocol):
 
 
 # In this order: the first that knows a folder has it.
-LAYOUTS: dict[str, Layout] = {module.NAME: module for module in (phenix, cellvoyager, gallery, rxrx, imagexpress)}
+LAYOUTS: dict[str, Layout] = {
+    module.NAME: module for module in (phenix, cellvoyager, omezarr, gallery, rxrx, imagexpress)
+}
 
 
 def find_plates(patterns: Sequence[str], layout: str = "auto") -> list[PlateFolder]:

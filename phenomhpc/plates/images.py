@@ -250,8 +250,20 @@ def _decode_tiff(data: bytes, out: Pixels | None, number: int | None) -> Any:
         )
 
 
+def is_array(plane: Plane) -> bool:
+    """Does the plane lie in a Zarr array, which is a folder?"""
+    return plane.index is not None and plane.path.is_dir()
+
+
 def plane_bytes(plane: Plane) -> bytes:
-    """The bytes that hold a plane, as they are hashed.  Raises OSError when they cannot be read."""
+    """The bytes that hold a plane, as they are hashed: its file, or of an array its metadata and the plane's chunks.
+
+    Raises OSError when they cannot be read, UnreadableImage for an array whose chunks cannot be found in it.
+    """
+    if is_array(plane):
+        from phenomhpc.plates import zarrarray
+
+        return zarrarray.encoded(plane.path, plane.index or ())
     return plane.path.read_bytes()
 
 
@@ -260,7 +272,54 @@ def decode_plane(plane: Plane, data: bytes, out: Pixels | None = None) -> Pixels
 
     Raises UnreadableImage.
     """
+    if is_array(plane):
+        from phenomhpc.plates import zarrarray
+
+        return zarrarray.decoded(data, plane.index or (), out)
     return read_plane(data, plane.path.name, out, _page(plane))
+
+
+def plane_stat(plane: Plane) -> tuple[int, int]:
+    """Bytes and mtime_ns of a plane's file; of an array, bytes of the plane's files and a number that stands for their times.
+
+    Raises OSError where it is not there.
+    """
+    if is_array(plane):
+        from phenomhpc.plates import zarrarray
+
+        try:
+            return zarrarray.stat(plane.path, plane.index or ())
+        except UnreadableImage:
+            return -1, plane.path.stat().st_mtime_ns
+    status = plane.path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+# Of an array's path: row, column, image, array.
+_ARRAY_PARTS = 4
+
+
+def plane_name(plane: Plane, root: Path | None = None) -> str:
+    """How a plane is named in tables, relative to its plate's root, and (without one) in messages.
+
+    A plane of an array has its index behind it: `A/1/0/0@1,0`.
+    """
+    path, array = plane.path, is_array(plane)
+    if root is None:
+        name = "/".join(path.parts[-_ARRAY_PARTS:]) if array else path.name
+    else:
+        name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    return f"{name}@{','.join(map(str, plane.index or ()))}" if array else name
+
+
+def named_plane(name: str, root: Path) -> Plane:
+    """The plane that plane_name() named, where it is an array's; else the plane that is the file, or that a page of it is."""
+    path, at, index = name.rpartition("@")
+    numbers = [number for number in index.split(",") if number]
+    plain = all(number.isascii() and number.isdigit() for number in numbers)
+    if at and plain and not (root / name).is_file() and (root / path).is_dir():
+        return Plane(root / path, tuple(map(int, numbers)))
+    return Plane(root / name)
 
 
 def _page(plane: Plane) -> int | None:
@@ -277,6 +336,10 @@ def plane_shape(plane: Plane) -> tuple[int, int, str]:
 
     Raises UnreadableImage, or OSError when the file cannot be read.
     """
+    if is_array(plane):
+        from phenomhpc.plates import zarrarray
+
+        return zarrarray.shape(plane.path, plane.index or ())
     path, page = plane.path, _page(plane)
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
 
 from phenomhpc.errors import WorkError
-from phenomhpc.plates import Field, Plane, Plate
+from phenomhpc.plates import Field, Plane, Plate, plane_stat
 from phenomhpc.plates.types import OK
 from phenomhpc.runs import (
     CompletionRecord,
@@ -104,12 +104,10 @@ def _stat(plane: Plane | None) -> tuple[str, int, int]:
     """[path, bytes, mtime_ns] of a declared plane; sizes of -1 where it is not there."""
     if plane is None:
         return ("", -1, -1)
-    path = plane.path
     try:
-        status = path.stat()
+        return (str(plane.path), *plane_stat(plane))
     except OSError:
-        return (str(path), -1, -1)
-    return (str(path), status.st_size, status.st_mtime_ns)
+        return (str(plane.path), -1, -1)
 
 
 @dataclass(frozen=True, kw_only=True)

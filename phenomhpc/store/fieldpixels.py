@@ -12,8 +12,9 @@ import numpy as np
 from google_crc32c import value as crc32c
 
 from phenomhpc.errors import WorkError
-from phenomhpc.plates import Field, Plane, Plate, UnreadableImage, decode_plane, plane_bytes, qc
+from phenomhpc.plates import Field, Plane, Plate, UnreadableImage, decode_plane, plane_bytes, plane_name, qc
 from phenomhpc.plates.illumination import divide, profile
+from phenomhpc.plates.images import is_array
 from phenomhpc.plates.project import Projection
 from phenomhpc.plates.types import BAD_SHAPE, MISSING_PLANE, OK, UNREADABLE, Stack
 from phenomhpc.store.lookup import Lookup
@@ -138,23 +139,25 @@ class FieldReader:
     ) -> tuple[Pixels | None, Problem | None]:
         if plane is None:
             return None, (MISSING_PLANE, "no plane")
-        path, root = plane.path, self._plate.root
+        root, label = self._plate.root, plane_name(plane)
         try:
             data = plane_bytes(plane)
-        except FileNotFoundError:
+        except UnreadableImage as error:
+            return None, (UNREADABLE, f"{label}: {error}")
+        except FileNotFoundError as error:
             self._refuse_vanished()
-            return None, (MISSING_PLANE, f"{path.name} does not exist")
+            return None, (MISSING_PLANE, f"{label}: {error.strerror}" if is_array(plane) else f"{label} does not exist")
         except OSError as error:
             if error.errno in _GONE:
                 raise WorkError(f"plate {root}: cannot be reached ({error.strerror}); run again when it can") from error
-            return None, (UNREADABLE, f"{path.name}: {error.strerror}")
-        name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+            return None, (UNREADABLE, f"{label}: {error.strerror}")
+        name = plane_name(plane, root)
         digest = hashlib.sha256(data).hexdigest()
         sources.append(Source(channel=self._plate.channels[channel].name, path=name, sha256=digest, bytes=len(data)))
         try:
             pixels = decode_plane(plane, data, out)
         except UnreadableImage as error:
-            return None, (UNREADABLE, f"{path.name}: {error}")
+            return None, (UNREADABLE, f"{label}: {error}")
         return pixels, self._misfit(pixels)
 
     def _refuse_vanished(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -117,11 +117,37 @@ def decode_blosc(block: Any, out: Any) -> None:
 
 
 def array_metadata(spec: DatasetSpec, geometry: Geometry, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """zarr.json of a plate's array; attributes: beside the channels.
+    """zarr.json of a plate's array; attributes: beside the channels."""
+    edge = geometry.chunk_px
+    shard_shape = [
+        geometry.fields_per_shard,
+        geometry.num_channels,
+        geometry.chunk_rows * edge,
+        geometry.chunk_columns * edge,
+    ]
+    return sharded_array(
+        spec,
+        shape=[geometry.num_fields, geometry.num_channels, geometry.height, geometry.width],
+        shard=shard_shape,
+        chunk=[1, geometry.num_channels, edge, edge],
+        names=["field", "channel", "y", "x"],
+        attributes={"channels": list(spec.channels), **attributes},
+    )
+
+
+def sharded_array(
+    spec: DatasetSpec,
+    *,
+    shape: Sequence[int],
+    shard: Sequence[int],
+    chunk: Sequence[int],
+    names: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """zarr.json of an array of the store's dtype, its inner chunks in the store's codec.
 
     Source: the Zarr v3 core specification and the sharding-indexed codec's.
     """
-    edge = geometry.chunk_px
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     inner: list[dict[str, Any]] = [little]
     if spec.codec is not None:
@@ -130,28 +156,22 @@ def array_metadata(spec: DatasetSpec, geometry: Geometry, attributes: Mapping[st
         configuration = {"typesize": typesize, "cname": cname, "clevel": level, "shuffle": shuffle, "blocksize": 0}
         inner.append({"name": "blosc", "configuration": configuration})
     sharding = {
-        "chunk_shape": [1, geometry.num_channels, edge, edge],
+        "chunk_shape": list(chunk),
         "codecs": inner,
         "index_codecs": [little, {"name": "crc32c"}],
         "index_location": "end",
     }
-    shard_shape = [
-        geometry.fields_per_shard,
-        geometry.num_channels,
-        geometry.chunk_rows * edge,
-        geometry.chunk_columns * edge,
-    ]
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [geometry.num_fields, geometry.num_channels, geometry.height, geometry.width],
+        "shape": list(shape),
         "data_type": spec.dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard_shape}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "attributes": {"channels": list(spec.channels), **attributes},
-        "dimension_names": ["field", "channel", "y", "x"],
+        "attributes": dict(attributes),
+        "dimension_names": list(names),
         "storage_transformers": [],
     }
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from google_crc32c import value as crc32c
 
+from phenomhpc.plates import UnreadableImage, named_plane, plane_bytes
 from phenomhpc.progress import Progress, Stage
 from phenomhpc.store.fields import read_fields
 from phenomhpc.store.shardindex import build_shard_index
@@ -192,16 +193,20 @@ def _check_sources(store: Store, plate: str, rows: list[dict[str, Any]]) -> tupl
     checked, absent, found = 0, 0, []
     for row in rows:
         for source in row["sources"]:
-            path = root / source["path"]
-            if not path.is_file():
+            plane = named_plane(source["path"], root)
+            if not plane.path.exists():
                 absent += 1
                 continue
             checked += 1
+            thing = str(root / source["path"])
             try:
-                same = hashlib.sha256(path.read_bytes()).hexdigest() == source["sha256"]
+                same = hashlib.sha256(plane_bytes(plane)).hexdigest() == source["sha256"]
             except OSError as error:
-                found.append(Damage(plate=plate, thing=str(path), reason=f"cannot be read ({error.strerror})"))
+                found.append(Damage(plate=plate, thing=thing, reason=f"cannot be read ({error.strerror})"))
+                continue
+            except UnreadableImage as error:
+                found.append(Damage(plate=plate, thing=thing, reason=f"the source {error}"))
                 continue
             if not same:
-                found.append(Damage(plate=plate, thing=str(path), reason="the source is not what was converted"))
+                found.append(Damage(plate=plate, thing=thing, reason="the source is not what was converted"))
     return checked, absent, found

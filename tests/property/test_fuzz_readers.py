@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ import tifffile
 from phenomhpc.config import ConvertConfig
 from phenomhpc.errors import PhenomError
 from phenomhpc.jobs.survey import geometry_of, spec_of, survey_plate
-from phenomhpc.plates import find_plates, read_plate
+from phenomhpc.plates import Plane, find_plates, named_plane, plane_bytes, read_plate
 from phenomhpc.plates.synthetic import SyntheticSpec, write_plates
 from phenomhpc.plates.synthetic.layouts import WRITERS, write_layout
 from phenomhpc.progress import silent
@@ -43,7 +44,7 @@ SPEC = SyntheticSpec(
     experiments=1, plates_per_experiment=1, plate_rows=1, plate_columns=4, field_px=32, num_genes=1, num_unexpressed=0,
     dtype="uint16",
 )  # fmt: skip
-INDEX = (".xml", ".mlf", ".mrf", ".mes", ".htd", ".csv")
+INDEX = (".xml", ".mlf", ".mrf", ".mes", ".htd", ".csv", ".json", ".zattrs", ".zarray", ".zgroup")
 BOMB = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]><x>&b;</x>'
 
 
@@ -149,14 +150,34 @@ def compare(images: Path, root: Path, rows: tuple[dict[str, object], ...], prist
         for channel, source in enumerate(row["sources"]):  # type: ignore[call-overload,var-annotated,arg-type]
             path = (root / source["path"]).resolve()
             assert path.is_relative_to(root.resolve()), f"{path} lies outside the plate"
-            data = path.read_bytes()
+            plane = named_plane(source["path"], root)
+            data = plane_bytes(plane)
             assert hashlib.sha256(data).hexdigest() == source["sha256"]
-            if data[:2] in (b"II", b"MM"):
+            if plane.index is not None:
+                whole = pristine / plane.path.relative_to(root)
+                assert np.array_equal(stored[channel], plane_of_array(plane, whole)), f"{source['path']}: other pixels"
+            elif data[:2] in (b"II", b"MM"):
                 try:
                     expected = tifffile.imread(path)
                 except Exception:  # dozens of kinds
                     expected = tifffile.imread(io.BytesIO(with_header_of(pristine / source["path"], data)))
                 assert np.array_equal(stored[channel], expected), f"{path}: other pixels"
+
+
+def plane_of_array(plane: Plane, pristine: Path) -> np.ndarray:  # type: ignore[type-arg]
+    """As zarr-python reads it; where it does not understand the metadata any more, its chunks under those that they had."""
+    import zarr
+
+    try:
+        array = zarr.open_array(plane.path, mode="r")
+    except Exception:  # dozens of kinds
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(plane.path, folder, dirs_exist_ok=True)
+            for name in ("zarr.json", ".zarray", ".zattrs"):
+                if (pristine / name).is_file():
+                    shutil.copy(pristine / name, folder)
+            return np.asarray(zarr.open_array(folder, mode="r")[(*plane.index, ...)])  # type: ignore[misc]
+    return np.asarray(array[(*plane.index, ...)])  # type: ignore[misc]
 
 
 def with_header_of(pristine: Path, data: bytes) -> bytes:
@@ -173,7 +194,7 @@ def with_header_of(pristine: Path, data: bytes) -> bytes:
 def mutate(raw: Path, rng: random.Random) -> None:
     """Spoil one file: an index half of the time, where there is one."""
     files = sorted(path for path in raw.rglob("*") if path.is_file())
-    indices = [path for path in files if path.suffix.lower() in INDEX]
+    indices = [path for path in files if (path.suffix or path.name).lower() in INDEX]
     path = rng.choice(indices if indices and rng.random() < 0.5 else files)
     text = path in indices
     change = rng.choice([*BYTES, *(TEXT if text else ())])
@@ -220,6 +241,11 @@ def numbers(data: bytes, rng: random.Random) -> bytes:
     return data[:at] + rng.choice(wild) + data[at + 1 :]
 
 
+WILD_PATHS = (
+    b"../../../../etc/passwd", b"/etc/passwd", b"C:\\x", b"..", b".", b"a\0b", b"https://h/x", b"x" * 5000, b"",
+)  # fmt: skip
+
+
 def paths(data: bytes, rng: random.Random) -> bytes:
     """One file name of a text leads elsewhere."""
     for ending in (b".tiff", b".tif"):
@@ -227,22 +253,18 @@ def paths(data: bytes, rng: random.Random) -> bytes:
         if places:
             at = rng.choice(places)
             start = max(data.rfind(sign, 0, at) for sign in (b">", b",", b'"', b"\n")) + 1
-            wild = (
-                b"../../../../etc/passwd",
-                b"/etc/passwd",
-                b"C:\\x",
-                b"..",
-                b".",
-                b"a\0b",
-                b"https://h/x",
-                b"x" * 5000,
-                b"",
-            )
-            return data[:start] + rng.choice(wild) + data[at + len(ending) :]
-    return data
+            return data[:start] + rng.choice(WILD_PATHS) + data[at + len(ending) :]
+    key = b'"path": "'
+    places = [at + len(key) for at in range(len(data)) if data.startswith(key, at)]
+    if not places:
+        return data
+    at = rng.choice(places)
+    return data[:at] + rng.choice((*WILD_PATHS, b"A/1", b"0")) + data[data.index(b'"', at) :]
 
 
 def bomb(data: bytes, rng: random.Random) -> bytes:
+    if data.startswith(b"{"):
+        return rng.choice((b"[", b'{"a":')) * 10**6
     return BOMB if rng.random() < 0.5 else data.replace(b"?>", b'?><!DOCTYPE x SYSTEM "file:///etc/passwd">', 1)
 
 

@@ -127,7 +127,7 @@ def test_a_stack_that_lacks_a_plane_is_set_aside_and_the_others_are_projected(pl
     assert stored(tmp_path)[0].max() == 0 and stored(tmp_path)[1].max() > 0
 
 
-@pytest.mark.parametrize("layout", ["cellvoyager", "imagexpress-bare"])
+@pytest.mark.parametrize("layout", ["cellvoyager", "imagexpress-bare", "omezarr", "omezarr-4"])
 def test_one_timepoint_is_converted_and_one_that_is_not_there_is_refused_by_name(
     layout: str, plate: Plate, tmp_path: Path
 ) -> None:

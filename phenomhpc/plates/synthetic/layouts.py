@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phenomhpc.plates.images import decode_plane, plane_bytes
+from phenomhpc.plates.synthetic.omezarr_layout import write_omezarr
 from phenomhpc.plates.synthetic.writing import encode, image_name
 from phenomhpc.plates.types import Field, Plate, Well
 
@@ -249,6 +250,16 @@ def _rxrx(plate: Plate, folder: Path, images: list[_Image], image_format: str) -
     return target
 
 
+# -- OME-Zarr ---------------------------------------------------------------------------------------------------------
+
+
+def _omezarr(plate: Plate, folder: Path, images: list[_Image], stack: int, version: str) -> Path:
+    planes: dict[Field, dict[tuple[int, int], Pixels]] = {field: {} for field in plate.fields}
+    for image in images:
+        planes[image.field][image.channel - 1, image.z] = image.pixels
+    return write_omezarr(plate, folder, planes, stack, version, PIXEL_UM)
+
+
 # Layouts that have one plane of a site.
 FLAT = ("rxrx-1", "rxrx-3")
 Writer = Callable[[Plate, Path, list[_Image], int], Path]
@@ -259,6 +270,8 @@ WRITERS: dict[str, Writer] = {
     "imagexpress-bare": lambda plate, folder, images, stack: _imagexpress(plate, folder, images, stack, htd=False),
     "cellvoyager": _cellvoyager,
     "gallery": _gallery,
+    "omezarr": lambda plate, folder, images, stack: _omezarr(plate, folder, images, stack, "0.5"),
+    "omezarr-4": lambda plate, folder, images, stack: _omezarr(plate, folder, images, stack, "0.4"),
     "rxrx-1": lambda plate, folder, images, stack: _rxrx(plate, folder, images, "png"),
     "rxrx-3": lambda plate, folder, images, stack: _rxrx(plate, folder, images, "jp2"),
 }
