@@ -299,6 +299,12 @@ class DataConfig(Model):
     illumination: Literal["keep", "apply"] = Field(
         "keep", description="apply: divide crops, as they are read, by the uneven light that their store keeps"
     )
+    cache: str | None = Field(
+        None, description="folder on a disk of each node, where uncompressed shards are kept; filled while training"
+    )
+    cache_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="most that a node caches, GB; default: what fits, less a twentieth of the disk"
+    )
     max_damaged: Fraction = Field(
         0.001, description="share of crops that others may stand in for because their field cannot be read"
     )
@@ -306,6 +312,13 @@ class DataConfig(Model):
         0, description="reader threads per rank; 0 reads in the training thread"
     )
     prefetch_steps: Annotated[int, Field(ge=0)] = 2
+
+    @field_validator("cache")
+    @classmethod
+    def _whole_path(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("/"):
+            raise ValueError(f"{value}: give the whole path, as each node has it")
+        return value
 
 
 class OptimConfig(Model):

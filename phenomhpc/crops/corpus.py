@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -107,11 +109,20 @@ class Corpus:
         for snapshot in self.snapshots:
             require_light(snapshot)
 
+    def caches(self, folder: Path) -> list[Path]:
+        """Where below a node's folder each store's cache lies: by name, and a digest of the path."""
+        roots = [snapshot.store.paths.root for snapshot in self.snapshots]
+        return [folder / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}" for root in roots]
+
     @contextmanager
-    def reader(self, illumination: str) -> Iterator[Reader]:
-        """A reader of crops by the corpus' field numbers."""
+    def reader(self, illumination: str, cache: Path | None = None) -> Iterator[Reader]:
+        """A reader of crops by the corpus' field numbers.  cache: a node's folder of caches, as `caches()` names them."""
+        caches = [None] * len(self.snapshots) if cache is None else self.caches(cache)
         with ExitStack() as stack:
-            readers = [stack.enter_context(open_pixels(snapshot, illumination)) for snapshot in self.snapshots]
+            readers = [
+                stack.enter_context(open_pixels(snapshot, illumination, folder))
+                for snapshot, folder in zip(self.snapshots, caches, strict=True)
+            ]
             yield readers[0] if len(readers) == 1 else _Readers(readers, self.starts)
 
 

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -54,9 +55,12 @@ def require_light(snapshot: Snapshot) -> None:
 
 
 @contextmanager
-def open_pixels(snapshot: Snapshot, illumination: str) -> Iterator[Reader]:
-    """A reader of the snapshot's crops: as they are stored (`keep`), or divided by the light kept beside them (`apply`)."""
-    with ShardReader(snapshot.store, snapshot) as reader:
+def open_pixels(snapshot: Snapshot, illumination: str, cache: Path | None = None) -> Iterator[Reader]:
+    """A reader of the snapshot's crops: as they are stored (`keep`), or divided by the light kept beside them (`apply`).
+
+    cache: where raw shards of the store may lie.
+    """
+    with ShardReader(snapshot.store, snapshot, cache=cache) as reader:
         yield LitReader(reader, snapshot) if illumination == APPLY else reader
 
 

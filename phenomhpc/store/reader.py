@@ -5,13 +5,16 @@ from __future__ import annotations
 import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phenomhpc.errors import DamagedError, WorkError
+from phenomhpc.store.cache import CachedShards
 from phenomhpc.store.shardfiles import Access, ShardFiles, Traffic, access_for
 from phenomhpc.store.shardindex import ABSENT, open_shard_index
 from phenomhpc.store.shards import Geometry, decode_blosc, read_geometry
@@ -38,6 +41,18 @@ class _Plate:
     index: NDArray[np.uint64]
 
 
+@dataclass(slots=True)
+class _Source:
+    """A shard and where its bytes come from: the store, or raw from a cache.  entries: of the field that is read."""
+
+    plate: _Plate
+    shard: int
+    files: ShardFiles
+    path: Callable[[], Path]
+    is_raw: bool
+    entries: NDArray[np.uint64]
+
+
 class _Scratch(threading.local):
     """Buffers of one thread: the encoded row of chunks, and one decoded chunk (C, p, p), also as its bytes."""
 
@@ -53,9 +68,15 @@ class ShardReader:
     chunks and one decoded chunk).  At most MAX_OPEN_SHARDS shards and MAX_OPEN_INDICES indices are open; indices are mapped.
     """
 
-    def __init__(self, store: Store, snapshot: Snapshot, access: Access | None = None) -> None:
-        """access: how files are read; default what suits the store's file system."""
+    def __init__(
+        self, store: Store, snapshot: Snapshot, access: Access | None = None, cache: Path | None = None
+    ) -> None:
+        """access: how files are read; default what suits the store's file system.  cache: where raw shards of the store may lie
+        (store.cache); it may be filling.  Raises UsageError for a cache of another store."""
         self._store, self._snapshot = store, snapshot
+        self._cached = None if cache is None else CachedShards(store, cache)
+        self._cache_files = None if cache is None else ShardFiles(MAX_OPEN_SHARDS, access or access_for(cache))
+        self.num_read = self.num_from_cache = 0
         self._dtype = np.dtype(store.spec.dtype).newbyteorder("<")
         # Columns of the table: taking one number of a row of it costs ten times as much.
         self._plate_of, self._field_of = snapshot.table["plate"], snapshot.table["field"]
@@ -76,20 +97,38 @@ class ShardReader:
         geometry = plate.geometry
         self._check(field_no, geometry, y, x, out)
         number, slot = divmod(int(self._field_of[field_no]), geometry.fields_per_shard)
+        self.num_read += 1  # threads may lose a count of each other's: it is for the meter
+        location = None if self._cached is None else self._cached.locate(plate.name, number)
+        if location is not None:
+            assert self._cached is not None and self._cache_files is not None
+            raw = location.index[slot]
+            try:
+                self._fill(_Source(plate, number, self._cache_files, lambda: location.path, True, raw), y, x, out)
+            except DamagedError as error:  # evicted, or the node's disk fails: the store has it
+                self._cached.forget(plate.name, number)
+                error.forget()
+            else:
+                self.num_from_cache += 1
+                return
+        is_raw, entries = self._store.spec.codec is None, plate.index[number, slot]
+        path = lambda: self._store.paths.shard(plate.name, number)  # noqa: E731
+        self._fill(_Source(plate, number, self._files, path, is_raw, entries), y, x, out)
+
+    def _fill(self, source: _Source, y: int, x: int, out: NDArray[np.generic]) -> None:
+        geometry = source.plate.geometry
         height, width = out.shape[1:]
         chunk = self._chunk(geometry)
         across = _overlaps(x, width, geometry.chunk_px)
-        entries = plate.index[number, slot]
         for row, inside, outside in _overlaps(y, height, geometry.chunk_px):
             first = row * geometry.chunk_columns + across[0][0]
-            blocks = self._read_row(plate, number, entries[first : first + len(across)].tolist())
+            blocks = self._read_row(source, source.entries[first : first + len(across)].tolist())
             for block, (_, from_x, to_x) in zip(blocks, across, strict=True):
-                source = self._decode(plate, number, block, chunk)
-                out[:, outside, to_x] = source[:, inside, from_x]
+                decoded = self._decode(source, block, chunk)
+                out[:, outside, to_x] = decoded[:, inside, from_x]
 
     @property
     def traffic(self) -> Traffic:
-        """What was asked of the file system so far."""
+        """What was asked of the store's file system so far."""
         return self._files.traffic
 
     def _check(self, field_no: int, geometry: Geometry, y: int, x: int, out: NDArray[np.generic]) -> None:
@@ -135,60 +174,58 @@ class ShardReader:
             self._scratch.flat = chunk.reshape(-1).view(np.uint8)
         return chunk
 
-    def _read_row(self, plate: _Plate, shard: int, span: list[list[int]]) -> list[memoryview]:
+    def _read_row(self, source: _Source, span: list[list[int]]) -> list[memoryview]:
         """The encoded chunks (offset, size) of one row of a crop: neighbours in the file, so one read.
 
         They are the file's pages, or lie in this thread's buffer until its next row.
         """
-        geometry = plate.geometry
+        geometry = source.plate.geometry
         chunk_bytes = geometry.num_channels * geometry.chunk_px**2 * self._dtype.itemsize
         begin = end = span[0][0]
         for offset, size in span:
             if offset == _ABSENT:
-                raise self._damage(plate, shard, "has no such chunk; convert it again")
+                raise self._damage(source, "has no such chunk; convert it again")
             if offset != end or size > chunk_bytes + _MAX_OVERHEAD:
-                raise self._damage(plate, shard, "its entry in the shard index makes no sense; run store seal")
+                raise self._damage(source, "its entry in the shard index makes no sense; run store seal")
             end += size
         scratch = self._scratch
-        if self._files.access == "positioned" and len(scratch.encoded) < end - begin:
+        if source.files.access == "positioned" and len(scratch.encoded) < end - begin:
             # Also room for the neighbours to come: freshly mapped memory costs more than reading into it.
             scratch.encoded = bytearray(len(span) * (chunk_bytes + _MAX_OVERHEAD))
         try:
-            data = self._files.fetch(
-                (plate.number, shard),
-                lambda: self._store.paths.shard(plate.name, shard),
-                begin,
-                end - begin,
-                scratch.encoded,
-            )
+            key = source.plate.number, source.shard
+            data = source.files.fetch(key, source.path, begin, end - begin, scratch.encoded)
         except OSError as error:
-            raise self._damage(plate, shard, f"cannot be read ({error.strerror})") from error
+            raise self._damage(source, f"cannot be read ({error.strerror})") from error
         if len(data) != end - begin:
-            raise self._damage(plate, shard, f"ends after {begin + len(data)} bytes, {end} are needed")
+            raise self._damage(source, f"ends after {begin + len(data)} bytes, {end} are needed")
         return [data[offset - begin : offset - begin + size] for offset, size in span]
 
-    def _decode(self, plate: _Plate, shard: int, block: memoryview, chunk: NDArray[np.generic]) -> NDArray[np.generic]:
+    def _decode(self, source: _Source, block: memoryview, chunk: NDArray[np.generic]) -> NDArray[np.generic]:
         """One chunk (C, p, p): in `chunk`, or as it lies in the block where nothing is compressed."""
-        if self._store.spec.codec is None:
+        if source.is_raw:
             if len(block) != chunk.nbytes:
-                raise self._damage(plate, shard, "a raw chunk has the wrong length")
+                raise self._damage(source, "a raw chunk has the wrong length")
             return np.frombuffer(block, self._dtype).reshape(chunk.shape)
         # blosc trusts its header: a shorter chunk would leave the last one's pixels, a longer one be read past its end.
         if len(block) < _MAX_OVERHEAD or _BLOSC_HEADER.unpack_from(block) != (chunk.nbytes, len(block)):
-            raise self._damage(plate, shard, "a chunk's header does not fit its length")
+            raise self._damage(source, "a chunk's header does not fit its length")
         try:
             decode_blosc(block, self._scratch.flat)
         except (RuntimeError, ValueError) as error:
-            raise self._damage(plate, shard, f"a chunk cannot be decoded ({error})") from error
+            raise self._damage(source, f"a chunk cannot be decoded ({error})") from error
         return chunk
 
-    def _damage(self, plate: _Plate, shard: int, what: str) -> DamagedError:
+    def _damage(self, source: _Source, what: str) -> DamagedError:
+        plate, shard = source.plate, source.shard
         text = f"store {self._store.paths.root}: plate {plate.name}, shard {shard}: {what}; see store verify"
-        return DamagedError(text, lambda: self._files.forget((plate.number, shard)))
+        return DamagedError(text, lambda: source.files.forget((plate.number, shard)))
 
     def close(self) -> None:
         """Close every file; no read may be going on."""
-        self._files.close()
+        for files in (self._files, self._cache_files):
+            if files is not None:
+                files.close()
         with self._plates_lock:
             self._plates.clear()
 

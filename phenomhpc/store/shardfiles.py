@@ -26,6 +26,7 @@ Access = Literal["mapped", "positioned"]
 LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "tmpfs", "overlay", "bcachefs"})
 _POPULATE_READ = 22
 _PAGE = mmap.PAGESIZE
+_CUT = "its pages cannot be read: the disk fails, or the file was cut"
 
 
 def access_for(folder: Path) -> Access:
@@ -70,7 +71,7 @@ class Traffic:
 
 @dataclass
 class _File:
-    """descriptor: of a file that is read at positions; mapped: of one that is not (its descriptor is closed)."""
+    """descriptor: of a file that is read at positions; mapped: of one that is not."""
 
     descriptor: int = -1
     mapped: mmap.mmap | None = None
@@ -107,6 +108,8 @@ class ShardFiles:
             begin, end = offset // _PAGE * _PAGE, min(offset + size, file.size)
             if end <= offset:
                 return memoryview(b"")
+            if file.mapped.size() != file.size:  # behind a new end a page holds zeros, not an error
+                raise OSError(errno.EIO, _CUT)
             file.mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
             _populate(file.mapped, begin, end - begin)
             return memoryview(file.mapped)[offset:end]
@@ -131,7 +134,7 @@ class ShardFiles:
             if self.access == "mapped" and size:
                 mapped = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
                 mapped.madvise(mmap.MADV_RANDOM)
-                os.close(descriptor)
+                os.close(descriptor)  # a mapping has its own
                 return _File(mapped=mapped, size=size)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         except OSError:
@@ -172,7 +175,7 @@ def _populate(mapped: mmap.mmap, begin: int, size: int) -> None:
         mapped.madvise(_POPULATE_READ, begin, size)
     except OSError as error:
         if error.errno == errno.EFAULT:
-            raise OSError(errno.EIO, "its pages cannot be read: the disk fails, or the file was cut") from error
+            raise OSError(errno.EIO, _CUT) from error
         raise
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from phenomhpc.config.models import PretrainConfig
 from phenomhpc.crops import Loader, Sampler
+from phenomhpc.crops.caching import CacheFiller
 from phenomhpc.crops.choice import Holdout, choose
 from phenomhpc.crops.corpus import Corpus
 from phenomhpc.crops.mending import MendingReader, Replaced
@@ -71,12 +73,21 @@ class CropSource:
 
     @contextmanager
     def loader(
-        self, ranks: Ranks, start_step: int, num_patches: int, tell: Callable[[Replaced], None]
+        self,
+        ranks: Ranks,
+        start_step: int,
+        num_patches: int,
+        *,
+        tell: Callable[[Replaced], None],
+        say: Callable[[str], None],
     ) -> Iterator[Loader]:
-        """This rank's batches from `start_step` on.  tell: called once for each field that cannot be read."""
+        """This rank's batches from `start_step` on.  tell: called once for each field that cannot be read; say: what the node's
+        cache holds."""
         optim, data = self.config.optim, self.config.data
+        cache = None if data.cache is None else Path(data.cache)
         with (
-            self.corpus.reader(data.illumination) as reader,
+            CacheFiller(self.corpus, cache, data.cache_gb, say) if cache and ranks.local_rank == 0 else nullcontext(),
+            self.corpus.reader(data.illumination, cache) as reader,
             Loader(
                 MendingReader(reader, self.sampler, max_damaged=data.max_damaged, tell=tell),
                 self.sampler,

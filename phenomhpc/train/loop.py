@@ -147,7 +147,9 @@ class _Run:
             clip_grad_norm=optim.clip_grad_norm,
         )
         replica = replicate(self.state.model, self.ranks, optim.micro_batch)
-        with self.source.loader(self.ranks, self.state.step, self.state.model.num_patches, self._tell) as loader:
+        patches = self.state.model.num_patches
+        tell, say = self._tell, self.ctx.progress.say
+        with self.source.loader(self.ranks, self.state.step, patches, tell=tell, say=say) as loader:
             while self.state.step < optim.steps:
                 self.log.start()
                 batch = next(loader)

@@ -41,7 +41,10 @@ def test_a_mapped_file_that_loses_its_end_is_an_error_and_no_dead_process(tmp_pa
     content_of(path)
     files, buffer = ShardFiles(2, "mapped"), bytearray()
     files.fetch("f", lambda: path, 0, 10, buffer)
-    os.truncate(path, 8192)
+    for size in (299_000, 8192):  # within the page that is asked for, and before it
+        os.truncate(path, size)
+        with pytest.raises(OSError, match="its pages cannot be read"):
+            files.fetch("f", lambda: path, 298_000, 1500, buffer)
     with pytest.raises(OSError, match="its pages cannot be read"):
         files.fetch("f", lambda: path, 100_000, 5000, buffer)
     whole = content_of(path)
