@@ -32,8 +32,16 @@ def standardise(pixels_BCHW: Tensor, scale_C: Tensor) -> Tensor:
     x / scale, then per crop and channel (x - mean) / sqrt(biased variance + 1e-5).  The scale (255 for uint8, the
     snapshot's 99.9th percentiles for uint16) matters only through that epsilon: blank crops stay near zero.
     """
-    scaled = pixels_BCHW.to(torch.float32) / scale_C[:, None, None]
-    return F.group_norm(scaled, scaled.shape[1], eps=STANDARDISE_EPS)
+    if pixels_BCHW.device.type != "cpu":
+        scaled = pixels_BCHW.to(torch.float32) / scale_C[:, None, None]
+        return F.group_norm(scaled, scaled.shape[1], eps=STANDARDISE_EPS)
+    # Crop by crop in one small buffer, the same arithmetic: fresh memory for a whole batch costs three times as much.
+    done_BCHW = torch.empty(pixels_BCHW.shape, dtype=torch.float32)
+    scaled = torch.empty_like(done_BCHW[:1])
+    for row in range(len(done_BCHW)):
+        scaled.copy_(pixels_BCHW[row : row + 1]).div_(scale_C[:, None, None])
+        done_BCHW[row : row + 1] = F.group_norm(scaled, scaled.shape[1], eps=STANDARDISE_EPS)
+    return done_BCHW
 
 
 class MaeOutput(NamedTuple):
