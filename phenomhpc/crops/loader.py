@@ -83,12 +83,15 @@ class Loader:
         start_step: int = 0,
         workers: int = 0,
         prefetch_steps: int = 2,
+        digest: bool = True,
     ) -> None:
+        """digest: compute each step's index_digest, for which the crops of all ranks are dealt; else it is "" and only this
+        rank's are: 0.1 ms a crop less at 128 ranks and a global batch of 16,384."""
         if global_batch % sampler.crops_per_visit:
             raise UsageError(
                 f"optim.global_batch={global_batch} is no multiple of data.crops_per_visit={sampler.crops_per_visit}"
             )
-        self._reader, self._sampler = reader, sampler
+        self._reader, self._sampler, self._digest = reader, sampler, digest
         self._visits_per_step = global_batch // sampler.crops_per_visit
         self._rank, self._world, self._step = rank, world, start_step
         share = -(-self._visits_per_step // world) * sampler.crops_per_visit
@@ -130,15 +133,16 @@ class Loader:
         """This rank's part of a step."""
         first = step * self._visits_per_step
         visit = np.arange(first, first + self._visits_per_step, dtype=np.int64)
-        everyone = self._sampler.visits(visit)
-        share = self._share(everyone, visit % self._world == self._rank)
+        mine = visit % self._world == self._rank
+        dealt = self._sampler.visits(visit if self._digest else visit[mine])
+        share = self._share(dealt, mine if self._digest else np.ones(len(dealt.field_no), bool))
         buffers = self._buffers[step % len(self._buffers)]
         self._read(share, buffers)
         starts = range(0, self._num_micro * self._micro_size, self._micro_size)
         return StepBatch(
             step=step,
             first_index=first * self._sampler.crops_per_visit,
-            index_digest=index_digest(everyone),
+            index_digest=index_digest(dealt) if self._digest else "",
             micro=[
                 self._batch(share.index[start : start + self._micro_size], pixels)
                 for start, pixels in zip(starts, buffers, strict=True)

@@ -101,6 +101,7 @@ class CropSource:
                 start_step=start_step,
                 workers=data.workers,
                 prefetch_steps=data.prefetch_steps,
+                digest=ranks.is_first,
             ) as loader,
         ):
             yield loader

@@ -69,6 +69,8 @@ def test_ranks_together_see_what_one_rank_sees(
     ranks = [
         steps(loader_of(reader, snapshot, per_visit=per_visit, rank=rank, world=world), 4) for rank in range(world)
     ]
+    quiet = steps(loader_of(reader, snapshot, per_visit=per_visit, rank=1, world=world, digest=False), 4)
+    assert quiet == [("", crops) for _, crops in ranks[1]]  # without digests the same crops
     for step, (digest, crops) in enumerate(alone):
         assert {rank[step][0] for rank in ranks} == {digest}
         assert len(crops) == BATCH == sum(len(rank[step][1]) for rank in ranks)
