@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
+from phenomhpc.errors import SET_ASIDE
 from phenomhpc.plates import Channel, Field, Plane, Plate, Well, find_plates, read_plate
-from phenomhpc.plates.synthetic.layouts import WRITERS, write_layout
+from phenomhpc.plates.synthetic.layouts import WRITERS, tiff, write_layout
 from phenomhpc.plates.synthetic.writing import encode, image_name
 from phenomhpc.progress import silent
 from phenomhpc.store import open_store
 from phenomhpc.store.verify import verify
+from tests.unit.raw_plates import image, phenix
 from tests.unit.test_plates_layouts import convert, pixels, stored
 
 # The last ones make the plate that large, where a layout does not say its size.
@@ -117,3 +120,55 @@ def test_every_real_sample_converts_whole_and_verifies(
 ) -> None:
     assert convert(tmp_path, shared_data / sample).exit_code == 0
     assert is_verified(tmp_path, planes)
+
+
+def test_every_kind_of_bad_field_is_set_aside_with_its_reason_and_no_other(tmp_path: Path) -> None:
+    """One plate with each; the last field is sound, and what lies outside the plate is neither read nor told."""
+    secret = tmp_path / "secret.tiff"
+    secret.write_bytes(tiff(np.full((40, 56), 77, np.uint16)))
+    good = tiff(noise(1, 40, 56, "uint16"))  # type: ignore[arg-type]
+    claims = bytearray(tiff(np.zeros((40, 56), np.uint16)))
+    with tifffile.TiffFile(io.BytesIO(claims)) as file:
+        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            at = file.pages.first.tags[name].valueoffset
+            claims[at : at + 2] = (60_000).to_bytes(2, "little")
+    bad: dict[str, tuple[bytes | None, str, str]] = {
+        "cut": (good[: len(good) // 2], "unreadable", "truncated TIFF"),
+        "empty": (b"", "unreadable", "empty file"),
+        "text": (b"no image", "unreadable", "neither TIFF, PNG nor JPEG 2000"),
+        "colour": (tiff(np.zeros((40, 56, 3), np.uint8)), "unreadable", "no single grey plane"),  # type: ignore[arg-type]
+        "float": (tiff(np.zeros((40, 56), np.float32)), "unreadable", "float32"),  # type: ignore[arg-type]
+        "huge": (bytes(claims), "unreadable", "claims 60000x60000 pixels"),
+        "small": (tiff(np.zeros((20, 56), np.uint16)), "bad_shape", "20x56 pixels, the plate has 40x56"),
+        "dtype": (tiff(np.zeros((40, 56), np.uint8)), "bad_shape", "uint8, the store has uint16"),
+        "gone": (None, "missing_plane", "gone.tiff does not exist"),
+        "unlisted": (None, "missing_plane", "c2: no plane"),
+        "twice": (good, "duplicate", "are the same plane"),
+        "../../secret": (None, "hostile", "leaves the plate's folder"),
+        str(tmp_path / "secret"): (None, "hostile", "leaves the plate's folder"),
+    }
+    names = [*bad, "sound"]
+    entries = ""
+    folder = phenix(tmp_path / "raw" / "P1" / "Images", "@")
+    for site, name in enumerate(names, 1):
+        data = bad.get(name, (good, "", ""))[0]
+        (folder / f"first-{site}.tiff").write_bytes(good)
+        if data is not None:
+            (folder / f"{name}.tiff").write_bytes(data)
+        entries += image(1, f"first-{site}.tiff", field=site)
+        entries += (image(2, f"{name}.tiff", field=site) if name != "unlisted" else "") * (1 + (name == "twice"))
+    index = folder / "Index.idx.xml"
+    index.write_text(index.read_text().replace("@", entries))
+    summary = convert(tmp_path, tmp_path / "raw", max_set_aside=1)
+    assert summary.exit_code == SET_ASIDE
+    with (tmp_path / "store" / "set_aside.csv").open(newline="") as table:
+        rows = {int(row["site"]): row for row in csv.DictReader(table)}
+    assert sorted(rows) == list(range(1, len(names)))
+    told = dict(summary.set_aside)
+    for site, (_, status, reason) in enumerate(bad.values(), 1):
+        assert rows[site]["status"] == status and reason in rows[site]["reason"], rows[site]
+        assert told[f"P1 A01 site {site}"] == rows[site]["reason"]
+    pixels = stored(tmp_path)
+    assert not pixels[:-1].any()
+    assert np.array_equal(pixels[-1], np.repeat(noise(1, 40, 56, "uint16")[None], 2, axis=0))
+    assert not verify(open_store(tmp_path / "store"), silent()).damage
