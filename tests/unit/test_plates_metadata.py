@@ -144,6 +144,15 @@ def test_a_corrected_csv_is_read_again(tmp_path: Path) -> None:
     assert wells_of_plate(path, "E", ("1",))["A01"]["gene"] == "BRCA1"
 
 
+def test_the_public_sets_have_their_metadata_beside_the_folder_of_images(raw: Path, tmp_path: Path) -> None:
+    """rxrx1/metadata.csv and rxrx1/images/EXP/PlateN, as the public archives unpack; no other folder is looked into so far up."""
+    for name, known in (("images", True), ("pictures", False)):
+        shutil.copytree(raw / "SYN-01", tmp_path / name / "set" / name / "SYN-01")
+        shutil.copy(raw / "metadata.csv", tmp_path / name / "set" / "metadata.csv")
+        plate = read_plate(find_plates([str(tmp_path / name / "set" / name)])[0])
+        assert bool(plate.metadata) == known
+
+
 def test_metadata_of_an_experiment_folder_go_before_those_above(raw: Path, tmp_path: Path) -> None:
     shutil.copytree(raw, tmp_path / "raw")
     (tmp_path / "raw" / "SYN-01" / "metadata.csv").write_text("plate,well,gene\n1,A01,NEAR\n")
