@@ -59,7 +59,9 @@ def _row_of(snapshot: Snapshot, well: str | None) -> dict[str, Any]:
             name = Well.parse(name).name
         fields = fields.filter((pl.col("well") == name) & ((pl.col("plate") == plate) | pl.lit(not plate)))
     if not fields.height:
-        usable = snapshot.fields().filter(pl.col("field_no").is_not_null()).unique(["plate", "well"], maintain_order=True)
+        usable = (
+            snapshot.fields().filter(pl.col("field_no").is_not_null()).unique(["plate", "well"], maintain_order=True)
+        )
         some = ", ".join(f"{row['plate']}/{row['well']}" for row in usable.head(3).to_dicts())
         raise UsageError(f"--well {well}: no usable field there; a well is PLATE/WELL, such as {some}")
     return fields.row(0, named=True)

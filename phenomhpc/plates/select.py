@@ -34,9 +34,7 @@ def select(plate: Plate, z: str = ALL, timepoint: int | None = None) -> Plate:
     return replace(plate, fields=numbered, projection=projection)
 
 
-def _refuse_nothing(
-    plate: Plate, fields: tuple[Field, ...], asked: str, there: set[str], other: str = ""
-) -> None:
+def _refuse_nothing(plate: Plate, fields: tuple[Field, ...], asked: str, there: set[str], other: str = "") -> None:
     if plate.fields and not fields:
         names = ", ".join(sorted(there, key=lambda name: (len(name), name))[:20])
         raise UsageError(f"plate {plate.root}: {asked}: it has no such one; it has {names or 'none'}{other}")

@@ -129,7 +129,17 @@ def test_a_quota_that_is_reached_anywhere_is_one_line_and_later_the_same_command
     convert(tmp_path / "calm", tmp_path / "raw", shard_mb=1)
 
     def again(name: str, *before: str) -> subprocess.CompletedProcess[str]:
-        words = ["convert", "--plates", "raw", "--store", f"{name}/store", "--runs", f"{name}/runs", "shard_mb=1", "workers=1"]
+        words = [
+            "convert",
+            "--plates",
+            "raw",
+            "--store",
+            f"{name}/store",
+            "--runs",
+            f"{name}/runs",
+            "shard_mb=1",
+            "workers=1",
+        ]
         command = [*before, sys.executable, "-m", "phenomhpc", *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
 

@@ -63,9 +63,7 @@ def is_verified(folder: Path, sources: int) -> bool:
 
 @pytest.mark.parametrize(("size", "dtype"), [((8, 12), "uint8"), ((16, 24), "uint16"), ((32, 48), "uint8")])
 @pytest.mark.parametrize("layout", WRITERS)
-def test_plates_of_every_size_in_every_layout(
-    layout: str, size: tuple[int, int], dtype: str, tmp_path: Path
-) -> None:
+def test_plates_of_every_size_in_every_layout(layout: str, size: tuple[int, int], dtype: str, tmp_path: Path) -> None:
     plate = declared(tmp_path / "noise", size, dtype)
     raw = write_layout(plate, tmp_path / "raw", layout)
     read = read_plate(find_plates([str(raw)])[0])
@@ -97,7 +95,13 @@ def test_every_kind_of_image_lies_beside_the_others_in_one_plate(dtype: str, tmp
 
 @pytest.mark.parametrize(
     ("height", "width", "dtype"),
-    [(256, 256, "uint8"), (1080, 1080, "uint16"), (2000, 2000, "uint16"), (2160, 2160, "uint16"), (2160, 1080, "uint8")],
+    [
+        (256, 256, "uint8"),
+        (1080, 1080, "uint16"),
+        (2000, 2000, "uint16"),
+        (2160, 2160, "uint16"),
+        (2160, 1080, "uint8"),
+    ],
 )
 def test_zarr_and_tensorstore_read_planes_of_the_sizes_that_cameras_have(
     height: int, width: int, dtype: str, tmp_path: Path

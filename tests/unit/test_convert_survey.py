@@ -83,7 +83,9 @@ def test_many_plates_are_surveyed_in_a_stage_of_their_own_and_the_store_is_that_
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize(("other", "said"), [({"chunk_px": 64}, "has chunk_px=128"), ({"dtype": "uint8"}, "holds uint16")])
+@pytest.mark.parametrize(
+    ("other", "said"), [({"chunk_px": 64}, "has chunk_px=128"), ({"dtype": "uint8"}, "holds uint16")]
+)
 def test_settings_that_do_not_fit_the_store_are_refused_before_any_of_many_plates_is_looked_at(
     other: dict[str, object], said: str, one: Path, tmp_path: Path
 ) -> None:

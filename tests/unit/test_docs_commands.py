@@ -145,5 +145,7 @@ def test_help_says_what_every_word_and_flag_is() -> None:
         for parameter in command.params:
             record = parameter.get_help_record(context)
             if record is not None:  # hidden ones have none
-                assert re.search("[a-z]{2}", record[1].replace("[required]", "")), f"{path}: {parameter.name} has no help"
+                assert re.search("[a-z]{2}", record[1].replace("[required]", "")), (
+                    f"{path}: {parameter.name} has no help"
+                )
                 assert "\\" not in record[1], f"{path}: {record}"

@@ -136,7 +136,15 @@ def test_a_stack_that_lacks_a_plane_is_set_aside_and_the_others_are_projected(pl
 
 @pytest.mark.parametrize(
     ("layout", "first"),
-    [("cellvoyager", 1), ("imagexpress", 1), ("imagexpress-bare", 1), ("omezarr", 1), ("omezarr-4", 1), ("phenix", 0), ("phenix-7", 0)],
+    [
+        ("cellvoyager", 1),
+        ("imagexpress", 1),
+        ("imagexpress-bare", 1),
+        ("omezarr", 1),
+        ("omezarr-4", 1),
+        ("phenix", 0),
+        ("phenix-7", 0),
+    ],
 )
 def test_one_timepoint_is_converted_and_one_that_is_not_there_is_refused_by_name(
     layout: str, first: int, plate: Plate, tmp_path: Path

@@ -87,7 +87,10 @@ def test_rxrx3_rows_get_the_names_of_the_store(tmp_path: Path) -> None:
             "has no column for the plate; one of plate, .* is needed, it has experiment_name, ",
         ),
         ("experiment_name,plate,gene", "has no column for the well; one of address, well, "),
-        ("experiment_name,plate,address", "has no column for the treatment or gene; one of treatment, "),
+        (
+            "experiment_name,plate,address",
+            r"for the treatment or gene; one of treatment, .*or map it: metadata_columns\.[a-z]+=NAME",
+        ),
         ("", "it has none"),
     ],
 )
