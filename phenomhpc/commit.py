@@ -25,11 +25,23 @@ def new_token() -> str:
     return secrets.token_hex(16)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of a descriptor says what went wrong and not with which file: name it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the entries of a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -57,8 +69,9 @@ def committing(path: Path, *, token: str = "", buffering: int = -1) -> Iterator[
     try:
         with temporary.open("w+b", buffering=buffering) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with naming(path):
+                file.flush()
+                os.fsync(file.fileno())
         temporary.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -69,7 +82,7 @@ def committing(path: Path, *, token: str = "", buffering: int = -1) -> Iterator[
 
 def commit(path: Path, data: bytes | str, *, token: str = "") -> None:
     """Publish `data` as `path` (text as UTF-8): whole or absent, durable on return."""
-    with committing(path, token=token) as file:
+    with committing(path, token=token) as file, naming(path):
         file.write(data.encode() if isinstance(data, str) else data)
 
 

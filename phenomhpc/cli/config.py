@@ -19,7 +19,10 @@ def _group() -> None:
 @app.command("show")
 def show(
     job: Annotated[str, typer.Argument(help="convert, rechunk, pretrain, embed, evaluate or pipeline.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's.", show_default=False),
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="Another recipe: a name in jobs/ or a YAML file.")] = None,
     origin: Annotated[bool, typer.Option("--origin", help="Name the source of each value.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

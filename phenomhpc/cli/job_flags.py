@@ -49,7 +49,7 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
         _path("metadata", "CSV joined by plate and well; default: the one the layout brings."),
         Flag(
             name="plate-format",
-            help="Wells of the plates, where the layout does not say: 96, 384, 1536.",
+            help="Wells of the plates, where the layout does not say: 6 to 1536.",
             type=int,
             key="plate_format",
         ),
@@ -211,7 +211,7 @@ def job_command(kind: str, own: Sequence[Flag], action: Action) -> Callable[...,
     words = typer.Argument(
         None,
         metavar="[KEY=VALUE]...",
-        help="Settings over the recipe's.",
+        help=f"Settings over the recipe's; `phenomhpc config show {kind}` lists them.",
         show_default=False,
         autocompletion=complete_setting,
     )

@@ -7,6 +7,7 @@ import importlib
 import sys
 
 import typer
+import typer.core
 
 from phenomhpc import __version__
 from phenomhpc.cli import jobs
@@ -30,6 +31,8 @@ def _version(value: bool) -> None:
 
 def build() -> typer.Typer:
     """The whole command.  Verb modules import nothing heavy at the top, so that --help is quick."""
+    # Plain help: for rich, typer would escape the brackets of [required], and print the backslash where rich is not used.
+    typer.core.HAS_RICH = False
     app = typer.Typer(
         name="phenomhpc",
         help="From raw Cell Painting plates to maps of biology, native to Slurm.",

@@ -15,7 +15,7 @@ from phenomhpc.cli.store_qc import qc
 if TYPE_CHECKING:
     from phenomhpc.store import Store
 
-app = typer.Typer(help="Look at a Zarr store, verify it, seal it.", no_args_is_help=True)
+app = typer.Typer(help="Look at a Zarr store, verify, annotate, copy and export it.", no_args_is_help=True)
 store_copy.register(app)
 app.command("export-hcs")(export_hcs)
 
@@ -68,10 +68,13 @@ def inspect(
     """What a store holds; --picture shows a well."""
     from dataclasses import asdict
 
+    from phenomhpc.errors import UsageError
     from phenomhpc.jobs.base import Table
     from phenomhpc.store import open_store
     from phenomhpc.store.origin import read_origin
 
+    if well is not None and picture is None:
+        raise UsageError(f"--well {well}: is for a picture; give --picture FILE.png too")
     opened = open_store(store)
     latest = opened.paths.latest.read_text().strip() if opened.paths.latest.is_file() else None
     rows, origin = _facts(opened), read_origin(opened.paths)

@@ -7,7 +7,6 @@ convert   a unit per shard; completion records in the store decide what is done
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import time
@@ -29,6 +28,7 @@ from phenomhpc.jobs.survey import (
     geometry_of,
     noted_surveys,
     plates_of,
+    refuse_other_settings,
     shards_left,
     spec_of,
     survey_again,
@@ -38,12 +38,12 @@ from phenomhpc.jobs.survey import (
     treatment_of,
     write_survey,
 )
+from phenomhpc.jobs.unwritable import unwritable
 from phenomhpc.plates import PlateFolder
 from phenomhpc.plates.metadata import PlateWells, unmatched
 from phenomhpc.runs import Unit, read_record
 from phenomhpc.store.annotate import wells_of, words_of, write_unmatched
 from phenomhpc.store.convert import ASSUMED_BYTES_PER_S, KIND, Work, convert_unit, shard_unit, write_facts
-from phenomhpc.store.layout import StorePaths
 from phenomhpc.store.light import attribute, keep_functions
 from phenomhpc.store.lookup import ATTRIBUTE
 from phenomhpc.store.shards import write_array_metadata
@@ -65,11 +65,13 @@ def begin(config: ConvertConfig, paths: RunPaths, *, anew: bool) -> None:
     """Survey the plates, where they are few.  anew: forget what the run found before, raw plates may have changed since."""
     if anew:
         shutil.rmtree(paths.surveys, ignore_errors=True)
+    refuse_other_settings(config)
     survey_here(paths, config)
 
 
 def plan(config: ConvertConfig, paths: RunPaths) -> ArrayPlan:
     """The plates still to be surveyed; when there are none, the shards still to be written.  Writes nothing."""
+    refuse_other_settings(config)
     surveys, missing = surveys_of(paths, config)
     if missing:
         return _survey_plan(config, missing)
@@ -134,11 +136,7 @@ def run(config: ConvertConfig, ctx: TaskContext) -> TaskOutcome:
     try:
         return _survey(config, ctx, surveys) if surveys else _convert(config, ctx)
     except OSError as error:
-        what = error.strerror or str(error)
-        hint = "; make room and run again to go on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        if not StorePaths(Path(config.store)).dataset.is_file():
-            hint = "; is the file system still mounted? run again when it is"
-        raise WorkError(f"store {config.store}: cannot be written ({what}); what was committed stays{hint}") from error
+        raise unwritable(config.store, ctx.paths, error) from error
 
 
 def _survey(config: ConvertConfig, ctx: TaskContext, units: Sequence[Unit]) -> TaskOutcome:

@@ -5,7 +5,6 @@ Completion records in the copy decide what is done; a shard of the source that w
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from phenomhpc.config.models import RechunkConfig
 from phenomhpc.errors import DamagedInputError, StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
 from phenomhpc.jobs.parts import Parts
+from phenomhpc.jobs.unwritable import unwritable
 from phenomhpc.runs import Unit
 from phenomhpc.store.carry import carry_plate, carry_store
 from phenomhpc.store.convert import Work
@@ -107,11 +107,7 @@ def run(config: RechunkConfig, ctx: TaskContext) -> TaskOutcome:
     try:
         return _run(config, ctx)
     except OSError as error:
-        what = error.strerror or str(error)
-        hint = "; make room and run again to go on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        if not StorePaths(Path(config.to)).dataset.is_file():
-            hint = "; is the file system still mounted? run again when it is"
-        raise WorkError(f"store {config.to}: cannot be written ({what}); what was committed stays{hint}") from error
+        raise unwritable(config.to, ctx.paths, error) from error
 
 
 def _run(config: RechunkConfig, ctx: TaskContext) -> TaskOutcome:

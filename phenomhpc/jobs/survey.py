@@ -178,14 +178,13 @@ def dataset_spec(config: ConvertConfig, survey: Survey) -> DatasetSpec:
     """What a store of this plate and these settings holds."""
     height, width, dtype = survey.size
     dtype = "uint8" if config.dtype == "uint8" else dtype
-    codec = config.codec
     itemsize = 1 if dtype == "uint8" else 2
     return DatasetSpec(
         channels=survey.channels,
         dtype=dtype,
         chunk_px=config.chunk_px,
         fields_per_shard=fields_per_shard(config.shard_mb, len(survey.channels), height, width, itemsize),
-        codec=(codec.cname, codec.level, shuffle_for(dtype, codec.shuffle, codec.cname)) if codec.compress else None,
+        codec=_codec(config, dtype),
     )
 
 
@@ -196,11 +195,24 @@ def spec_of(config: ConvertConfig, surveys: Sequence[Survey]) -> DatasetSpec | N
     return spec if spec is not None or first is None else dataset_spec(config, first)
 
 
+def refuse_other_settings(config: ConvertConfig) -> None:
+    """Raise UsageError where settings do not fit the store, before any plate is looked at."""
+    spec = existing_spec(config)
+    if spec is not None:
+        if config.dtype == "uint8" and spec.dtype != "uint8":
+            raise UsageError(f"store {config.store}: holds {spec.dtype}; --dtype uint8 needs another --store")
+        wanted = replace(spec, chunk_px=config.chunk_px, codec=_codec(config, spec.dtype))
+        refuse_difference(config.store, spec, wanted)
+
+
+def _codec(config: ConvertConfig, dtype: str) -> tuple[str, int, str] | None:
+    codec = config.codec
+    return (codec.cname, codec.level, shuffle_for(dtype, codec.shuffle, codec.cname)) if codec.compress else None
+
+
 def geometry_of(config: ConvertConfig, survey: Survey, spec: DatasetSpec) -> Geometry:
     """How the plate's array is cut.  Raises UsageError when its channels or the settings do not fit the store."""
     wanted = dataset_spec(config, survey)
-    if config.dtype == "uint8" and spec.dtype != "uint8":
-        raise UsageError(f"store {config.store}: holds {spec.dtype}; --dtype uint8 needs another --store")
     refuse_difference(config.store, spec, wanted, f"plate {survey.key}")
     height, width, _ = survey.size
     return Geometry(

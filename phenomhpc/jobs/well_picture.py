@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from phenomhpc.errors import UsageError
+from phenomhpc.plates import Well
 from phenomhpc.runs import commit
 from phenomhpc.store import ShardReader, Snapshot, Store
 
@@ -53,8 +55,13 @@ def _row_of(snapshot: Snapshot, well: str | None) -> dict[str, Any]:
     fields = snapshot.fields().filter(pl.col("field_no").is_not_null())
     if well is not None:
         plate, _, name = well.rpartition("/")
+        with suppress(ValueError):  # b2 is B02
+            name = Well.parse(name).name
         fields = fields.filter((pl.col("well") == name) & ((pl.col("plate") == plate) | pl.lit(not plate)))
     if not fields.height:
-        some = ", ".join(f"{row['plate']}/{row['well']}" for row in snapshot.fields().head(3).to_dicts())
+        usable = (
+            snapshot.fields().filter(pl.col("field_no").is_not_null()).unique(["plate", "well"], maintain_order=True)
+        )
+        some = ", ".join(f"{row['plate']}/{row['well']}" for row in usable.head(3).to_dicts())
         raise UsageError(f"--well {well}: no usable field there; a well is PLATE/WELL, such as {some}")
     return fields.row(0, named=True)

@@ -98,7 +98,9 @@ def _plates_in(folder: Path, layouts: Sequence[Layout]) -> list[PlateFolder]:
         raise UsageError(f"--plates {folder}: {error.filename or folder} cannot be read ({error.strerror})") from error
     if not plates:
         looked_for = " or ".join(layout.LOOKED_FOR for layout in layouts)
-        raise UsageError(f"--plates {folder}: is no plate, and holds none; looked for {looked_for}")
+        raise UsageError(
+            f"--plates {folder}: is no plate, and holds none down to two folders below; looked for {looked_for}"
+        )
     return plates
 
 

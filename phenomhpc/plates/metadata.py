@@ -189,7 +189,8 @@ def _columns(path: Path, header: Sequence[str], mapped: Mapping[str, str]) -> di
             names = ", ".join(alias for column in columns for alias in _ALIASES[column])
             raise UsageError(
                 f"metadata {path}: has no column for the {' or '.join(columns)}; one of {names} is needed, "
-                f"it has {', '.join(name for name in header if name) or 'none'}"
+                f"it has {', '.join(name for name in header if name) or 'none'}; rename one, or map it: metadata_columns."
+                f"{columns[0]}=NAME (store annotate: --column {columns[0]}=NAME)"
             )
     return found
 

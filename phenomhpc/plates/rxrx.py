@@ -26,6 +26,8 @@ LOOKED_FOR = "RxRx (EXPERIMENT/PlateN/AA02_s1_w3.png)"
 _IMAGE = re.compile(r"([A-Z]{1,2}\d{1,3})_s(\d{1,4})_w?(\d{1,2})\.(?:png|jp2|tif|tiff)", re.IGNORECASE | re.ASCII)
 # Cell Painting's six channels in RxRx order, for plates with six.
 _SIX = ("DNA", "ER", "AGP", "RNA", "Mito", "Golgi")
+# As the public archives unpack: rxrx1/metadata.csv, rxrx1/images/HUVEC-01/Plate1.
+_IMAGES_FOLDER = "images"
 _METADATA_NAMES = ("metadata.csv", "metadata_rxrx3.csv", "metadata_rxrx3_core.csv")
 # A folder is told by its first images; a few strangers (thumbnails, notes) do not hide them.
 _SNIFF_ENTRIES = 200
@@ -55,8 +57,11 @@ def _number(name: str) -> str:
 
 
 def metadata_beside(folder: Path) -> Path | None:
-    """The metadata CSV of a plate: in its experiment's folder, or in the one above."""
-    for place in (folder.parent, folder.parent.parent):
+    """The metadata CSV of a plate: in its experiment's folder, in the one above, or beside that where it is called images."""
+    places = [folder.parent, folder.parent.parent]
+    if places[-1].name == _IMAGES_FOLDER:
+        places.append(places[-1].parent)
+    for place in places:
         for name in _METADATA_NAMES:
             if (place / name).is_file():
                 return place / name

@@ -29,15 +29,15 @@ def select(plate: Plate, z: str = ALL, timepoint: int | None = None) -> Plate:
     elif z != ALL:
         names = {field.z for field in fields}
         fields = tuple(field for field in fields if field.z == z)
-        _refuse_nothing(plate, fields, f"--z {z}", names)
+        _refuse_nothing(plate, fields, f"--z {z}", names, f" (or {ALL}, {', '.join(PROJECTIONS)})")
     numbered = tuple(field if field.index == at else replace(field, index=at) for at, field in enumerate(fields))
     return replace(plate, fields=numbered, projection=projection)
 
 
-def _refuse_nothing(plate: Plate, fields: tuple[Field, ...], asked: str, there: set[str]) -> None:
+def _refuse_nothing(plate: Plate, fields: tuple[Field, ...], asked: str, there: set[str], other: str = "") -> None:
     if plate.fields and not fields:
         names = ", ".join(sorted(there, key=lambda name: (len(name), name))[:20])
-        raise UsageError(f"plate {plate.root}: {asked}: it has no such one; it has {names or 'none'}")
+        raise UsageError(f"plate {plate.root}: {asked}: it has no such one; it has {names or 'none'}{other}")
 
 
 def _projected(fields: tuple[Field, ...], how: str) -> tuple[Field, ...]:

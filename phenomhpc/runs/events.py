@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from phenomhpc.commit import make_folder
+from phenomhpc.commit import make_folder, naming
 from phenomhpc.runs.paths import RunPaths
 from phenomhpc.runs.records import canonical_json, now
 
@@ -48,8 +48,9 @@ class EventWriter:
             end = os.fstat(descriptor).st_size
             if end and os.pread(descriptor, 1, end - 1) != b"\n":
                 line = b"\n" + line
-            os.write(descriptor, line)
-            os.fsync(descriptor)
+            with naming(self._path):
+                os.write(descriptor, line)
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

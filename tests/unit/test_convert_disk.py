@@ -1,13 +1,17 @@
 """Disks that are full, read-only or gone: one clear line, a store that is whole as far as it goes, and a second run that finishes.
 
-Real ones: small file systems in memory, mounted in a mount namespace of the test's own.
+Real ones: small file systems in memory, mounted in a mount namespace of the test's own.  A quota, which needs another file
+system, is what the kernel answers to the process's own fsync, told by strace.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,3 +116,44 @@ def test_raw_plates_that_vanish_are_not_set_aside_image_by_image(raw: Path, tmp_
     assert "its folder is gone; is the file system still mounted?" in first
     assert (code, last) == ("exit code 1", "exit code 0") and "Traceback" not in output
     is_whole(tmp_path, raw)
+
+
+QUOTA_POINTS = 1000 if os.environ.get("PHENOMHPC_SOAK") else 3
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace absent: make test installs it where it can")
+@pytest.mark.timeout(3600 if QUOTA_POINTS > 3 else 300)
+def test_a_quota_that_is_reached_anywhere_is_one_line_and_later_the_same_command_finishes(tmp_path: Path) -> None:
+    """From one fsync of the conversion on, whichever, all of them fail as NFS does over quota."""
+    write_plates(tmp_path / "raw", replace(SPEC, field_px=48), silent(), workers=1)
+    convert(tmp_path / "calm", tmp_path / "raw", shard_mb=1)
+
+    def again(name: str, *before: str) -> subprocess.CompletedProcess[str]:
+        words = [
+            "convert",
+            "--plates",
+            "raw",
+            "--store",
+            f"{name}/store",
+            "--runs",
+            f"{name}/runs",
+            "shard_mb=1",
+            "workers=1",
+        ]
+        command = [*before, sys.executable, "-m", "phenomhpc", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+
+    traced = ["strace", "-f", "-qq", "-e", "trace=fsync"]
+    done = again("counted", *traced, "-o", str(tmp_path / "trace"))
+    calls = len((tmp_path / "trace").read_text().splitlines())
+    assert done.returncode == 0 and calls > 30
+    points = random.Random(4).sample(range(1, calls + 1), min(QUOTA_POINTS, calls))
+    for point in points:
+        name = f"from-{point}"
+        failed = again(name, *traced, "-o", os.devnull, "-e", f"inject=fsync:error=EDQUOT:when={point}+")
+        lines = [line for line in failed.stderr.splitlines() if line.startswith("phenomhpc:")]
+        assert failed.returncode == 1 and len(lines) == 1 and "Traceback" not in failed.stderr, failed.stderr
+        assert "Disk quota exceeded" in lines[0] and str(tmp_path / name) in lines[0], lines
+        assert not list((tmp_path / name).rglob("store/**/*.tmp-*"))
+        assert again(name).returncode == 0
+        assert arrays(tmp_path / name / "store") == arrays(tmp_path / "calm" / "store")

@@ -5,21 +5,23 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from phenomhpc.config import ConvertConfig
-from phenomhpc.errors import SET_ASIDE
+from phenomhpc.errors import SET_ASIDE, UsageError
 from phenomhpc.jobs.base import Summary
 from phenomhpc.jobs.convert import plan
 from phenomhpc.jobs.here import run_here
 from phenomhpc.jobs.status import progress_of
 from phenomhpc.jobs.survey import SURVEYED_HERE
-from phenomhpc.plates import Channel, Field, Plane, Plate, Well, find_plates, read_plate
+from phenomhpc.plates import Channel, Field, Plane, Plate, Well, decode_plane, find_plates, plane_bytes, read_plate
 from phenomhpc.plates.declared import dump_plate, load_plate
 from phenomhpc.plates.synthetic import SyntheticSpec, write_plates
 from phenomhpc.plates.synthetic.layouts import write_layout
+from phenomhpc.plates.synthetic.writing import encode
 from phenomhpc.progress import silent
 from phenomhpc.runs import RunPaths, read_manifest
 from phenomhpc.store import Snapshot, open_store
@@ -79,6 +81,34 @@ def test_many_plates_are_surveyed_in_a_stage_of_their_own_and_the_store_is_that_
     assert arrays(tmp_path / "store") == arrays(tmp_path / "few" / "store")
     digests = {Snapshot.open(open_store(tmp_path / name / "store")).digest for name in ("", "few")}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "said"), [({"chunk_px": 64}, "has chunk_px=128"), ({"dtype": "uint8"}, "holds uint16")]
+)
+def test_settings_that_do_not_fit_the_store_are_refused_before_any_of_many_plates_is_looked_at(
+    other: dict[str, object], said: str, one: Path, tmp_path: Path
+) -> None:
+    folder = write_layout(deep(read_plate(find_plates([str(one)])[0]), tmp_path / "deep"), tmp_path / "first", "rxrx-1")
+    convert(settings(tmp_path, folder))
+    raw = screen(tmp_path / "raw", folder, range(1, MANY + 1))
+    with pytest.raises(UsageError, match=said):
+        plan(settings(tmp_path, raw, **other), RunPaths(tmp_path / "runs" / "none"))
+
+
+def deep(plate: Plate, folder: Path) -> Plate:
+    """The same plate with 16 bits."""
+    folder.mkdir()
+    fields = []
+    for field in plate.fields:
+        planes = []
+        for channel, (plane,) in enumerate(field.planes):
+            assert plane is not None
+            path = folder / f"{field.index}-{channel}.png"
+            path.write_bytes(encode(decode_plane(plane, plane_bytes(plane)).astype("uint16"), "png"))
+            planes.append((Plane(path),))
+        fields.append(replace(field, planes=tuple(planes)))
+    return replace(plate, fields=tuple(fields))
 
 
 def test_one_bad_plate_of_many_is_set_aside_by_name(one: Path, tmp_path: Path) -> None:

@@ -130,3 +130,22 @@ def test_what_does_not_exist_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(click.NoSuchOption):
         command.make_context("retry", list(rest))
     assert find(["wy", "RUN"])[1] == []
+
+
+def every_command(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
+    if not isinstance(command, click.Group):
+        return [(path, command)]
+    return [found for name, below in command.commands.items() for found in every_command(below, (*path, name))]
+
+
+def test_help_says_what_every_word_and_flag_is() -> None:
+    """Words without a flag too: click 8.5 clears the help that typer 0.20 sets for them."""
+    for path, command in every_command(typer.main.get_command(build())):
+        context = click.Context(command, info_name=path[-1])
+        for parameter in command.params:
+            record = parameter.get_help_record(context)
+            if record is not None:  # hidden ones have none
+                assert re.search("[a-z]{2}", record[1].replace("[required]", "")), (
+                    f"{path}: {parameter.name} has no help"
+                )
+                assert "\\" not in record[1], f"{path}: {record}"

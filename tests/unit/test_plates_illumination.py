@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,28 @@ def test_the_gallerys_functions_and_an_estimate_flatten_a_plate(dimmed: Plate, t
     assert [path.stat().st_mtime_ns for path in (tmp_path / "estimate" / "store").rglob("c/*/0/0/0")] == before
     convert(tmp_path / "estimate", written, illumination="apply")  # another setting is
     assert unevenness(tmp_path / "estimate") < 0.02
+
+
+def test_the_real_plate_is_divided_by_its_polynomials_and_says_so(shared_data: Path, tmp_path: Path) -> None:
+    convert(tmp_path, shared_data / "phenix", illumination="apply")
+    store = open_store(tmp_path / "store")
+    array = zarr.open_array(store.paths.images("BR00121482"), mode="r")
+    said: dict[str, Any] = dict(array.attrs)["illumination"]  # type: ignore[assignment]
+    assert said["applied"] is True
+    for channel in range(6):
+        raw = tifffile.imread(shared_data / "phenix" / "images" / f"r01c01f01p01-ch{channel + 1}sk1fk1fl1.tiff")
+        light = np.ones(raw.shape)
+        if channel < 5:  # the brightfield's is Identity
+            one = said["profiles"][channel]["profile"]["Background"]["Profile"]
+            x, y = ((np.arange(1080) - at) * scale for at, scale in zip(one["Origin"], one["Scale"], strict=True))
+            light = sum(
+                c * y[:, None] ** k * x[None, :] ** (degree - k)
+                for degree, row in enumerate(one["Coefficients"])
+                for k, c in enumerate(row)
+            )
+        expected = np.where(raw == 65535, raw, np.minimum(raw / light, 65535))
+        assert np.abs(np.asarray(array[0, channel]) - expected).max() < 0.51
+    assert not verify(store, silent()).damage
 
 
 def test_with_a_look_up_table_the_light_is_divided_by_first(dimmed: Plate, tmp_path: Path) -> None:

@@ -104,6 +104,13 @@ def interleaved(planes: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     return np.stack([z_planes(planes, z) for z in (1, 2, 3)], axis=1).reshape(-1, *planes.shape[1:])
 
 
+def test_a_z_plane_that_no_site_has_is_refused_with_what_there_is(plate: Plate, tmp_path: Path) -> None:
+    (found,) = find_plates([str(write_layout(plate, tmp_path / "raw", "cellvoyager", stack=2))])
+    for z in ("3", "maximum"):
+        with pytest.raises(UsageError, match=rf"--z {z}: it has no such one; it has 1, 2 \(or all, max, focus\)"):
+            read_plate(found, ReadOptions(z=z))
+
+
 def test_focus_takes_the_sharp_plane_of_each_channel() -> None:
     from scipy.ndimage import gaussian_filter
 
@@ -127,18 +134,29 @@ def test_a_stack_that_lacks_a_plane_is_set_aside_and_the_others_are_projected(pl
     assert stored(tmp_path)[0].max() == 0 and stored(tmp_path)[1].max() > 0
 
 
-@pytest.mark.parametrize("layout", ["cellvoyager", "imagexpress-bare", "omezarr", "omezarr-4"])
+@pytest.mark.parametrize(
+    ("layout", "first"),
+    [
+        ("cellvoyager", 1),
+        ("imagexpress", 1),
+        ("imagexpress-bare", 1),
+        ("omezarr", 1),
+        ("omezarr-4", 1),
+        ("phenix", 0),
+        ("phenix-7", 0),
+    ],
+)
 def test_one_timepoint_is_converted_and_one_that_is_not_there_is_refused_by_name(
-    layout: str, plate: Plate, tmp_path: Path
+    layout: str, first: int, plate: Plate, tmp_path: Path
 ) -> None:
     """The second timepoint holds the pixels of other fields, in reverse order."""
     planes = [field.planes for field in plate.fields]
     later = [replace(field, timepoint=1, planes=other) for field, other in zip(plate.fields, planes[::-1], strict=True)]
     written = write_layout(replace(plate, fields=(*plate.fields, *later)), tmp_path / "raw", layout)
     assert len(read_plate(find_plates([str(written)])[0]).fields) == 2 * len(plate.fields)
-    assert convert(tmp_path, written, timepoint=2).exit_code == 0
+    assert convert(tmp_path, written, timepoint=first + 1).exit_code == 0
     assert np.array_equal(stored(tmp_path), pixels(plate)[::-1])
-    with pytest.raises(UsageError, match="--timepoint 3: it has no such one; it has 1, 2"):
+    with pytest.raises(UsageError, match=f"--timepoint 3: it has no such one; it has {first}, {first + 1}"):
         read_plate(find_plates([str(written)])[0], ReadOptions(timepoint=3))
 
 

@@ -87,7 +87,10 @@ def test_rxrx3_rows_get_the_names_of_the_store(tmp_path: Path) -> None:
             "has no column for the plate; one of plate, .* is needed, it has experiment_name, ",
         ),
         ("experiment_name,plate,gene", "has no column for the well; one of address, well, "),
-        ("experiment_name,plate,address", "has no column for the treatment or gene; one of treatment, "),
+        (
+            "experiment_name,plate,address",
+            r"for the treatment or gene; one of treatment, .*or map it: metadata_columns\.[a-z]+=NAME",
+        ),
         ("", "it has none"),
     ],
 )
@@ -142,6 +145,15 @@ def test_a_corrected_csv_is_read_again(tmp_path: Path) -> None:
     assert wells_of_plate(path, "E", ("1",))["A01"]["gene"] == "TP53"
     path.write_text("plate,well,gene\n1,A01,BRCA1\n")
     assert wells_of_plate(path, "E", ("1",))["A01"]["gene"] == "BRCA1"
+
+
+def test_the_public_sets_have_their_metadata_beside_the_folder_of_images(raw: Path, tmp_path: Path) -> None:
+    """rxrx1/metadata.csv and rxrx1/images/EXP/PlateN, as the public archives unpack; no other folder is looked into so far up."""
+    for name, known in (("images", True), ("pictures", False)):
+        shutil.copytree(raw / "SYN-01", tmp_path / name / "set" / name / "SYN-01")
+        shutil.copy(raw / "metadata.csv", tmp_path / name / "set" / "metadata.csv")
+        plate = read_plate(find_plates([str(tmp_path / name / "set" / name)])[0])
+        assert bool(plate.metadata) == known
 
 
 def test_metadata_of_an_experiment_folder_go_before_those_above(raw: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -170,6 +172,18 @@ def test_harmony_7_has_the_facts_of_its_channels_in_maps(beside: bool, tmp_path:
     assert background["Profile"]["Coefficients"] == [[1.5], [0.1, -0.2]] and background["Mean"] == "INF"
 
 
+@pytest.mark.parametrize("version", ["HarmonyV4", "HarmonyV5", "HarmonyV6", "HarmonyV9"])
+def test_the_version_in_the_namespace_changes_nothing(version: str, tmp_path: Path) -> None:
+    images = image(2, "b.tiff", row=16, column=24) + image(1, "a.tiff", row=16, column=24)
+    folder = phenix(tmp_path / "m", images)
+    index = folder / "Index.idx.xml"
+    index.write_text(index.read_text().replace("HarmonyV5", version))
+    assert version in index.read_text()
+    (field,) = (plate := read_plate(find_plates([str(folder)])[0])).fields
+    assert (plate.rows, plate.columns, field.well.name) == (16, 24, "P24")
+    assert [plane.path.name for (plane,) in field.planes if plane] == ["a.tiff", "b.tiff"]
+
+
 def test_the_real_flat_fields_are_kept_number_for_number(shared_data: Path) -> None:
     plate = read_plate(find_plates([str(shared_data / "phenix")])[0])
     said = [json.loads(text) for text in plate.illumination if text]
@@ -199,6 +213,31 @@ def test_memory_does_not_grow_with_the_index(tmp_path: Path) -> None:
         return seen
 
     assert peak(8000) < 3 * peak(500)  # of 16 times as many entries
+
+
+def test_an_index_of_17_280_images_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    """384 wells, 9 sites, 5 channels; each image has the forty facts that instruments write of it."""
+    facts = "".join(f'<Fact{number} Unit="m">{number / 7:.15f}</Fact{number}>' for number in range(40))
+    rows = (
+        image(channel, f"r{row:02d}c{column:02d}f{site:02d}p01-ch{channel}sk1fk1fl1.tiff", row, column, site).replace(
+            "</Image>", f"{facts}</Image>"
+        )
+        for row in range(1, 17)
+        for column in range(1, 25)
+        for site in range(1, 10)
+        for channel in range(1, 6)
+    )
+    folder = phenix(tmp_path / "m", "\n".join(rows))
+    program = (
+        "import resource, sys; from phenomhpc.plates import find_plates, read_plate; import defusedxml.ElementTree;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024; (found,) = find_plates(sys.argv[1:]);"
+        "before = peak(); plate = read_plate(found); print(sum(len(field.planes) for field in plate.fields), peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True)
+    planes, grown = done.stdout.split()
+    size = (folder / "Index.idx.xml").stat().st_size / 2**20
+    assert planes == "17280" and size > 25
+    assert float(grown) < 40  # MiB: the declaration, whatever is said of each image; a tree of the index takes 300
 
 
 def test_the_real_planes_have_the_pixels_that_tifffile_reads(shared_data: Path) -> None:

@@ -153,10 +153,11 @@ def test_a_plane_that_the_microscope_reports_as_failed_is_missing_with_its_words
     lines = text.splitlines()
     failed = lines[3].replace('"IMG"', '"ERR"').split(">", 1)[0] + ">autofocus failed</bts:MeasurementRecord>"
     shading = re.sub(r">[^<]+<", ">SC_BP445_CH01.tif<", lines[1])
+    dark = re.sub(r">[^<]+<", ">DC_sCMOS#1_CAM1.tif<", lines[1])
     hostile = re.sub(r">[^<]+<", ">../../../etc/passwd<", lines[20])
     stray = lines[1].replace('Row="1"', 'Row="77"')
     index.write_text(
-        "\n".join([*lines[:3], failed, *lines[4:20], hostile, *lines[21:-1], lines[9], shading, stray, lines[-1]])
+        "\n".join([*lines[:3], failed, *lines[4:20], hostile, *lines[21:-1], lines[9], shading, dark, stray, lines[-1]])
     )
     read = reread(folder)
     assert [(field.well, field.site) for field in read.fields] == [(field.well, field.site) for field in plate.fields]

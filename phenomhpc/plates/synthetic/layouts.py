@@ -147,12 +147,13 @@ def _metaseries(label: str, channel: str) -> str:
 def _htd(plate: Plate, stack: int) -> str:
     wells = {field.well for field in plate.fields}
     sites = max(field.site for field in plate.fields)
+    times = len({field.timepoint for field in plate.fields})
     lines = ['"HTSInfoFile", Version 1.0', f'"XWells", {plate.columns}', f'"YWells", {plate.rows}']
     for row in range(1, plate.rows + 1):
         flags = [str(Well(row=row, column=column) in wells).upper() for column in range(1, plate.columns + 1)]
         lines.append(f'"WellsSelection{row}", {", ".join(flags)}')
     lines += ['"Sites", TRUE', f'"XSites", {sites}', '"YSites", 1', f'"SiteSelection1", {", ".join(["TRUE"] * sites)}']
-    lines += ['"Waves", TRUE', f'"NWavelengths", {len(plate.channels)}', '"TimePoints", 1']
+    lines += ['"Waves", TRUE', f'"NWavelengths", {len(plate.channels)}', f'"TimePoints", {times}']
     lines += [f'"WaveName{channel.index + 1}", "{channel.name}"' for channel in plate.channels]
     lines += [f'"ZSeries", {str(stack > 1).upper()}', f'"ZSteps", {stack}', '"EndFile"']
     return "\r\n".join(lines) + "\r\n"
@@ -175,7 +176,8 @@ def _cellvoyager(plate: Plate, folder: Path, images: list[_Image], stack: int) -
             f'bts:TimePoint="{field.timepoint + 1}" bts:FieldIndex="{field.site}" bts:ZIndex="{image.z}" bts:TimelineIndex="1" '
             f'bts:ActionIndex="{number}" bts:X="0.5" bts:Y="-1.5" bts:Ch="{number}">{name}</bts:MeasurementRecord>'
         )
-    (target / "SC_20x_CH01.tif").write_bytes(b"shading")
+    for name in ("SC_20x_CH01.tif", "DC_sCMOS#1_CAM1.tif"):
+        (target / name).write_bytes(b"shading or dark current")
     text = f'<bts:MeasurementData bts:Version="1.0" {_BTS}>\n' + "\n".join(records) + "\n</bts:MeasurementData>"
     (target / "MeasurementData.mlf").write_text(text)
     numbers = range(1, len(plate.channels) + 2)  # one more than was imaged
