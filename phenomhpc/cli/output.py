@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -44,7 +43,9 @@ def print_table(table: Table) -> None:
 
 def _by_reason(summary: Summary) -> tuple[tuple[int, str], ...]:
     """The most frequent reasons, with what differs from file to file left out of them."""
-    kinds = Counter(re.sub(r"\S*\d\S*", "...", reason) for _, reason in summary.set_aside)
+    from phenomhpc.jobs.base import kind_of_reason
+
+    kinds = Counter(kind_of_reason(reason) for _, reason in summary.set_aside)
     return tuple((times, reason) for reason, times in kinds.most_common(MAX_SET_ASIDE_SHOWN))
 
 

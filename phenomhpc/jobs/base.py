@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 KINDS = ("convert", "rechunk", "pretrain", "embed", "evaluate", "run")
 # What Unit.count counts, by the kind of unit, where that is more than the units themselves.
 COUNTED = {"convert": "fields", "rechunk": "fields", "embed": "crops"}
+# A word with a number in it: a file, a size.  JPEG 2000 is a name.
+_VARIES = re.compile(r"(?<!\S)(?<!JPEG )\S*\d\S*")
+
+
+def kind_of_reason(reason: str) -> str:
+    """Why something was set aside, without what differs from file to file: to count those of a kind."""
+    return _VARIES.sub("...", reason)
 
 
 @dataclass(frozen=True, kw_only=True)

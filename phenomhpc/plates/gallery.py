@@ -1,4 +1,5 @@
-"""The Cell Painting Gallery's load_data.csv: a row per site, FileName_OrigDNA and PathName_OrigDNA for each channel.
+"""The Cell Painting Gallery's load_data.csv: a row per site, FileName_OrigDNA and PathName_OrigDNA for each channel; also
+as load_data.csv.gz.
 
 The folders in it are those of the machine that wrote it.  An image is looked for, in this order, where the path says if that
 is below one of the folders around the CSV, and by the path's last parts below the CSV's own folder and those around it, up
@@ -8,11 +9,15 @@ to five levels up; nowhere else.  Illumination functions (FileName_IllumDNA, .np
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from phenomhpc.errors import UsageError
 from phenomhpc.plates.collect import Declarations, Place, count, is_inside, shown
@@ -22,8 +27,10 @@ from phenomhpc.plates.types import HOSTILE, Channel, Plate, PlateFolder, ReadOpt
 NAME = "gallery"
 LOOKED_FOR = "Cell Painting Gallery (load_data.csv)"
 # With illumination functions first: it says more of the same images.
-_NAMES = ("load_data_with_illum.csv", "load_data.csv")
-_OTHER = re.compile(r"load_data.*\.csv", re.IGNORECASE)
+_NAMES = tuple(f"{name}{gz}" for name in ("load_data_with_illum.csv", "load_data.csv") for gz in ("", ".gz"))
+_OTHER = re.compile(r"load_data.*\.csv(\.gz)?", re.IGNORECASE)
+# Of a table, whatever its .gz unpacks to: one of 17,280 images has some ten MiB; and of a line, which has some three KiB.
+_MAX_BYTES, _MAX_LINE = 2**30, 2**20
 _FILE, _PATH, _ILLUM, _ILLUM_PATH = "FileName_Orig", "PathName_Orig", "FileName_Illum", "PathName_Illum"
 _LEVELS_UP = 5
 # With so many images that are not found their folder is not here.
@@ -39,7 +46,7 @@ def csv_file(folder: Path) -> Path | None:
     for name in _NAMES:
         if (folder / name).is_file():
             return folder / name
-    return next((path for path in sorted(folder.glob("*.csv")) if _OTHER.fullmatch(path.name)), None)
+    return next((path for path in sorted(folder.glob("*.csv*")) if _OTHER.fullmatch(path.name)), None)
 
 
 def sniff(folder: Path) -> bool:
@@ -49,8 +56,46 @@ def sniff(folder: Path) -> bool:
 
 
 def _header(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        return [name.strip() for name in next(csv.reader([file.readline(2**16)]), [])]
+    try:
+        with _text(path, errors="replace") as file:
+            return [name.strip() for name in next(csv.reader([file.readline(2**16)]), [])]
+    except (EOFError, zlib.error, gzip.BadGzipFile, csv.Error):
+        return []
+
+
+def _text(path: Path, errors: str = "strict") -> io.TextIOWrapper:
+    """A table as text, unpacked as it is read.  Reading raises csv.Error where it is longer than any."""
+    binary: Any = path.open("rb") if path.suffix.lower() != ".gz" else gzip.GzipFile(path)
+    return io.TextIOWrapper(io.BufferedReader(_Bounded(binary)), newline="", encoding="utf-8-sig", errors=errors)
+
+
+def _lines(file: io.TextIOWrapper) -> Iterator[str]:
+    while line := file.readline(_MAX_LINE):
+        if len(line) == _MAX_LINE:
+            raise csv.Error(f"a line of more than {_MAX_LINE} characters")
+        yield line
+
+
+class _Bounded(io.RawIOBase):
+    """A file that ends with an error after _MAX_BYTES: a small .gz may hold terabytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._left = file, _MAX_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        self._left -= len(data)
+        if self._left < 0:
+            raise csv.Error(f"more than {_MAX_BYTES // 2**20} MiB")
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def describe(folder: Path) -> PlateFolder:
@@ -67,8 +112,8 @@ def describe(folder: Path) -> PlateFolder:
 def _rows(folder: Path, path: Path) -> Iterator[Row]:
     """Rows by column.  Raises UsageError naming the line for what is no such table."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file, strict=True)
+        with _text(path) as file:
+            rows = csv.reader(_lines(file), strict=True)
             header = [name.strip() for name in next(rows, [])]
             for row in rows:
                 if row and len(row) != len(header):
@@ -77,7 +122,7 @@ def _rows(folder: Path, path: Path) -> Iterator[Row]:
                     )
                 if row:
                     yield dict(zip(header, (cell.strip() for cell in row), strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
+    except (csv.Error, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UsageError(f"plate {folder}: {path.name} is no CSV in UTF-8 ({error})") from error
     except OSError as error:
         raise UsageError(f"plate {folder}: {path.name} cannot be read ({error.strerror})") from error

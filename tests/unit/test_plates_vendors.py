@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import tifffile
 import zarr
 
 from phenomhpc.errors import UsageError
-from phenomhpc.plates import Plate, ReadOptions, find_plates, read_plate
+from phenomhpc.plates import Plate, ReadOptions, find_plates, gallery, read_plate
 from phenomhpc.plates.metaseries import parse_metaseries, read_htd
 from phenomhpc.plates.synthetic.layouts import tiff, write_layout
 from phenomhpc.progress import silent
@@ -206,6 +207,35 @@ def test_the_gallerys_table_finds_images_around_it_and_nowhere_else(plate: Plate
     other = lines[2].replace(f",{plate.plate},", ",other,").replace(f"{plate.plate},", "other,", 1)
     table.write_text("\n".join([lines[0], lines[1], other]))
     with pytest.raises(UsageError, match="make one CSV for each"):
+        reread(folder)
+
+
+def test_a_packed_table_of_the_gallery_is_read_and_a_damaged_one_or_a_bomb_refused(
+    plate: Plate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_layout(plate, tmp_path / "raw", "gallery")
+    table = folder / "load_data_with_illum.csv"
+    text, whole = table.read_bytes(), reread(folder)
+    table.unlink()
+    packed = table.with_name("load_data_with_illum.csv.gz")
+    packed.write_bytes(gzip.compress(text))
+    assert reread(folder) == whole
+    (found,) = find_plates([str(folder)])
+    lines = text.splitlines(keepends=True)
+    endless = gzip.compress(b"".join(lines[:2]) + lines[2].rstrip() + b"x" * 64 * 2**20, 1)
+    monkeypatch.setattr(gallery, "_MAX_BYTES", 2**22)
+    many = gzip.compress(lines[0] + lines[1] * (2**22 // len(lines[1]) + 1))
+    for data, said in (
+        (gzip.compress(text)[:-9], "is no CSV in UTF-8"),
+        (endless, "a line of more than 1048576 characters"),
+        (many, "more than 4 MiB"),
+    ):
+        packed.write_bytes(data)
+        with pytest.raises(UsageError, match=said) as caught:
+            read_plate(found)
+        assert "\n" not in str(caught.value) and packed.name in str(caught.value)
+    packed.write_bytes(b"no gzip")
+    with pytest.raises(UsageError, match="is no plate"):
         reread(folder)
 
 

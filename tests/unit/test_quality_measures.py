@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from phenomhpc.jobs.base import kind_of_reason
 from phenomhpc.jobs.quality.limits import conditions_of
 from phenomhpc.jobs.quality.measures import BACKGROUND, FEWEST, FOCUS, NUCLEI, SATURATED, Measure, flagged, robust_z
 from phenomhpc.jobs.quality.pictures import block_means, shown_channels
@@ -80,6 +81,19 @@ def test_numbers_are_written_as_people_read_them() -> None:
     assert (
         written == ["3.1 %", "0 %", "0.26", "1,234"] and number(NUCLEI, 2.5) == "2.5" and number(FOCUS, np.nan) == "–"
     )
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("ER: A01_s1_w2.png: empty file", "ER: ... empty file"),
+        ("Mito: B05_s1_w5.tif: neither TIFF, PNG nor JPEG 2000", "Mito: ... neither TIFF, PNG nor JPEG 2000"),
+        ("DNA: 20x56 pixels, the plate has 40x56", "DNA: ... pixels, the plate has ..."),
+        ("no plane", "no plane"),
+    ],
+)
+def test_reasons_of_a_kind_are_one(reason: str, kind: str) -> None:
+    assert kind_of_reason(reason) == kind
 
 
 def test_every_row_and_column_of_every_plate_is_drawn() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
+from phenomhpc.jobs.base import kind_of_reason
 from phenomhpc.jobs.quality.measures import (
     BACKGROUND,
     FOCUS,
@@ -187,7 +187,7 @@ def reasons_table(quality: Quality) -> tuple[Table, ...]:
     plates: dict[tuple[str, str], set[str]] = {}
     for plate in quality.plates:
         for entry in plate.reasons:
-            key = entry.status, re.sub(r"\S*\d\S*", "...", entry.reason)
+            key = entry.status, kind_of_reason(entry.reason)
             fields[key] = fields.get(key, 0) + entry.fields
             plates.setdefault(key, set()).add(plate.plate)
     if not fields:
