@@ -191,10 +191,8 @@ def _elements(folder: Path, path: Path, wanted: str) -> Iterator[tuple[Attribute
 
 def _walk(folder: Path, path: Path) -> Iterator[tuple[str, Attributes, str]]:
     """Tag, attributes (both without namespace) and text of every element, each dropped once it was handed out."""
-    from xml.etree.ElementTree import ParseError
-
     from defusedxml.common import DefusedXmlException
-    from defusedxml.ElementTree import iterparse
+    from defusedxml.ElementTree import ParseError, iterparse
 
     above: list[Any] = []
     try:

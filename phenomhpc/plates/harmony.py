@@ -35,10 +35,8 @@ def walk_index(
     No entity is expanded, nothing external fetched, and what was handed over is dropped: memory does not grow with the
     index.  Lengths come in metres there; a Unit attribute of another unit is converted.  Raises UsageError, one line.
     """
-    from xml.etree.ElementTree import ParseError
-
     from defusedxml.common import DefusedXmlException
-    from defusedxml.ElementTree import iterparse
+    from defusedxml.ElementTree import ParseError, iterparse
 
     above: list[Any] = []
     try:

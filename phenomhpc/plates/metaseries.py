@@ -45,10 +45,8 @@ def image_facts(path: Path) -> ImageFacts:
 
 def parse_metaseries(text: str) -> ImageFacts:
     """Facts from the XML text; what is missing or senseless there is None."""
-    from xml.etree.ElementTree import ParseError
-
     from defusedxml.common import DefusedXmlException
-    from defusedxml.ElementTree import fromstring
+    from defusedxml.ElementTree import ParseError, fromstring
 
     if "<MetaData>" not in text[:200] or len(text) > _MAX_DESCRIPTION:
         return ImageFacts()

@@ -6,6 +6,8 @@ import gzip
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +250,57 @@ def test_the_real_table_of_the_gallery_names_the_real_planes(shared_data: Path) 
     (field,) = read.fields
     assert field.planes[5][0].path.name == "r01c01f01p01-ch5sk1fk1fl1.tiff"  # type: ignore[union-attr]
     assert (field.well.name, field.pixel_size_um) == ("A01", pytest.approx(0.5979760809567617))
+
+
+RACE = """
+import importlib.machinery, sys, threading, time, types
+import phenomhpc.plates.metaseries as metaseries
+import xml.etree.ElementTree
+
+class Patched(types.ModuleType):
+    def __setattr__(self, name, value):
+        time.sleep(0.5)
+        super().__setattr__(name, value)
+
+class Slow:
+    '''Lets another thread come in while defusedxml has a second copy of the module in the place of the first.'''
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name != "xml.etree.ElementTree":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+
+        def slowly(module):
+            came.set()
+            time.sleep(0.5)
+            run(module)
+            module.__class__ = Patched
+
+        spec.loader.exec_module = slowly
+        return spec
+
+came, broken = threading.Event(), "<MetaData><prop></MetaData>"
+sys.meta_path.insert(0, Slow)
+ends = []
+
+def parse():
+    try:
+        ends.append(metaseries.parse_metaseries(broken))
+    except Exception as error:
+        ends.append(error)
+
+first = threading.Thread(target=parse)
+first.start()
+came.wait()
+second = threading.Thread(target=parse)
+second.start()
+first.join(), second.join()
+assert ends == [metaseries.ImageFacts()] * 2, ends
+"""
+
+
+def test_two_threads_that_meet_their_first_broken_xml_at_once_both_catch_it() -> None:
+    """defusedxml replaces a module of the standard library while it is imported: an exception's class came from the other one."""
+    subprocess.run([sys.executable, "-c", RACE], check=True, timeout=60)
