@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,17 +16,13 @@ from phenomhpc.errors import DamagedError, WorkError
 from phenomhpc.store.cache import CachedShards
 from phenomhpc.store.shardfiles import Access, ShardFiles, Traffic, access_for
 from phenomhpc.store.shardindex import ABSENT, open_shard_index
-from phenomhpc.store.shards import Geometry, decode_blosc, read_geometry
+from phenomhpc.store.shards import BLOSC_OVERHEAD, Geometry, decode_blosc, read_geometry
 from phenomhpc.store.snapshot import Snapshot
 from phenomhpc.store.spec import Store
 
 # Together well under the usual limit of 1,024 open files: a mapped index holds one too.
 MAX_OPEN_SHARDS = 256
 MAX_OPEN_INDICES = 128
-# A blosc chunk: version, format, flags, typesize, nbytes u32, blocksize u32, cbytes u32, then data.
-_BLOSC_HEADER = struct.Struct("<4xI4xI")
-# blosc stores what it cannot compress, behind its header.
-_MAX_OVERHEAD = 16
 _ABSENT = int(ABSENT)
 
 
@@ -185,13 +180,13 @@ class ShardReader:
         for offset, size in span:
             if offset == _ABSENT:
                 raise self._damage(source, "has no such chunk; convert it again")
-            if offset != end or size > chunk_bytes + _MAX_OVERHEAD:
+            if offset != end or size > chunk_bytes + BLOSC_OVERHEAD:
                 raise self._damage(source, "its entry in the shard index makes no sense; run store seal")
             end += size
         scratch = self._scratch
         if source.files.access == "positioned" and len(scratch.encoded) < end - begin:
             # Also room for the neighbours to come: freshly mapped memory costs more than reading into it.
-            scratch.encoded = bytearray(len(span) * (chunk_bytes + _MAX_OVERHEAD))
+            scratch.encoded = bytearray(len(span) * (chunk_bytes + BLOSC_OVERHEAD))
         try:
             key = source.plate.number, source.shard
             data = source.files.fetch(key, source.path, begin, end - begin, scratch.encoded)
@@ -207,9 +202,6 @@ class ShardReader:
             if len(block) != chunk.nbytes:
                 raise self._damage(source, "a raw chunk has the wrong length")
             return np.frombuffer(block, self._dtype).reshape(chunk.shape)
-        # blosc trusts its header: a shorter chunk would leave the last one's pixels, a longer one be read past its end.
-        if len(block) < _MAX_OVERHEAD or _BLOSC_HEADER.unpack_from(block) != (chunk.nbytes, len(block)):
-            raise self._damage(source, "a chunk's header does not fit its length")
         try:
             decode_blosc(block, self._scratch.flat)
         except (RuntimeError, ValueError) as error:

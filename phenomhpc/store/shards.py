@@ -28,6 +28,10 @@ from phenomhpc.store.layout import StorePaths
 from phenomhpc.store.spec import DatasetSpec, packing
 
 INDEX_ENTRY_BYTES = 16
+# A blosc chunk: version, format, flags, typesize, nbytes u32, blocksize u32, cbytes u32, then data.
+_BLOSC_HEADER = struct.Struct("<4xI4xI")
+# blosc stores what it cannot compress, behind its header.
+BLOSC_OVERHEAD = 16
 CRC_BYTES = 4
 # Chunks of 100 kB each, written one by one, cost twice the CPU time of this.
 WRITE_BUFFER_BYTES = 4 * 2**20
@@ -108,11 +112,14 @@ def encoder_of(spec: DatasetSpec) -> Callable[[Pixels], bytes]:
 
 
 def decode_blosc(block: Any, out: Any) -> None:
-    """Decode a blosc buffer into `out` (u8, as long as the buffer's header says), without threads; the lock of Python is let go.
+    """Decode a blosc buffer into the whole of `out` (u8), without threads; the lock of Python is let go.
 
     imagecodecs' blosc decodes what numcodecs' does, a twentieth (chunks of 128) to a fifth (of 64) faster.  Raises
-    RuntimeError or ValueError for what cannot be decoded; a header that lies is the caller's business.
+    RuntimeError or ValueError, with words that follow the name of a chunk, for what cannot be decoded.
     """
+    # blosc trusts its header: a shorter chunk would leave the last one's pixels, a longer one be read past its end.
+    if len(block) < BLOSC_OVERHEAD or _BLOSC_HEADER.unpack_from(block) != (out.nbytes, len(block)):
+        raise ValueError("its header does not fit its length")
     imagecodecs.blosc_decode(block, numthreads=1, out=out)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -13,14 +12,11 @@ from numpy.typing import NDArray
 
 from phenomhpc.errors import DamagedInputError, WorkError
 from phenomhpc.store.shardindex import ABSENT
-from phenomhpc.store.shards import Geometry, Pixels, compressor_of, index_of
+from phenomhpc.store.shards import BLOSC_OVERHEAD, Geometry, Pixels, decode_blosc, index_of
 from phenomhpc.store.spec import Store
 
 # (path below the store, bytes, mtime_ns) of a shard's file; another content is another stat, since shards are renamed into place.
 Stat = tuple[str, int, int]
-# A blosc chunk: version, format, flags, typesize, nbytes u32, blocksize u32, cbytes u32, then data.
-_BLOSC_HEADER = struct.Struct("<4xI4xI")
-_BLOSC_OVERHEAD = 16
 
 
 class DamagedField(DamagedInputError):
@@ -40,11 +36,11 @@ class WholeFields:
 
     def __init__(self, store: Store, plate: str, geometry: Geometry) -> None:
         self._store, self._plate, self._geometry = store, plate, geometry
-        self._compressor = compressor_of(store.spec)
         dtype = np.dtype(store.spec.dtype).newbyteorder("<")
         self._pixels: Pixels = np.empty((geometry.num_channels, geometry.height, geometry.width), dtype)
         self._chunk: Pixels = np.empty((geometry.num_channels, geometry.chunk_px, geometry.chunk_px), dtype)
-        self._encoded = bytearray(geometry.chunk_columns * (self._chunk.nbytes + _BLOSC_OVERHEAD))
+        self._flat = self._chunk.reshape(-1).view(np.uint8)
+        self._encoded = bytearray(geometry.chunk_columns * (self._chunk.nbytes + BLOSC_OVERHEAD))
         self._number = -1
         self._file: BinaryIO | None = None
         self._index: NDArray[np.uint64] | None = None
@@ -91,7 +87,7 @@ class WholeFields:
         for offset, size in span:
             if offset == int(ABSENT):
                 raise self._damage(shard, field, "its chunks are not in the shard's index")
-            if offset != end or size > self._chunk.nbytes + _BLOSC_OVERHEAD:
+            if offset != end or size > self._chunk.nbytes + BLOSC_OVERHEAD:
                 raise self._damage(shard, field, "its chunks do not lie one behind the other")
             end += size
         data, done = memoryview(self._encoded)[: end - begin], 0
@@ -109,16 +105,13 @@ class WholeFields:
 
     def _decode(self, shard: int, field: int, block: memoryview) -> Pixels:
         chunk: Any = self._chunk
-        if self._compressor is None:
+        if self._store.spec.codec is None:
             if len(block) != chunk.nbytes:
                 raise self._damage(shard, field, "a raw chunk has the wrong length")
             raw: Pixels = np.frombuffer(block, chunk.dtype).reshape(chunk.shape)
             return raw
-        # blosc trusts its header: a shorter chunk would leave the last one's pixels, a longer one be read past its end.
-        if len(block) < _BLOSC_OVERHEAD or _BLOSC_HEADER.unpack_from(block) != (chunk.nbytes, len(block)):
-            raise self._damage(shard, field, "a chunk's header does not fit its length")
         try:
-            self._compressor.decode(block, out=chunk)
+            decode_blosc(block, self._flat)
         except (RuntimeError, ValueError) as error:
             raise self._damage(shard, field, f"a chunk cannot be decoded ({error})") from error
         return self._chunk
