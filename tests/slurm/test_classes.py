@@ -77,6 +77,12 @@ def provoked(lab: Lab, request: pytest.FixtureRequest) -> Iterator[dict[str, Fut
         futures |= {key: pool.submit(after_calm, what) for key, what in wanted(HARM).items()}
         yield futures
     lab.cluster.wait_idle()
+    lab.cluster.ledger.unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True)
+def _forgiven() -> None:
+    """Scenarios go on behind the tests: what they exclude is forgotten with the last of them, not behind each test."""
 
 
 def crew(lab: Lab, run: RunPaths, node: int) -> Crew:
