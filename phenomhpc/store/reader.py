@@ -1,4 +1,4 @@
-"""Reading crops: one request per row of chunks, decoded by blosc, cut into the caller's buffer."""
+"""Reading crops: one request per row of chunks, each decoded and cut straight into the caller's buffer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from phenomhpc.errors import DamagedError, WorkError
 from phenomhpc.store.cache import CachedShards
+from phenomhpc.store.chunks import ChunkReader
 from phenomhpc.store.shardfiles import Access, ShardFiles, Traffic, access_for
 from phenomhpc.store.shardindex import ABSENT, open_shard_index
-from phenomhpc.store.shards import BLOSC_OVERHEAD, Geometry, decode_blosc, read_geometry
+from phenomhpc.store.shards import BLOSC_OVERHEAD, Geometry, read_geometry
 from phenomhpc.store.snapshot import Snapshot
 from phenomhpc.store.spec import Store
 
@@ -49,11 +50,12 @@ class _Source:
 
 
 class _Scratch(threading.local):
-    """Buffers of one thread: the encoded row of chunks, and one decoded chunk (C, p, p), also as its bytes."""
+    """Buffers of one thread: the encoded row of chunks, and what decodes chunks, by the number of pixels along their edge."""
 
     encoded = bytearray()
-    chunk: NDArray[np.generic] | None = None
-    flat: NDArray[np.uint8] | None = None
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, ChunkReader] = {}
 
 
 class ShardReader:
@@ -112,14 +114,16 @@ class ShardReader:
     def _fill(self, source: _Source, y: int, x: int, out: NDArray[np.generic]) -> None:
         geometry = source.plate.geometry
         height, width = out.shape[1:]
-        chunk = self._chunk(geometry)
+        chunks = self._chunks(geometry)
         across = _overlaps(x, width, geometry.chunk_px)
-        for row, inside, outside in _overlaps(y, height, geometry.chunk_px):
+        for row, from_y, rows in _overlaps(y, height, geometry.chunk_px):
             first = row * geometry.chunk_columns + across[0][0]
             blocks = self._read_row(source, source.entries[first : first + len(across)].tolist())
-            for block, (_, from_x, to_x) in zip(blocks, across, strict=True):
-                decoded = self._decode(source, block, chunk)
-                out[:, outside, to_x] = decoded[:, inside, from_x]
+            for block, (_, from_x, columns) in zip(blocks, across, strict=True):
+                try:
+                    chunks.put(block, from_y, from_x, out[:, rows, columns], is_raw=source.is_raw)
+                except (RuntimeError, ValueError) as error:
+                    raise self._damage(source, f"a chunk cannot be decoded ({error})") from error
 
     @property
     def traffic(self) -> Traffic:
@@ -160,14 +164,12 @@ class ShardReader:
                 self._plates.popitem(last=False)
         return plate
 
-    def _chunk(self, geometry: Geometry) -> NDArray[np.generic]:
-        """This thread's decoded chunk (C, p, p)."""
-        shape = (geometry.num_channels, geometry.chunk_px, geometry.chunk_px)
-        chunk = self._scratch.chunk
-        if chunk is None or chunk.shape != shape:
-            chunk = self._scratch.chunk = np.empty(shape, self._dtype)
-            self._scratch.flat = chunk.reshape(-1).view(np.uint8)
-        return chunk
+    def _chunks(self, geometry: Geometry) -> ChunkReader:
+        """What decodes this plate's chunks in this thread: all plates of a store have the same channels, dtype and codec."""
+        chunks = self._scratch.chunks.get(geometry.chunk_px)
+        if chunks is None:
+            chunks = self._scratch.chunks[geometry.chunk_px] = ChunkReader(self._store.spec, geometry)
+        return chunks
 
     def _read_row(self, source: _Source, span: list[list[int]]) -> list[memoryview]:
         """The encoded chunks (offset, size) of one row of a crop: neighbours in the file, so one read.
@@ -196,18 +198,6 @@ class ShardReader:
             raise self._damage(source, f"ends after {begin + len(data)} bytes, {end} are needed")
         return [data[offset - begin : offset - begin + size] for offset, size in span]
 
-    def _decode(self, source: _Source, block: memoryview, chunk: NDArray[np.generic]) -> NDArray[np.generic]:
-        """One chunk (C, p, p): in `chunk`, or as it lies in the block where nothing is compressed."""
-        if source.is_raw:
-            if len(block) != chunk.nbytes:
-                raise self._damage(source, "a raw chunk has the wrong length")
-            return np.frombuffer(block, self._dtype).reshape(chunk.shape)
-        try:
-            decode_blosc(block, self._scratch.flat)
-        except (RuntimeError, ValueError) as error:
-            raise self._damage(source, f"a chunk cannot be decoded ({error})") from error
-        return chunk
-
     def _damage(self, source: _Source, what: str) -> DamagedError:
         plate, shard = source.plate, source.shard
         text = f"store {self._store.paths.root}: plate {plate.name}, shard {shard}: {what}; see store verify"
@@ -230,10 +220,10 @@ class ShardReader:
         self.close()
 
 
-def _overlaps(start: int, size: int, edge: int) -> list[tuple[int, slice, slice]]:
-    """The chunks along one axis that [start, start + size) touches: number, the part of it, and where that goes in the crop."""
+def _overlaps(start: int, size: int, edge: int) -> list[tuple[int, int, slice]]:
+    """The chunks along one axis that [start, start + size) touches: number, where in it that begins, where it goes in the crop."""
     found = []
     for number in range(start // edge, (start + size - 1) // edge + 1):
         first, last = max(start, number * edge), min(start + size, (number + 1) * edge)
-        found.append((number, slice(first - number * edge, last - number * edge), slice(first - start, last - start)))
+        found.append((number, first - number * edge, slice(first - start, last - start)))
     return found

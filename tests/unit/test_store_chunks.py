@@ -1,0 +1,151 @@
+"""Parts of chunks, decoded and cut in one go: the same pixels as blosc's whole chunk, whatever the packing and the direction."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from phenomhpc.store import chunks as chunks_module
+from phenomhpc.store.chunks import ChunkReader
+from phenomhpc.store.shards import Geometry, decode_blosc, encoder_of
+from phenomhpc.store.spec import DatasetSpec
+from tests.unit.crop_store import new_store, pixels_of
+
+CHANNELS = 3
+LZ4, ZSTD, FAST = ("lz4", 5), ("zstd", 1), ("lz4hc", 5)
+PACKINGS = [
+    ("uint8", (*LZ4, "bitshuffle"), 64),
+    ("uint8", (*LZ4, "bitshuffle"), 128),
+    ("uint8", (*LZ4, "bitshuffle"), 256),
+    ("uint8", (*ZSTD, "bitshuffle"), 128),
+    ("uint8", (*ZSTD, "bitshuffle"), 256),
+    ("uint8", (*ZSTD, "noshuffle"), 64),
+    ("uint8", (*FAST, "bitshuffle_pairs"), 128),
+    ("uint8", (*FAST, "bitshuffle_pairs"), 256),
+    ("uint16", (*LZ4, "shuffle"), 64),
+    ("uint16", (*LZ4, "shuffle"), 256),
+    ("uint16", (*ZSTD, "shuffle"), 128),
+    ("uint16", (*LZ4, "bitshuffle"), 64),
+    ("uint16", (*ZSTD, "bitshuffle"), 128),
+    ("uint16", (*FAST, "shuffle"), 128),
+    ("uint16", (*ZSTD, "noshuffle"), 64),
+]
+# Packings that no compiled code is for: their rows are no whole words of each plane.
+OTHERS = [
+    ("uint8", (*LZ4, "bitshuffle"), 32),
+    ("uint8", (*FAST, "bitshuffle_pairs"), 64),
+    ("uint16", (*LZ4, "shuffle"), 7),
+]
+
+
+def a_chunk(root: Path, dtype: str, codec: tuple[str, int, str], edge: int) -> tuple[DatasetSpec, Geometry, Any, bytes]:
+    spec = new_store(root, channels=CHANNELS, dtype=dtype, chunk_px=edge, codec=codec).spec
+    geometry = Geometry(num_fields=1, num_channels=CHANNELS, height=edge, width=edge, chunk_px=edge, fields_per_shard=1)
+    pixels = pixels_of(5, 1, CHANNELS, edge, edge, dtype)[0]
+    return spec, geometry, pixels, encoder_of(spec)(pixels)
+
+
+def turned(batch: NDArray[Any], number: int) -> NDArray[Any]:
+    """One of the eight views of a square."""
+    if number & 1:
+        batch = batch[:, ::-1]
+    if number & 2:
+        batch = batch[..., ::-1]
+    return batch.swapaxes(1, 2) if number & 4 else batch
+
+
+def windows(edge: int) -> list[tuple[int, int, int, int]]:
+    """(y, x, h, w): corners, whole, thin, and some at random."""
+    rng = np.random.default_rng(edge)
+    some = []
+    for _ in range(12):
+        y, x = (int(start) for start in rng.integers(0, edge, 2))
+        some.append((y, x, int(rng.integers(1, edge - y + 1)), int(rng.integers(1, edge - x + 1))))
+    return [(0, 0, edge, edge), (0, 0, 1, 1), (edge - 1, edge - 1, 1, 1), (0, 5, edge, 1), (3, 0, 1, edge), *some]
+
+
+@pytest.mark.parametrize(("dtype", "codec", "edge"), PACKINGS)
+def test_any_part_in_any_direction_equals_the_whole_chunk_cut(
+    tmp_path: Path, dtype: str, codec: tuple[str, int, str], edge: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, geometry, pixels, block = a_chunk(tmp_path, dtype, codec, edge)
+    whole = np.empty_like(pixels)
+    decode_blosc(block, whole.reshape(-1).view(np.uint8))
+    assert np.array_equal(whole, pixels)
+    monkeypatch.setattr(chunks_module, "decode_blosc", None)  # what follows is compiled code
+    reader = ChunkReader(spec, geometry)
+    for (y, x, height, width), number in itertools.product(windows(edge), range(8)):
+        # In the midst of a batch, so that a byte too many would be seen.
+        batch = np.full((CHANNELS, edge + 9, edge + 9), 77, dtype)
+        view = turned(batch, number)[:, 3 : 3 + height, 5 : 5 + width]
+        reader.put(memoryview(block), y, x, view)
+        assert np.array_equal(view, pixels[:, y : y + height, x : x + width])
+        view[...] = 77
+        assert (batch == 77).all()
+
+
+@pytest.mark.parametrize(("dtype", "codec", "edge"), OTHERS)
+def test_other_packings_are_left_to_blosc(
+    tmp_path: Path, dtype: str, codec: tuple[str, int, str], edge: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, geometry, pixels, block = a_chunk(tmp_path, dtype, codec, edge)
+    reader, out = ChunkReader(spec, geometry), np.empty((CHANNELS, edge - 2, edge - 3), dtype)
+    reader.put(memoryview(block), 2, 1, out)
+    assert np.array_equal(out, pixels[:, 2:, 1 : edge - 2])
+    monkeypatch.setattr(chunks_module, "decode_blosc", None)
+    with pytest.raises(TypeError):
+        reader.put(memoryview(block), 2, 1, out)
+
+
+def test_a_view_whose_pixels_lie_apart_is_filled_too(tmp_path: Path) -> None:
+    spec, geometry, pixels, block = a_chunk(tmp_path, "uint8", (*LZ4, "bitshuffle"), 64)
+    batch = np.zeros((CHANNELS, 128, 128), np.uint8)
+    ChunkReader(spec, geometry).put(memoryview(block), 0, 0, batch[:, ::2, ::2])
+    assert np.array_equal(batch[:, ::2, ::2], pixels) and not batch[:, 1::2].any() and not batch[:, :, 1::2].any()
+
+
+@pytest.mark.parametrize(("dtype", "codec", "edge"), [PACKINGS[1], PACKINGS[4], PACKINGS[6], PACKINGS[10]])
+def test_damaged_frames_are_refused_or_read_within_bounds(
+    tmp_path: Path, dtype: str, codec: tuple[str, int, str], edge: int
+) -> None:
+    spec, geometry, _, block = a_chunk(tmp_path, dtype, codec, edge)
+    reader, rng = ChunkReader(spec, geometry), np.random.default_rng(7)
+    batch = np.full((CHANNELS, edge + 2, edge), 77, dtype)
+    refused = 0
+    for case in range(400):
+        harmed = bytearray(block)
+        head = int(rng.integers(0, 64)) if case % 2 else int(rng.integers(0, len(block)))
+        for at in range(head, min(head + int(rng.integers(1, 5)), len(block))):
+            harmed[at] = int(rng.integers(256))
+        if case % 5 == 0:
+            del harmed[int(rng.integers(0, len(harmed))) :]
+        if case % 7 == 0 and len(harmed) > 16:  # a lie about its length that fits what is there
+            harmed[12:16] = struct.pack("<I", len(harmed))
+        try:
+            reader.put(memoryview(bytes(harmed)), 0, 0, batch[:, 1:-1])
+        except (ValueError, RuntimeError):
+            refused += 1
+        assert (batch[:, [0, -1]] == 77).all()
+    assert refused > 100
+
+
+@pytest.mark.parametrize("lie", ["outside", "behind", "long", "none", "short"])
+def test_a_block_that_lies_about_its_place_or_length_is_refused(tmp_path: Path, lie: str) -> None:
+    spec, geometry, _, block = a_chunk(tmp_path, "uint8", (*LZ4, "bitshuffle"), 128)
+    harmed = bytearray(block)
+    (start,) = struct.unpack_from("<i", block, 16)
+    if lie in ("outside", "behind"):
+        struct.pack_into("<i", harmed, 16, len(block) + 9 if lie == "outside" else -4)
+    elif lie in ("long", "none"):
+        struct.pack_into("<i", harmed, start, len(block) if lie == "long" else 0)
+    else:
+        harmed = harmed[:17]
+        struct.pack_into("<I", harmed, 12, 17)
+    with pytest.raises(ValueError, match=r"lies outside|is cut"):
+        ChunkReader(spec, geometry).put(memoryview(bytes(harmed)), 0, 0, np.empty((CHANNELS, 128, 128), np.uint8))
