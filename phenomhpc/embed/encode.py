@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from phenomhpc.models.mae import MaskedAutoencoder, standardise
+from phenomhpc.models.mae import MaskedAutoencoder
+from phenomhpc.models.standardise import Standardiser
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +46,7 @@ class VitEncoder:
         pooling: Literal["mean", "class"] = "mean",
     ) -> None:
         self._model = model.to(device).eval()
-        self._scale = torch.tensor(scale, dtype=torch.float32, device=device)
+        self._standardise = Standardiser(torch.tensor(scale, dtype=torch.float32, device=device))
         self._device, self._precision, self._block, self._pooling = device, precision, block, pooling
 
     @property
@@ -55,7 +56,7 @@ class VitEncoder:
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
         # Integer pixels cross to the device (a quarter of the bytes), arithmetic happens there.
-        crops = standardise(torch.from_numpy(pixels).to(self._device), self._scale)
+        crops = self._standardise(torch.from_numpy(pixels).to(self._device))
         with torch.autocast(
             self._device.type, AUTOCAST.get(self._precision, torch.bfloat16), enabled=self._precision != "fp32"
         ):

@@ -149,16 +149,16 @@ def standardised(loader: Loader, snapshot: Snapshot, steps: int) -> Callable[[],
     """Batches as a model on a CPU takes them; on a GPU this part is the GPU's."""
     import torch
 
-    from phenomhpc.models.mae import standardise
+    from phenomhpc.models.standardise import Standardiser
 
-    scale = torch.from_numpy(snapshot.scale.copy())
+    standardise = Standardiser(torch.from_numpy(snapshot.scale.copy()))
 
     def run() -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # others would wait at a barrier, and their waiting count
         for _ in range(steps):
             for micro in next(loader).micro:
-                standardise(torch.from_numpy(micro.pixels), scale)
+                standardise(torch.from_numpy(micro.pixels))
         torch.set_num_threads(threads)
 
     return run

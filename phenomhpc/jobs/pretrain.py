@@ -120,7 +120,7 @@ def complete_crops(config: PretrainConfig, folder: Path) -> Shown:
     from phenomhpc.crops import Sampler
     from phenomhpc.crops.corpus import Corpus
     from phenomhpc.models.checkpoint import load_encoder
-    from phenomhpc.models.mae import standardise
+    from phenomhpc.models.standardise import standardise
 
     model, meta = load_encoder(folder)
     corpus = Corpus.open(config.store, meta.snapshot)

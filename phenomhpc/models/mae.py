@@ -1,6 +1,6 @@
 """The masked autoencoder: what is pretrained, and the encoder that embeds.
 
-Crops come standardised (`standardise`); the reconstruction target is the same image, without per-patch normalisation.
+Crops come standardised (models/standardise.py); the reconstruction target is the same image, without per-patch normalisation.
 Everything random is given: the noise that chooses the masked patches, and the keys of stochastic depth.  Weights are
 drawn from one `torch.Generator`, so that building a model neither reads nor moves any global random state.
 
@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phenomhpc.errors import UsageError
@@ -22,26 +21,7 @@ from phenomhpc.models.keyed import drop_path_factors
 from phenomhpc.models.losses import fourier_l1, masked_mse
 from phenomhpc.models.vit import NORM_EPS, ParallelBlock, patchify, sincos_positions, unpatchify, xavier_uniform
 
-STANDARDISE_EPS = 1e-5
 TOKEN_STD = 0.02
-
-
-def standardise(pixels_BCHW: Tensor, scale_C: Tensor) -> Tensor:
-    """Self-standardised crops f32[B, C, H, W] from u8, u16 or f32 pixels in grey levels.
-
-    x / scale, then per crop and channel (x - mean) / sqrt(biased variance + 1e-5).  The scale (255 for uint8, the
-    snapshot's 99.9th percentiles for uint16) matters only through that epsilon: blank crops stay near zero.
-    """
-    if pixels_BCHW.device.type != "cpu":
-        scaled = pixels_BCHW.to(torch.float32) / scale_C[:, None, None]
-        return F.group_norm(scaled, scaled.shape[1], eps=STANDARDISE_EPS)
-    # Crop by crop in one small buffer, the same arithmetic: fresh memory for a whole batch costs three times as much.
-    done_BCHW = torch.empty(pixels_BCHW.shape, dtype=torch.float32)
-    scaled = torch.empty_like(done_BCHW[:1])
-    for row in range(len(done_BCHW)):
-        scaled.copy_(pixels_BCHW[row : row + 1]).div_(scale_C[:, None, None])
-        done_BCHW[row : row + 1] = F.group_norm(scaled, scaled.shape[1], eps=STANDARDISE_EPS)
-    return done_BCHW
 
 
 class MaeOutput(NamedTuple):

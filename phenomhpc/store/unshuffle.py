@@ -7,19 +7,15 @@ lie together in each of them, and no other row needs to be put together.
 Bits are brought together by exchanging halves of words between planes (H. S. Warren, Hacker's Delight, 7-3: transposing a matrix of
 8 x 8 bits, here 8 of them at once in words of 64 bits), then bytes by widening, 8 to 16 to 32 to 64 bits: each a loop that
 becomes vector code.
-
-Compiled for this machine when first imported, and kept beside the module or in the user's cache folder.  Python's lock is let go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
-F = TypeVar("F", bound=Callable[..., Any])
+from phenomhpc.compiled import compiled, part
 
 # What became of the elements: nothing; planes of bytes of 2-byte elements; planes of bits of 1-byte and 2-byte elements.
 PLAIN, BYTES_OF_2, BITS_OF_1, BITS_OF_2 = range(4)
@@ -32,27 +28,14 @@ _BYTES, _SHORTS, _HALF = _U64(0x00FF00FF00FF00FF), _U64(0x0000FFFF0000FFFF), _U6
 _1, _2, _4, _8, _16, _32 = _U64(1), _U64(2), _U64(4), _U64(8), _U64(16), _U64(32)
 
 
-def _inlined(function: F) -> F:
-    return cast(F, numba.njit(nogil=True)(function))
-
-
-def _compiled(signature: str) -> Callable[[F], F]:
-    """Compiled for this signature now, not for what comes along in the middle of a training."""
-
-    def make(function: F) -> F:
-        return cast(F, numba.njit(signature, nogil=True, cache=True)(function))
-
-    return make
-
-
-@_inlined
+@part
 def _swapped(low: Any, high: Any, shift: Any, mask: Any) -> Any:
     """The two words with the upper half (of each of the pieces that `mask` shows) of `low` and the lower of `high` exchanged."""
     t = ((low >> shift) ^ high) & mask
     return low ^ (t << shift), high ^ t
 
 
-@_inlined
+@part
 def _transposed(
     a0: Any,
     a1: Any,
@@ -85,7 +68,7 @@ def _transposed(
     return a0, a1, a2, a3, a4, a5, a6, a7
 
 
-@_inlined
+@part
 def _gather_bits(planes: Any, at: Any, apart: Any, num: Any, lanes: Any) -> None:
     """Words [at, at + num) of eight planes of bits, which lie `apart` words from each other, into lanes: byte k of lane
     j is the byte of element 8 k + j."""
@@ -101,7 +84,7 @@ def _gather_bits(planes: Any, at: Any, apart: Any, num: Any, lanes: Any) -> None
         )
 
 
-@_inlined
+@part
 def _weave_8(lanes: Any, two: Any, four: Any, words: Any, num: Any) -> None:
     """words[k]: byte k of lanes 0 to 7, u8[8, num]."""
     for i in range(4):
@@ -117,7 +100,7 @@ def _weave_8(lanes: Any, two: Any, four: Any, words: Any, num: Any) -> None:
         words[k] = np.uint64(low_4[k]) | (np.uint64(high_4[k]) << _32)
 
 
-@_inlined
+@part
 def _weave_16(lanes: Any, two: Any, four: Any, words: Any, num: Any) -> None:
     """words[2 k], words[2 k + 1]: eight elements of two bytes, the low ones from lanes 0 to 7, the high ones from 8 to 15."""
     for i in range(8):
@@ -134,7 +117,7 @@ def _weave_16(lanes: Any, two: Any, four: Any, words: Any, num: Any) -> None:
         words[2 * k + 1] = np.uint64(c[k]) | (np.uint64(d[k]) << _32)
 
 
-@_inlined
+@part
 def _mirror(words: Any, across: Any, num: Any, itemsize: Any) -> None:
     """Turn round, in place, each of `num` rows of `across` words."""
     for k in range(num):
@@ -148,7 +131,7 @@ def _mirror(words: Any, across: Any, num: Any, itemsize: Any) -> None:
             row[j], row[_U64(across - 1 - j)] = b, a
 
 
-@_inlined
+@part
 def _transpose_bytes(words: Any, across: Any, columns: Any) -> None:
     """STRIP_ROWS rows of `across` words of eight bytes to columns[8 across, STRIP_ROWS / 8]."""
     for g in range(STRIP_ROWS // 8):
@@ -164,7 +147,7 @@ def _transpose_bytes(words: Any, across: Any, columns: Any) -> None:
             to[4, g], to[5, g], to[6, g], to[7, g] = a4, a5, a6, a7
 
 
-@_inlined
+@part
 def _transpose_shorts(words: Any, across: Any, columns: Any) -> None:
     """STRIP_ROWS rows of `across` words of four elements of two bytes to columns[4 across, STRIP_ROWS / 4]."""
     for g in range(STRIP_ROWS // 4):
@@ -179,7 +162,7 @@ def _transpose_shorts(words: Any, across: Any, columns: Any) -> None:
             to[0, g], to[1, g], to[2, g], to[3, g] = a0, a1, a2, a3
 
 
-@_inlined
+@part
 def _copy(source: Any, column: Any, out: Any) -> None:
     """source[:, column:] to `out`, as far as that goes."""
     for k in range(out.shape[0]):
@@ -188,7 +171,7 @@ def _copy(source: Any, column: Any, out: Any) -> None:
             line[j] = row[j]
 
 
-@_inlined
+@part
 def _straighten(
     kind: Any,
     planes: Any,
@@ -228,7 +211,7 @@ def _straighten(
         words[: num * across] = source[at : at + num * across]
 
 
-@_compiled("void(i8, u1[::1], i8, i8, i8, i8, i8, i8, u1[:,:,:], b1, b1)")
+@compiled("void(i8, u1[::1], i8, i8, i8, i8, i8, i8, u1[:,:,:], b1, b1)")
 def place(
     kind: Any,
     planes: Any,

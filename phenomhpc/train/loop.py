@@ -22,6 +22,7 @@ from phenomhpc.crops.mending import Replaced
 from phenomhpc.errors import StopRequested, UsageError
 from phenomhpc.models.checkpoint import newest_committed, read_meta
 from phenomhpc.models.mae import build_mae
+from phenomhpc.models.standardise import Standardiser
 from phenomhpc.progress import Stage
 from phenomhpc.runs import TaskContext
 from phenomhpc.runs.heartbeat import START, STEP, beat
@@ -142,7 +143,7 @@ class _Run:
         config, optim = self.config, self.config.optim
         settings = StepSettings(
             global_batch=optim.global_batch,
-            scale=self.source.scale(self.ranks.device),
+            standardise=Standardiser(self.source.scale(self.ranks.device)),
             precision=config.precision,
             clip_grad_norm=optim.clip_grad_norm,
         )

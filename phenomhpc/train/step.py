@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from phenomhpc.crops import Batch
-from phenomhpc.models.mae import standardise
+from phenomhpc.models.standardise import Standardiser
 from phenomhpc.train.optim import set_lr
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.state import Replica, TrainState, zero_gradients
@@ -19,7 +19,7 @@ class StepSettings:
     """What a step needs beside state and data."""
 
     global_batch: int
-    scale: Tensor  # f32[C]
+    standardise: Standardiser
     precision: str
     clip_grad_norm: float | None
 
@@ -67,7 +67,7 @@ def _accumulate(replica: Replica, batch: Batch, settings: StepSettings, ranks: R
         return torch.as_tensor(array).to(device, non_blocking=True)
 
     weight_B = here(batch.weight)
-    pixels = standardise(here(batch.pixels), settings.scale)
+    pixels = settings.standardise(here(batch.pixels))
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         output = replica.forward(pixels, here(batch.mask_noise), here(batch.drop_key), weight_B)
     share = weight_B.sum() / settings.global_batch
