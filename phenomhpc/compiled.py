@@ -1,7 +1,7 @@
 """Functions of numbers and arrays compiled for this machine: numba, with the choices that all of ours share.
 
 Compiled once, some seconds, when a module that has such functions is first imported; kept beside that module, or in the user's
-cache folder where that cannot be written.  They let go of Python's lock.
+cache folder where that cannot be written.  Where neither can, each process compiles for itself.  They let go of Python's lock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ def compiled(*signatures: str) -> Callable[[F], F]:
     """Compiled for these signatures (numba's strings) at once, not for what comes along in the middle of a training."""
 
     def make(function: F) -> F:
-        return cast(F, numba.njit(list(signatures), nogil=True, cache=True)(function))
+        try:
+            return cast(F, numba.njit(list(signatures), nogil=True, cache=True)(function))
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return cast(F, numba.njit(list(signatures), nogil=True)(function))
 
     return make
 
