@@ -61,6 +61,7 @@ class Flipper:
         require_dali()
         from nvidia.dali import pipeline_def
 
+        self._where = where
         gpu = where.type == "cuda"
         # Nothing is run ahead: what is fed is what comes out, and the loader has read ahead already.
         self._pipeline: Any = pipeline_def(_graph, enable_conditionals=True)(
@@ -77,14 +78,18 @@ class Flipper:
 
         `pixels` may be written to afterwards.
         """
+        import torch
         from torch.utils.dlpack import from_dlpack
+
+        # Bound to torch's stream, DALI takes a tensor's memory back only behind what torch still does with it.
+        stream = torch.cuda.current_stream(self._where) if self._where.type == "cuda" else None
 
         feed = self._pipeline.feed_input
         feed(PIXELS, pixels)
         feed(SWAPPED, (flip & TRANSPOSE) != 0)
         feed(ALONG_Y, ((flip & FLIP_Y) != 0).astype(np.int32))
         feed(ALONG_X, ((flip & FLIP_X) != 0).astype(np.int32))
-        flipped, standardised = self._pipeline.run()
+        flipped, standardised = self._pipeline.run(cuda_stream=stream)
         return from_dlpack(flipped.as_tensor()), from_dlpack(standardised.as_tensor())
 
     def close(self) -> None:
@@ -146,7 +151,6 @@ class DaliLoader:
         """Stop DALI's threads."""
         if self._flipper is not None:
             self._flipper.close()
-            self._flipper = None
 
     def __enter__(self) -> DaliLoader:
         return self
