@@ -83,13 +83,12 @@ class Flipper:
 
         # Bound to torch's stream, DALI takes a tensor's memory back only behind what torch still does with it.
         stream = torch.cuda.current_stream(self._where) if self._where.type == "cuda" else None
-
         feed = self._pipeline.feed_input
         feed(PIXELS, pixels)
         feed(SWAPPED, (flip & TRANSPOSE) != 0)
         feed(ALONG_Y, ((flip & FLIP_Y) != 0).astype(np.int32))
         feed(ALONG_X, ((flip & FLIP_X) != 0).astype(np.int32))
-        flipped, standardised = self._pipeline.run(cuda_stream=stream)
+        flipped, standardised = self._pipeline.run(stream)
         return from_dlpack(flipped.as_tensor()), from_dlpack(standardised.as_tensor())
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ with_dali = pytest.mark.skipif(
     importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None,
     reason="nvidia.dali is absent (extra gpu)",
 )
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CROP, CHANNELS, PATCHES, BATCH = 16, 2, 4, 12
 CPU = torch.device("cpu")
 SCALE = {"uint8": np.full(3, 255, np.float32), "uint16": np.array([900, 5_000, 41_000], np.float32)}
@@ -70,10 +71,13 @@ def assert_standardised(ours: torch.Tensor, pixels: NDArray[Any], scale: NDArray
 
 @with_dali
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_every_flip_moves_the_very_pixels_and_crops_are_standardised_alike(dtype: str) -> None:
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_every_flip_moves_the_very_pixels_and_crops_are_standardised_alike(dtype: str, where: str) -> None:
     pixels, flip = samples(dtype), np.tile(np.arange(8, dtype=np.uint8), 5)
-    flipper = Flipper(SCALE[dtype], CPU, batch=len(pixels))
-    flipped, standardised = flipper(pixels, flip)
+    flipper = Flipper(SCALE[dtype], torch.device(where), batch=len(pixels))
+    made = flipper(pixels, flip)
+    assert {tensor.device.type for tensor in made} == {where}
+    flipped, standardised = (tensor.cpu() for tensor in made)
     expected = turned(pixels, flip)
     assert flipped.numpy().dtype == pixels.dtype and np.array_equal(flipped.numpy(), expected)
     assert_standardised(standardised, expected, SCALE[dtype])
