@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 
 from phenomhpc.crops import Loader, Sampler
 from phenomhpc.crops.dali import DaliLoader
+from phenomhpc.jobs.loader_bench import standardised
 from phenomhpc.store import ShardReader, Snapshot
 
-NUMPY, THROUGH = DALI_ROWS = ("DALI's numpy reader, raw .npy", "loader through DALI, float on a CPU")
+# The plain path comes once more, so that it is measured in turns with the others.
+DALI_ROWS = ("DALI's numpy reader, raw .npy", "loader through DALI, float on a CPU", "the same without DALI")
 BATCH = 32
 
 
 def with_dali(
     snapshot: Snapshot, pixels: NDArray[Any], folder: Path, *, crop_px: int, count: int, passes: int
 ) -> dict[str, float]:
-    """Crops per second of CPU time, medians of interleaved passes, one thread of DALI's.
+    """Crops per second of CPU time, medians of interleaved passes, one thread of DALI's or torch's.
 
     pixels: (F, C, H, W), the fields of the snapshot's one plate; they are written to `folder`, one file each.
     count: a multiple of 32.
@@ -32,36 +34,44 @@ def with_dali(
     for number, field in enumerate(pixels):
         np.save(folder / f"{number}.npy", field)
     sampler = Sampler(snapshot.table, seed=0, crop_px=crop_px)
-    steps, found = count // BATCH, {name: list[float]() for name in DALI_ROWS}
-    reading = numpy_crops(snapshot, sampler, folder, count)
+    steps = count // BATCH
+    raw = numpy_crops(snapshot, sampler, folder, count)
     with (
         ShardReader(snapshot.store, snapshot) as reader,
-        Loader(
-            reader,
-            sampler,
-            num_channels=pixels.shape[1],
-            dtype=snapshot.dtype,
-            num_patches=(crop_px // 16) ** 2,
-            global_batch=BATCH,
-            micro_batch=BATCH,
-            defer_flips=True,
-        ) as loader,
-        DaliLoader(loader, snapshot.scale, torch.device("cpu")) as ready,
+        _loader(reader, snapshot, sampler, defer_flips=True) as deferred,
+        _loader(reader, snapshot, sampler, defer_flips=False) as plain,
+        DaliLoader(deferred, snapshot.scale, torch.device("cpu")) as ready,
     ):
-        sources: dict[str, Iterator[Any]] = {NUMPY: reading, THROUGH: ready}
+        runs = (_taking(raw, steps), _taking(ready, steps), standardised(plain, snapshot, steps))
+        found: dict[str, list[float]] = {name: [] for name in DALI_ROWS}
         for number in range(passes + 1):
-            for name, source in sources.items():
-                rate = count / cpu_seconds(lambda source=source: [next(source) for _ in range(steps)])
+            for name, run in zip(DALI_ROWS, runs, strict=True):
+                began = time.process_time()
+                run()
                 if number:
-                    found[name].append(rate)
+                    found[name].append(count / (time.process_time() - began))
     return {name: statistics.median(rates) for name, rates in found.items()}
 
 
-def cpu_seconds(run: Callable[[], object]) -> float:
-    """Of all threads of this process, DALI's too."""
-    began = time.process_time()
-    run()
-    return time.process_time() - began
+def _loader(reader: ShardReader, snapshot: Snapshot, sampler: Sampler, *, defer_flips: bool) -> Loader:
+    return Loader(
+        reader,
+        sampler,
+        num_channels=len(snapshot.channels),
+        dtype=snapshot.dtype,
+        num_patches=(sampler.crop_px // 16) ** 2,
+        global_batch=BATCH,
+        micro_batch=BATCH,
+        defer_flips=defer_flips,
+    )
+
+
+def _taking(source: Iterator[Any], steps: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(steps):
+            next(source)
+
+    return run
 
 
 def numpy_crops(snapshot: Snapshot, sampler: Sampler, folder: Path, count: int) -> Iterator[NDArray[Any]]:
