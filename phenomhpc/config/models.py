@@ -308,6 +308,10 @@ class DataConfig(Model):
     max_damaged: Fraction = Field(
         0.001, description="share of crops that others may stand in for because their field cannot be read"
     )
+    backend: Literal["plain", "dali"] = Field(
+        "plain",
+        description="dali: crops are flipped and standardised by NVIDIA DALI (extra gpu), on the GPU where there is one",
+    )
     workers: Annotated[int, Field(ge=0)] = Field(
         0, description="reader threads per rank; 0 reads in the training thread"
     )

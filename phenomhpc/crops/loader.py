@@ -23,7 +23,8 @@ PADDING_INDEX = -1
 class Batch:
     """One micro-batch of fixed shape; rows of weight 0 are padding (index -1, pixels 0).
 
-    pixels u8|u16 [B, C, h, w]; index i64[B]; weight f32[B]; mask_noise f32[B, L]; drop_key i64[B] (the sample index).
+    pixels u8|u16 [B, C, h, w]; index i64[B]; weight f32[B]; mask_noise f32[B, L]; drop_key i64[B] (the sample index);
+    flip u8[B]: what is still to be done to the pixels (bits of the sampler's, see `flip_target`): 0 unless flips are deferred.
     """
 
     pixels: NDArray[np.generic]
@@ -31,6 +32,7 @@ class Batch:
     weight: NDArray[np.float32]
     mask_noise: NDArray[np.float32]
     drop_key: NDArray[np.int64]
+    flip: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +86,17 @@ class Loader:
         workers: int = 0,
         prefetch_steps: int = 2,
         digest: bool = True,
+        defer_flips: bool = False,
     ) -> None:
-        """digest: compute each step's index_digest, for which the crops of all ranks are dealt; else it is "" and only this
+        """defer_flips: hand out pixels as they lie in the field, and in Batch.flip what is to be done to them.
+
+        digest: compute each step's index_digest, for which the crops of all ranks are dealt; else it is "" and only this
         rank's are: 0.1 ms a crop less at 128 ranks and a global batch of 16,384."""
         if global_batch % sampler.crops_per_visit:
             raise UsageError(
                 f"optim.global_batch={global_batch} is no multiple of data.crops_per_visit={sampler.crops_per_visit}"
             )
-        self._reader, self._sampler, self._digest = reader, sampler, digest
+        self._reader, self._sampler, self._digest, self._defer_flips = reader, sampler, digest, defer_flips
         self._visits_per_step = global_batch // sampler.crops_per_visit
         self._rank, self._world, self._step = rank, world, start_step
         share = -(-self._visits_per_step // world) * sampler.crops_per_visit
@@ -144,7 +149,7 @@ class Loader:
             first_index=first * self._sampler.crops_per_visit,
             index_digest=index_digest(dealt) if self._digest else "",
             micro=[
-                self._batch(share.index[start : start + self._micro_size], pixels)
+                self._batch(share, slice(start, start + self._micro_size), pixels)
                 for start, pixels in zip(starts, buffers, strict=True)
             ],
             data_wait_s=0.0,
@@ -167,7 +172,7 @@ class Loader:
             return row
 
         def read(slot: int) -> None:
-            target = flip_target(place(slot), int(share.flip[slot]))
+            target = flip_target(place(slot), 0 if self._defer_flips else int(share.flip[slot]))
             self._reader.read(int(share.field_no[slot]), int(share.y[slot]), int(share.x[slot]), target)
 
         num = len(share.index)
@@ -180,9 +185,13 @@ class Loader:
             for _ in self._readers.map(read, range(num)):
                 pass
 
-    def _batch(self, index: NDArray[np.int64], pixels: NDArray[np.generic]) -> Batch:
+    def _batch(self, share: _Share, rows: slice, pixels: NDArray[np.generic]) -> Batch:
+        index = share.index[rows]
         padded = np.full(self._micro_size, PADDING_INDEX, np.int64)
         padded[: len(index)] = index
+        flip = np.zeros(self._micro_size, np.uint8)
+        if self._defer_flips:
+            flip[: len(index)] = share.flip[rows]
         # A padding row needs some finite noise; sample 0's does, its weight is 0.
         keys = np.maximum(padded, 0)
         return Batch(
@@ -191,6 +200,7 @@ class Loader:
             weight=(padded != PADDING_INDEX).astype(np.float32),
             mask_noise=self._sampler.mask_noise(keys, self._num_patches),
             drop_key=keys,
+            flip=flip,
         )
 
     def close(self) -> None:

@@ -94,11 +94,7 @@ def prepare(
     problems += [*_of_code(config), *folder_problems(config, paths)]
     plan: Plan | None = GangPlan(num_nodes=nodes) if is_gang(config) else None
     if planned and light and isinstance(config, PretrainConfig):
-        problems += [
-            f"store {store}: does not exist; phenomhpc convert makes one"
-            for store in config.store
-            if not Path(store).is_dir()
-        ]
+        problems += _of_training(config)
     elif planned:
         try:
             plan = load(config.kind).plan(config, paths)
@@ -127,6 +123,22 @@ def refusal_of(problems: Sequence[str]) -> UsageError:
     if len(lines) == 1:
         return UsageError(lines[0])
     return UsageError("\n  ".join([f"{len(lines)} problems, nothing was submitted:", *lines]))
+
+
+def _of_training(config: PretrainConfig) -> list[str]:
+    """What is seen of a training without torch."""
+    from phenomhpc.jobs.pretrain import require_backend
+
+    absent = [
+        f"store {store}: does not exist; phenomhpc convert makes one"
+        for store in config.store
+        if not Path(store).is_dir()
+    ]
+    try:
+        require_backend(config)
+    except UsageError as error:
+        absent.append(str(error))
+    return absent
 
 
 def _of_code(config: AnyConfig) -> list[str]:

@@ -45,11 +45,20 @@ def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
     from phenomhpc.train.loop import require_trainable
 
     require_trainable(config)
+    require_backend(config)
     source = CropSource.open(config)
     if config.data.illumination == "apply":
         source.corpus.require_light()
     outline_mae(source.num_channels, **config.model.model_dump())
     return GangPlan(num_nodes=config.cluster.nodes)
+
+
+def require_backend(config: PretrainConfig) -> None:
+    """Raise UsageError where data.backend needs what is not installed; what a container has is not seen from here."""
+    if config.data.backend == "dali" and config.cluster.container is None:
+        from phenomhpc.crops.dali import require_dali
+
+        require_dali()
 
 
 def num_parameters(config: PretrainConfig) -> int:

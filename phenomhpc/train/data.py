@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from phenomhpc.config.models import PretrainConfig
-from phenomhpc.crops import Loader, Sampler
+from phenomhpc.crops import Loader, Sampler, StepBatch
 from phenomhpc.crops.caching import CacheFiller
 from phenomhpc.crops.choice import Holdout, choose
 from phenomhpc.crops.corpus import Corpus
+from phenomhpc.crops.dali import DaliLoader
 from phenomhpc.crops.mending import MendingReader, Replaced
 from phenomhpc.models.checkpoint import SCHEMA, CheckpointMeta
 from phenomhpc.runs import digest_of
@@ -80,9 +81,11 @@ class CropSource:
         *,
         tell: Callable[[Replaced], None],
         say: Callable[[str], None],
-    ) -> Iterator[Loader]:
-        """This rank's batches from `start_step` on.  tell: called once for each field that cannot be read; say: what the node's
-        cache holds."""
+    ) -> Iterator[Iterator[StepBatch]]:
+        """This rank's batches from `start_step` on; with data.backend=dali, ready for the model.
+
+        tell: called once for each field that cannot be read; say: what the node's cache holds.
+        """
         optim, data = self.config.optim, self.config.data
         cache = None if data.cache is None else Path(data.cache)
         with (
@@ -102,9 +105,14 @@ class CropSource:
                 workers=data.workers,
                 prefetch_steps=data.prefetch_steps,
                 digest=ranks.is_first,
+                defer_flips=data.backend == "dali",
             ) as loader,
         ):
-            yield loader
+            if data.backend == "plain":
+                yield loader
+                return
+            with DaliLoader(loader, self.corpus.scale, ranks.device, threads=torch.get_num_threads()) as ready:
+                yield ready
 
     def describe(self, state: TrainState, weights: str, world_size: int) -> CheckpointMeta:
         """The meta of a checkpoint of `state`, whose weights have the digest `weights`."""

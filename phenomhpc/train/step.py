@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from phenomhpc.crops import Batch
+from phenomhpc.crops.dali import ReadyBatch
 from phenomhpc.models.standardise import Standardiser
 from phenomhpc.train.optim import set_lr
 from phenomhpc.train.ranks import Ranks
@@ -67,7 +68,7 @@ def _accumulate(replica: Replica, batch: Batch, settings: StepSettings, ranks: R
         return torch.as_tensor(array).to(device, non_blocking=True)
 
     weight_B = here(batch.weight)
-    pixels = settings.standardise(here(batch.pixels))
+    pixels = batch.standardised if isinstance(batch, ReadyBatch) else settings.standardise(here(batch.pixels))
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         output = replica.forward(pixels, here(batch.mask_noise), here(batch.drop_key), weight_B)
     share = weight_B.sum() / settings.global_batch

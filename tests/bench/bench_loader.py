@@ -2,13 +2,15 @@
 
 Each store has `--gb` of pixels of 2048 x 2048 x 6 fields, synthetic ones or the real Phenix field tiled where it is at hand,
 in shards laid out for 1 GiB as convert does.  What is measured on each is what `phenomhpc bench loader` measures on anybody's
-store; beside it PyTorch's DataLoader over zarr-python, with two workers.  Rates are crops per second of CPU time, medians of
-interleaved passes; only ratios within one run count.
+store; beside it PyTorch's DataLoader over zarr-python, with two workers, and where DALI is installed its numpy reader over
+the same fields as .npy, and our loader through it.  Rates are crops per second of CPU time, medians of interleaved passes;
+only ratios within one run count.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import resource
 import sys
@@ -30,6 +32,7 @@ from phenomhpc.progress import silent
 from phenomhpc.store import Snapshot
 from phenomhpc.store.seal import seal
 from phenomhpc.store.spec import fields_per_shard
+from tests.bench.loader_dali import DALI_ROWS, with_dali
 from tests.conftest import REPOSITORY
 from tests.unit.crop_store import add_plate, new_store
 
@@ -124,8 +127,10 @@ def with_dataloader(snapshot: Snapshot, count: int) -> float:
     return count / (cpu() - began)
 
 
-def bench(case: Case, pixels: NDArray[Any], folder: Path, *, count: int, passes: int) -> tuple[Measured, float]:
-    """One case: what anybody measures, and PyTorch's DataLoader."""
+def bench(
+    case: Case, pixels: NDArray[Any], folder: Path, *, count: int, passes: int
+) -> tuple[Measured, dict[str, float]]:
+    """One case: what anybody measures, and what only this benchmark does."""
     shard = fields_per_shard(SHARD_MB, CHANNELS, SIDE, SIDE, pixels.itemsize)
     store = new_store(
         folder,
@@ -138,7 +143,10 @@ def bench(case: Case, pixels: NDArray[Any], folder: Path, *, count: int, passes:
     add_plate(store, PLATE, pixels)
     snapshot = seal(store, silent())
     found = measure(snapshot, crop_px=CROP, crops=count, passes=passes)
-    return found, with_dataloader(snapshot, 4 * count)
+    beside = {"DataLoader": with_dataloader(snapshot, 4 * count)}
+    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+        beside |= with_dali(snapshot, pixels, folder / "npy", crop_px=CROP, count=count, passes=passes)
+    return found, beside
 
 
 def missed(case: Case, found: Measured) -> list[str]:
@@ -163,11 +171,10 @@ def main() -> int:
     given = parser.parse_args()
     raw = Path(os.environ.get("PHENOMHPC_SHARED", REPOSITORY.parent / "shared")) / "data" / "phenix"
     columns = (READER, "loader", "loader, float on a CPU", "zarr-python", "tensorstore", "tensorstore, 2 MB cache")
-    print(
-        f"| layout | ratio | limit, crops/s | {' | '.join(f'{name} / limit' for name in columns)} | DataLoader / limit |",
-        end="",
-    )
-    print(" cold amplification |\n" + "|---" * (len(columns) + 5) + "|")
+    others = ("DataLoader", *DALI_ROWS)
+    names = " | ".join(f"{name} / limit" for name in (*columns, *others))
+    print(f"| layout | ratio | limit, crops/s | {names} | cold amplification |")
+    print("|---" * (len(columns) + len(others) + 4) + "|")
     left: list[str] = []
     for case in CASES:
         if given.case and not any(word in case.name for word in given.case):
@@ -179,13 +186,14 @@ def main() -> int:
         fields = max(2, round(given.gb * 1e9 / (CHANNELS * SIDE * SIDE * itemsize)))
         pixels = photographed(case.dtype, fields, raw) if case.real else painted(case.dtype, fields)
         with tempfile.TemporaryDirectory() as folder:
-            found, dataloader = bench(case, pixels, Path(folder), count=given.crops, passes=given.passes)
+            found, beside = bench(case, pixels, Path(folder), count=given.crops, passes=given.passes)
         rates = {rate.name: rate for rate in found.rates}
         limit = rates[LIMIT].crops_per_s
         shares = " | ".join(f"{rates[name].of_limit:.0%}" if name in rates else "" for name in columns)
+        extra = " | ".join(f"{beside[name] / limit:.0%}" if name in beside else "" for name in others)
         cold = "" if found.disk.amplification is None else f"{found.disk.amplification:.2f}"
         print(
-            f"| {case.name} | {found.ratio:.2f} | {limit:,.0f} | {shares} | {dataloader / limit:.0%} | {cold} |",
+            f"| {case.name} | {found.ratio:.2f} | {limit:,.0f} | {shares} | {extra} | {cold} |",
             flush=True,
         )
         left += missed(case, found)

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from phenomhpc.crops import Sampler
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.jobs import loader_bench
 from phenomhpc.jobs.loader_bench import LIMIT, READER, measure
 from phenomhpc.progress import silent
-from phenomhpc.store import Snapshot
+from phenomhpc.store import ShardReader, Snapshot
 from phenomhpc.store.seal import seal
 from tests.bench.bench_loader import Case, missed, with_dataloader
+from tests.bench.loader_dali import DALI_ROWS, numpy_crops, with_dali
 from tests.unit.crop_store import LZ4_BITSHUFFLE, add_plate, new_store, pixels_of
 
 with warnings.catch_warnings():  # typer still asks click for names that click is giving up
@@ -81,3 +83,22 @@ def test_the_benchmark_judges(tmp_path: Path) -> None:
     assert with_dataloader(snapshot, 32) > 0
     assert missed(Case(name="x", dtype="uint8", codec=None, target=10.0), found) == ["x: 1000% of the limit"]
     assert missed(Case(name="x", dtype="uint8", codec=None, target=0), found) == []
+
+
+def test_dali_reads_the_same_crops_of_raw_fields(tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali", reason="nvidia.dali is absent (extra gpu)")
+    pixels = pixels_of(0, 3, 2, 100, 90, "uint16")
+    store = new_store(tmp_path / "store", dtype="uint16", chunk_px=32, fields_per_shard=2)
+    add_plate(store, "EXP-1__1", pixels)
+    snapshot = seal(store, silent())
+    found = with_dali(snapshot, pixels, tmp_path / "npy", crop_px=32, count=64, passes=1)
+    assert set(found) == set(DALI_ROWS) and min(found.values()) > 0
+    batches = numpy_crops(snapshot, Sampler(snapshot.table, seed=0, crop_px=32), tmp_path / "npy", 64)
+    visits = Sampler(snapshot.table, seed=0, crop_px=32).visits(np.arange(64))
+    read = np.concatenate([next(batches).copy() for _ in range(3)])
+    out = np.empty((2, 32, 32), np.uint16)
+    with ShardReader(snapshot.store, snapshot) as reader:
+        for place, crop in enumerate(read):
+            row = place % 64
+            reader.read(int(visits.field_no[row]), int(visits.y[row, 0]), int(visits.x[row, 0]), out)
+            assert np.array_equal(crop, out), place

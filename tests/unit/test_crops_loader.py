@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from phenomhpc.crops import Loader, Sampler, StepBatch
+from phenomhpc.crops import Loader, Sampler, StepBatch, flip_target
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.progress import silent
 from phenomhpc.store import ShardReader, Snapshot
@@ -92,6 +92,25 @@ def test_pixels_are_the_stores_under_the_flip(
                 crop = crop.transpose(0, 2, 1) if flip & 4 else crop
                 crop = np.flip(crop, 1) if flip & 1 else crop
                 assert np.array_equal(pixels, np.flip(crop, 2) if flip & 2 else crop)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_deferred_flips_are_handed_out_beside_the_pixels(reader: ShardReader, snapshot: Snapshot, workers: int) -> None:
+    seen = set()
+    with (
+        loader_of(reader, snapshot, rank=1, world=5) as plain,
+        loader_of(reader, snapshot, rank=1, world=5, workers=workers, defer_flips=True) as deferred,
+    ):
+        for _ in range(6):
+            done, left = next(plain).micro[0], next(deferred).micro[0]
+            assert left.index.tolist() == done.index.tolist() and not done.flip.any()
+            assert not left.flip[left.weight == 0].any()
+            for row, flip in enumerate(left.flip.tolist()):
+                turned = np.empty_like(left.pixels[row])
+                flip_target(turned, flip)[...] = left.pixels[row]
+                assert np.array_equal(turned, done.pixels[row])
+                seen.add(flip)
+    assert len(seen) > 4
 
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 0), (1, 1), (3, 2), (2, 5)])
