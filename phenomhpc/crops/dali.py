@@ -100,7 +100,7 @@ def _graph(scale_C: NDArray[np.float32], gpu: bool) -> Any:
     """What DALI does with a batch.  It rewrites this function: `if swapped` chooses for each crop."""
     from nvidia.dali import fn, math, types
 
-    from phenomhpc.models.mae import STANDARDISE_EPS
+    from phenomhpc.models.standardise import STANDARDISE_EPS
 
     # A GPU's copy may still be under way when the loader writes the next step into these pixels.
     pixels = fn.external_source(name=PIXELS, layout="CHW", no_copy=not gpu)

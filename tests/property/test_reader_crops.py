@@ -35,9 +35,7 @@ def test_any_crop_equals_what_zarr_and_tensorstore_read(data: st.DataObject) -> 
             Path(folder),
             channels=channels,
             dtype=dtype,
-            chunk_px=data.draw(
-                st.sampled_from([1, 7, 16, 32, 80] if height * width < 400 else [16, 64, 80, 128])
-            ),
+            chunk_px=data.draw(st.sampled_from([1, 7, 16, 32, 80] if height * width < 400 else [16, 64, 80, 128])),
             fields_per_shard=data.draw(st.integers(1, 5), "fields per shard"),
             codec=data.draw(st.sampled_from(CODECS), "codec"),
         )
