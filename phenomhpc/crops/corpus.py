@@ -16,6 +16,7 @@ from phenomhpc.crops.sampler import Tables
 from phenomhpc.errors import UsageError
 from phenomhpc.store import Snapshot, open_store
 from phenomhpc.store.litreader import Reader, open_pixels, require_light
+from phenomhpc.store.shardfiles import Traffic
 
 if TYPE_CHECKING:
     import polars as pl
@@ -133,3 +134,7 @@ class _Readers:
     def read(self, field_no: int, y: int, x: int, out: NDArray[np.generic]) -> None:
         store = int(np.searchsorted(self._starts, field_no, "right")) - 1
         self._readers[store].read(field_no - int(self._starts[store]), y, x, out)
+
+    @property
+    def traffic(self) -> Traffic:
+        return sum((reader.traffic for reader in self._readers), Traffic())

@@ -23,6 +23,7 @@ from phenomhpc.plates.illumination import NoProfile, Profile, divide
 from phenomhpc.store.light import APPLY, kept_profiles, read_attribute
 from phenomhpc.store.lookup import read_lookup
 from phenomhpc.store.reader import ShardReader
+from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.store.snapshot import Snapshot
 
 # Profiles of so many plates stay in memory, of about a megabyte each.
@@ -34,6 +35,10 @@ class Reader(Protocol):
 
     def read(self, field_no: int, y: int, x: int, out: NDArray[np.generic]) -> None:
         """Fill `out` (C, h, w) with the crop at (y, x) of row `field_no` of the snapshot's table."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """The crops read so far, and what they asked of the store's file system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,11 @@ class LitReader:
         except NoProfile as error:
             root, plate = self._snapshot.store.paths.root, self._snapshot.plates[plate_no]
             raise WorkError(f"store {root}: plate {plate}: its uneven light {error}; illumination=keep") from error
+
+    @property
+    def traffic(self) -> Traffic:
+        """As ShardReader.traffic."""
+        return self._reader.traffic
 
     def _light(self, plate_no: int, height: int, width: int) -> _Light:
         with self._lock:
