@@ -146,6 +146,26 @@ def _read(corpus: Corpus, sampler: Sampler, visit: NDArray[np.int64], illuminati
     return pixels
 
 
+def data_words(metrics: pa.Table, global_batch: int) -> str:
+    """How the crops came, of the median step; of older metrics only how long was waited for them."""
+
+    def median(name: str) -> float:
+        values = metrics[name].drop_null().to_numpy()
+        return float(np.median(values)) if len(values) else np.nan
+
+    waited = metrics["data_wait"].to_numpy() * metrics["crops_per_s"].to_numpy() / global_batch
+    words = [f"{np.median(waited):.1%} of a step waits for crops"]
+    for name, text in (
+        ("data_mb_s", "{:,.3g} MB/s of pixels"),
+        ("read_amplification", "{:.2f} bytes asked of the file system per byte of pixels"),
+        ("cache_hit_share", "{:.0%} of the crops from caches on the nodes"),
+    ):
+        value = median(name)
+        if np.isfinite(value) and (value or name != "cache_hit_share"):
+            words.append(text.format(value))
+    return "; ".join(words)
+
+
 def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, metrics: pa.Table) -> str:
     from phenomhpc.models.checkpoint import read_meta
     from phenomhpc.models.mae import count_parameters, outline_mae
@@ -160,6 +180,7 @@ def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, m
         ("steps", f"{meta.step:,} of {meta.global_batch} crops, {meta.world_size} rank(s) in the last attempt"),
         ("optimiser", f"{config.optim.name}, peak rate {config.optim.peak_lr:g}"),
         ("throughput", f"{speed:.3g} crops/s (median step)"),
+        ("data", data_words(metrics, meta.global_batch)),
         ("attempts", str(len({event["attempt"] for event in read_events(paths)}))),
         ("checkpoint", folder.name),
     )

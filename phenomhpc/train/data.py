@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from phenomhpc.config.models import PretrainConfig
@@ -66,6 +67,11 @@ class CropSource:
     @property
     def num_channels(self) -> int:
         return len(self.corpus.channels)
+
+    @property
+    def crop_bytes(self) -> int:
+        """Of one crop's pixels."""
+        return self.num_channels * self.sampler.crop_px**2 * np.dtype(self.corpus.dtype).itemsize
 
     def scale(self, device: torch.device) -> torch.Tensor:
         """Grey levels that become 1, f32[C]."""

@@ -88,6 +88,8 @@ def test_training_is_the_same_with_a_cache_which_it_fills(tmp_path: Path) -> Non
         paths, _ = run_here(config, command=["pretrain"], progress=silent(), fresh=True)
         metrics, folder = read_metrics(paths.metrics), newest_committed(paths.checkpoints, print)
         assert folder is not None
+        if cache is None:
+            assert not any(metrics["cache_hit_share"].to_pylist())
         seen.append((metrics["index_digest"].to_pylist(), metrics["loss"].to_pylist(), read_meta(folder).weights))
     assert seen[0] == seen[1]
     corpus = Corpus.open([str(store)])
@@ -96,6 +98,11 @@ def test_training_is_the_same_with_a_cache_which_it_fills(tmp_path: Path) -> Non
     with CacheFiller(corpus, tmp_path / "nvme", None, said.append) as filler:
         filler._thread.join()
     assert said == [f"cache {folder}: holds 6 of 6 fields (0.0 GB); expected hit rate 100%"]
+    paths, _ = run_here(config, command=["pretrain"], progress=silent(), fresh=True)
+    metrics = read_metrics(paths.metrics)
+    assert set(metrics["cache_hit_share"].to_pylist()) == {1.0} and metrics["read_amplification"].null_count == 6
+    assert not any(metrics["reads_s"].to_pylist()) and all(metrics["data_mb_s"].to_pylist())
+    assert "100% of the crops from caches on the nodes" in paths.report.read_text()
     with ShardReader(open_store(store), corpus.snapshots[0], cache=folder) as reader:
         reader.read(0, 0, 0, np.empty((2, 8, 8), np.uint8))
         assert reader.traffic.from_cache == 1
