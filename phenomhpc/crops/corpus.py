@@ -85,7 +85,9 @@ class Corpus:
 
     @property
     def tables(self) -> Tables:
-        return Tables([snapshot.table for snapshot in self.snapshots])
+        return Tables(
+            [snapshot.table for snapshot in self.snapshots], [snapshot.smallest for snapshot in self.snapshots]
+        )
 
     def name(self, field_no: int) -> str:
         """PLATE field N of a field, for people; with its store where there are several."""
