@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from phenomhpc.crops.sampler import Tables
 from phenomhpc.errors import UsageError
 from phenomhpc.store import Snapshot, open_store
-from phenomhpc.store.litreader import Reader, open_pixels, require_light
+from phenomhpc.store.litreader import OWN, Reader, open_pixels, require_light
 from phenomhpc.store.shardfiles import Traffic
 
 if TYPE_CHECKING:
@@ -118,12 +118,14 @@ class Corpus:
         return [folder / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}" for root in roots]
 
     @contextmanager
-    def reader(self, illumination: str, cache: Path | None = None) -> Iterator[Reader]:
-        """A reader of crops by the corpus' field numbers.  cache: a node's folder of caches, as `caches()` names them."""
+    def reader(self, illumination: str, cache: Path | None = None, through: str = OWN) -> Iterator[Reader]:
+        """A reader of crops by the corpus' field numbers.  cache: a node's folder of caches, as `caches()` names them.
+
+        through: as of litreader.open_pixels."""
         caches = [None] * len(self.snapshots) if cache is None else self.caches(cache)
         with ExitStack() as stack:
             readers = [
-                stack.enter_context(open_pixels(snapshot, illumination, folder))
+                stack.enter_context(open_pixels(snapshot, illumination, folder, through=through))
                 for snapshot, folder in zip(self.snapshots, caches, strict=True)
             ]
             yield readers[0] if len(readers) == 1 else _Readers(readers, self.starts)

@@ -126,20 +126,22 @@ def complete_crops(config: PretrainConfig, folder: Path) -> Shown:
     corpus = Corpus.open(config.store, meta.snapshot)
     sampler = Sampler(corpus.tables, seed=config.seed, crop_px=model.crop_px, flips=False)
     visit = np.arange(SHOWN_CROPS, dtype=np.int64)
-    pixels = _read(corpus, sampler, visit, meta.illumination)
+    pixels = _read(corpus, sampler, visit, meta.illumination, config.data.reader)
     crops = standardise(torch.from_numpy(pixels), torch.tensor(meta.scale))
     noise = torch.from_numpy(sampler.mask_noise(visit, model.num_patches))
     images = model.reconstruct(crops, noise)
     return Shown(original=crops.numpy(), masked=images.masked.numpy(), reconstructed=images.reconstructed.numpy())
 
 
-def _read(corpus: Corpus, sampler: Sampler, visit: NDArray[np.int64], illumination: str) -> NDArray[np.generic]:
+def _read(
+    corpus: Corpus, sampler: Sampler, visit: NDArray[np.int64], illumination: str, through: str
+) -> NDArray[np.generic]:
     """The first crop of each visit; another one stands in for what is damaged, as it did in training."""
     from phenomhpc.crops.mending import MendingReader
 
     visits, edge = sampler.visits(visit), sampler.crop_px
     pixels = np.zeros((len(visit), len(corpus.channels), edge, edge), corpus.dtype)
-    with corpus.reader(illumination) as reader:
+    with corpus.reader(illumination, through=through) as reader:
         mended = MendingReader(reader, sampler, max_damaged=1.0)
         for row, field_no in enumerate(visits.field_no):
             mended.read(int(field_no), int(visits.y[row, 0]), int(visits.x[row, 0]), pixels[row])

@@ -25,7 +25,9 @@ from phenomhpc.store.lookup import read_lookup
 from phenomhpc.store.reader import ShardReader
 from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.store.snapshot import Snapshot
+from phenomhpc.store.tensorreader import TensorReader
 
+OWN = "own"
 # Profiles of so many plates stay in memory, of about a megabyte each.
 MAX_PLATES = 32
 
@@ -60,12 +62,14 @@ def require_light(snapshot: Snapshot) -> None:
 
 
 @contextmanager
-def open_pixels(snapshot: Snapshot, illumination: str, cache: Path | None = None) -> Iterator[Reader]:
+def open_pixels(
+    snapshot: Snapshot, illumination: str, cache: Path | None = None, *, through: str = OWN
+) -> Iterator[Reader]:
     """A reader of the snapshot's crops: as they are stored (`keep`), or divided by the light kept beside them (`apply`).
 
-    cache: where raw shards of the store may lie.
+    cache: where raw shards of the store may lie.  through: who reads: our reader, or tensorstore, which takes no cache.
     """
-    with ShardReader(snapshot.store, snapshot, cache=cache) as reader:
+    with ShardReader(snapshot.store, snapshot, cache=cache) if through == OWN else TensorReader(snapshot) as reader:
         yield LitReader(reader, snapshot) if illumination == APPLY else reader
 
 

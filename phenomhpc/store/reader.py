@@ -16,7 +16,7 @@ from phenomhpc.errors import DamagedError, WorkError
 from phenomhpc.store.cache import CachedShards
 from phenomhpc.store.shardfiles import Access, ShardFiles, Traffic, access_for
 from phenomhpc.store.shardindex import ABSENT, open_shard_index
-from phenomhpc.store.shards import BLOSC_OVERHEAD, Geometry, decode_blosc, read_geometry
+from phenomhpc.store.shards import BLOSC_OVERHEAD, Geometry, decode_blosc, own_geometry, read_array_metadata
 from phenomhpc.store.snapshot import Snapshot
 from phenomhpc.store.spec import Store
 
@@ -146,9 +146,18 @@ class ShardReader:
                 return plate
         name, paths = self._snapshot.plates[number], self._store.paths
         try:
-            geometry = read_geometry(paths, name)
+            raw = read_array_metadata(paths, name)
+        except (OSError, ValueError) as error:
+            raise WorkError(f"store {paths.root}: plate {name}: {error}") from error
+        try:
+            geometry = own_geometry(raw, self._store.spec)
+        except ValueError as error:
+            raise WorkError(
+                f"store {paths.root}: plate {name}: {error}; convert it again, or train with data.reader=tensorstore"
+            ) from error
+        try:
             index = open_shard_index(paths.shard_index(name))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             raise WorkError(f"store {paths.root}: plate {name}: {error}") from error
         wanted = (geometry.num_shards, geometry.fields_per_shard, geometry.chunks_per_field, 2)
         if index.shape != wanted:

@@ -93,7 +93,7 @@ class CropSource:
         cache = None if data.cache is None else Path(data.cache)
         with (
             CacheFiller(self.corpus, cache, data.cache_gb, say) if cache and ranks.local_rank == 0 else nullcontext(),
-            self.corpus.reader(data.illumination, cache) as reader,
+            self.corpus.reader(data.illumination, cache, data.reader) as reader,
             Loader(
                 MendingReader(reader, self.sampler, max_damaged=data.max_damaged, tell=tell),
                 self.sampler,

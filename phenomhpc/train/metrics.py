@@ -64,26 +64,27 @@ class DataRates(TypedDict):
     """Columns of a StepRow."""
 
     data_mb_s: float
-    read_mb_s: float
+    read_mb_s: float | None
     read_amplification: float | None
     cache_hit_share: float | None
-    reads_s: float
-    opens_s: float
+    reads_s: float | None
+    opens_s: float | None
 
 
 def rates_of(traffic: Traffic, crop_bytes: int, seconds: float) -> DataRates:
     """The columns of a StepRow that tell what `traffic` of all ranks in so many seconds means.
 
-    crop_bytes: of one crop's pixels.  A share of nothing is None.
+    crop_bytes: of one crop's pixels.  A share of nothing is None, and so is what a reader does not tell (tensorstore).
     """
     from_store = traffic.crops - traffic.from_cache
+    told = bool(traffic.reads) or not from_store
     return {
         "data_mb_s": traffic.crops * crop_bytes / seconds / MEGABYTE,
-        "read_mb_s": traffic.bytes / seconds / MEGABYTE,
-        "read_amplification": traffic.bytes / (from_store * crop_bytes) if from_store else None,
+        "read_mb_s": traffic.bytes / seconds / MEGABYTE if told else None,
+        "read_amplification": traffic.bytes / (from_store * crop_bytes) if told and from_store else None,
         "cache_hit_share": traffic.from_cache / traffic.crops if traffic.crops else None,
-        "reads_s": traffic.reads / seconds,
-        "opens_s": traffic.opens / seconds,
+        "reads_s": traffic.reads / seconds if told else None,
+        "opens_s": traffic.opens / seconds if told else None,
     }
 
 
