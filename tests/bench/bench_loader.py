@@ -2,7 +2,7 @@
 
 Each store has `--gb` of pixels of 2048 x 2048 x 6 fields, synthetic ones or the real Phenix field tiled where it is at hand,
 in shards laid out for 1 GiB as convert does.  What is measured on each is what `phenomhpc bench loader` measures on anybody's
-store; beside it PyTorch's DataLoader over zarr-python, with two workers.  Rates are crops per second of CPU time, medians of
+store.  Rates are crops per second of CPU time, medians of
 interleaved passes; only ratios within one run count.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -18,16 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from phenomhpc.crops import Sampler
 from phenomhpc.jobs.loader_bench import LIMIT, READER, Measured, measure
+from phenomhpc.jobs.loader_rivals import DATALOADER
 from phenomhpc.plates import decode_plane, find_plates, plane_bytes, read_plate
 from phenomhpc.plates.synthetic.biology import LATENTS, SyntheticSpec, plate_effect
 from phenomhpc.plates.synthetic.painting import paint_field
 from phenomhpc.progress import silent
-from phenomhpc.store import Snapshot
 from phenomhpc.store.seal import seal
 from phenomhpc.store.spec import fields_per_shard
 from tests.conftest import REPOSITORY
@@ -87,45 +84,8 @@ def photographed(dtype: str, fields: int, raw: Path) -> NDArray[Any]:
     return np.stack([np.rot90(tiled, turns, axes=(1, 2)) for turns in range(4)])[np.arange(fields) % 4]
 
 
-class ZarrCrops(torch.utils.data.Dataset[Any]):
-    """What a PyTorch user writes first: an array of zarr-python, opened in each worker, one crop an item."""
-
-    def __init__(self, path: Path, count: int, snapshot: Snapshot) -> None:
-        visits = Sampler(snapshot.table, seed=0, crop_px=CROP).visits(np.arange(count))
-        self._path, self._array = str(path), None
-        self._places = list(
-            zip(visits.field_no.tolist(), visits.y[:, 0].tolist(), visits.x[:, 0].tolist(), strict=True)
-        )
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, item: int) -> Any:
-        if self._array is None:
-            import zarr
-
-            self._array = zarr.open_array(self._path, mode="r")
-        field, y, x = self._places[item]
-        return torch.from_numpy(np.asarray(self._array[field, :, y : y + CROP, x : x + CROP]))
-
-
-def with_dataloader(snapshot: Snapshot, count: int) -> float:
-    """Crops per second of CPU time, its two workers' included, their start as well: so many crops that it hardly counts."""
-
-    def cpu() -> float:
-        own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
-
-    crops = ZarrCrops(snapshot.store.paths.images(PLATE), count, snapshot)
-    loader = torch.utils.data.DataLoader(crops, batch_size=32, num_workers=2)
-    began = cpu()
-    for _ in loader:
-        pass
-    return count / (cpu() - began)
-
-
-def bench(case: Case, pixels: NDArray[Any], folder: Path, *, count: int, passes: int) -> tuple[Measured, float]:
-    """One case: what anybody measures, and PyTorch's DataLoader."""
+def bench(case: Case, pixels: NDArray[Any], folder: Path, *, count: int, passes: int) -> Measured:
+    """One case: what anybody measures."""
     shard = fields_per_shard(SHARD_MB, CHANNELS, SIDE, SIDE, pixels.itemsize)
     store = new_store(
         folder,
@@ -137,8 +97,7 @@ def bench(case: Case, pixels: NDArray[Any], folder: Path, *, count: int, passes:
     )
     add_plate(store, PLATE, pixels)
     snapshot = seal(store, silent())
-    found = measure(snapshot, crop_px=CROP, crops=count, passes=passes)
-    return found, with_dataloader(snapshot, 4 * count)
+    return measure(snapshot, crop_px=CROP, crops=count, passes=passes)
 
 
 def missed(case: Case, found: Measured) -> list[str]:
@@ -162,12 +121,19 @@ def main() -> int:
     parser.add_argument("--case", action="append", help="only cases whose name has this")
     given = parser.parse_args()
     raw = Path(os.environ.get("PHENOMHPC_SHARED", REPOSITORY.parent / "shared")) / "data" / "phenix"
-    columns = (READER, "loader", "loader, float on a CPU", "zarr-python", "tensorstore", "tensorstore, 2 MB cache")
-    print(
-        f"| layout | ratio | limit, crops/s | {' | '.join(f'{name} / limit' for name in columns)} | DataLoader / limit |",
-        end="",
+    columns = (
+        READER,
+        "loader",
+        "loader, float on a CPU",
+        "zarr-python",
+        "tensorstore",
+        "tensorstore, 2 MB cache",
+        DATALOADER,
     )
-    print(" cold amplification |\n" + "|---" * (len(columns) + 5) + "|")
+    print(
+        f"| layout | ratio | limit, crops/s | {' | '.join(f'{name} / limit' for name in columns)} | cold amplification |"
+    )
+    print("|---" * (len(columns) + 4) + "|")
     left: list[str] = []
     for case in CASES:
         if given.case and not any(word in case.name for word in given.case):
@@ -179,13 +145,13 @@ def main() -> int:
         fields = max(2, round(given.gb * 1e9 / (CHANNELS * SIDE * SIDE * itemsize)))
         pixels = photographed(case.dtype, fields, raw) if case.real else painted(case.dtype, fields)
         with tempfile.TemporaryDirectory() as folder:
-            found, dataloader = bench(case, pixels, Path(folder), count=given.crops, passes=given.passes)
+            found = bench(case, pixels, Path(folder), count=given.crops, passes=given.passes)
         rates = {rate.name: rate for rate in found.rates}
         limit = rates[LIMIT].crops_per_s
         shares = " | ".join(f"{rates[name].of_limit:.0%}" if name in rates else "" for name in columns)
         cold = "" if found.disk.amplification is None else f"{found.disk.amplification:.2f}"
         print(
-            f"| {case.name} | {found.ratio:.2f} | {limit:,.0f} | {shares} | {dataloader / limit:.0%} | {cold} |",
+            f"| {case.name} | {found.ratio:.2f} | {limit:,.0f} | {shares} | {cold} |",
             flush=True,
         )
         left += missed(case, found)
