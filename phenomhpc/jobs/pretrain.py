@@ -158,7 +158,7 @@ def data_words(metrics: pa.Table, global_batch: int) -> str:
     waited = metrics["data_wait"].to_numpy() * metrics["crops_per_s"].to_numpy() / global_batch
     words = [f"{np.median(waited):.1%} of a step waits for crops"]
     for name, text in (
-        ("data_mb_s", "{:,.3g} MB/s of pixels"),
+        ("data_mb_s", "{:,.0f} MB/s of pixels"),
         ("read_amplification", "{:.2f} bytes asked of the file system per byte of pixels"),
         ("cache_hit_share", "{:.0%} of the crops from caches on the nodes"),
     ):
