@@ -21,6 +21,7 @@ from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.jobs.base import Table
 from phenomhpc.store import Snapshot
 from phenomhpc.store.cache import chunk_bytes
+from phenomhpc.store.litreader import OWN
 from phenomhpc.store.reader import MAX_OPEN_INDICES, MAX_OPEN_SHARDS
 from phenomhpc.store.shardfiles import file_system_of
 from phenomhpc.store.shardindex import ABSENT, open_shard_index
@@ -73,7 +74,12 @@ def estimate_data(
     block_bytes: int | None = None,
 ) -> DataEstimate:
     """gpu_crops_per_s: what one GPU trains; core_crops_per_s: what one core reads, default measured; block_bytes: of the file
-    system, default what it says itself.  Raises UsageError as a run would, WorkError for a plate that cannot be read."""
+    system, default what it says itself.  Raises UsageError as a run would, and for a reader that is not ours; WorkError for a
+    plate that cannot be read."""
+    if config.data.reader != OWN:
+        raise UsageError(
+            f"--estimate: what data.reader={config.data.reader} asks of a file system is not known; leave it out"
+        )
     corpus = Corpus.open(config.store, config.snapshot)
     edge, weights = config.model.crop_px, config.data.store_weights or (1.0,) * len(corpus.snapshots)
     if len(weights) != len(corpus.snapshots):
@@ -166,7 +172,7 @@ def _measured(config: PretrainConfig, corpus: Corpus, sampler: Sampler) -> float
     visits = sampler.visits(np.arange(TIMED_CROPS))
     out = np.empty((len(corpus.channels), sampler.crop_px, sampler.crop_px), corpus.dtype)
     best = np.inf
-    with corpus.reader(config.data.illumination, through=config.data.reader) as reader:
+    with corpus.reader(config.data.illumination) as reader:
         for _ in range(TIMED_PASSES):
             began = time.process_time()
             for field_no, y, x in zip(visits.field_no, visits.y[:, 0], visits.x[:, 0], strict=True):

@@ -28,7 +28,7 @@ from phenomhpc.runs.heartbeat import START, STEP, beat
 from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
-from phenomhpc.train.metrics import MetricsLog, StepRow, rates_of
+from phenomhpc.train.metrics import MEGABYTE, MetricsLog, StepRow, rates_of
 from phenomhpc.train.optim import make_optimiser, one_cycle_lr
 from phenomhpc.train.ranks import Ranks, joined
 from phenomhpc.train.state import TrainState, replicate
@@ -209,6 +209,7 @@ class _StepLog:
     _pending: list[_Pending] = field(default_factory=list)
     _crops_per_s: float = 0.0
     _data_wait: float = 0.0
+    _cache_hits: float = 0.0
     _lr: float = 0.0
     _since: float = 0.0
 
@@ -244,6 +245,7 @@ class _StepLog:
             seconds = sum(entry.seconds for entry in self._pending)
             self._crops_per_s = self.config.optim.global_batch * len(rows) / seconds
             self._data_wait = sum(entry.data_wait for entry in self._pending) / seconds
+            self._cache_hits = rows[-1].cache_hit_share or 0.0
             self._pending.clear()
             if self.ranks.is_first:
                 self.metrics.add(rows)
@@ -251,13 +253,15 @@ class _StepLog:
             self.ranks.on_first(self.metrics.flush)
 
     def figures(self) -> dict[str, float]:
-        """For a person; data_wait: the share of the time that rank 0 waited for crops."""
-        return {
+        """For a person; data_wait: the share of the time that rank 0 waited for crops; mb_per_s: of their pixels."""
+        figures = {
             "loss": self.last_loss or 0.0,
             "lr": self._lr,
             "crops_per_s": self._crops_per_s,
+            "mb_per_s": self._crops_per_s * self.crop_bytes / MEGABYTE,
             "data_wait": self._data_wait,
         }
+        return figures | ({"cache_hits": self._cache_hits} if self.config.data.cache else {})
 
     def _row(self, entry: _Pending, sums: list[float], grad_norm: float) -> StepRow:
         """sums: over the ranks, the losses and then the traffic."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,21 @@ def test_a_plate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     store.paths.shard_index("P").write_bytes(b"no index")
     with pytest.raises(WorkError, match=r"s: plate P: .* no shard index; .*see store verify"):
         estimate_data(config_of(snapshot), gpu_crops_per_s=1)
+
+
+def test_an_estimate_needs_no_torch_and_knows_our_reader_alone(stored: Snapshot) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from phenomhpc.config import PretrainConfig
+from phenomhpc.jobs.estimate import estimate_data
+config = PretrainConfig(store=({str(stored.store.paths.root)!r},), model={{"crop_px": 32}})
+print(estimate_data(config, gpu_crops_per_s=1).num_fields, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["10", "False"]
+    with pytest.raises(UsageError, match=r"what data.reader=tensorstore asks of a file system is not known"):
+        estimate_data(config_of(stored, data__reader="tensorstore"), gpu_crops_per_s=1)
 
 
 def test_the_command_prints_a_table_or_json_and_starts_nothing(stored: Snapshot, tmp_path: Path) -> None:

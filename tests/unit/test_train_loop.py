@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from phenomhpc.config import PretrainConfig, dump
+from phenomhpc.config import PretrainConfig, dump, load_run_config
 from phenomhpc.errors import FencedError, StopRequested, UsageError, WorkError
 from phenomhpc.jobs.here import run_here
 from phenomhpc.jobs.pretrain import data_words
@@ -133,6 +133,33 @@ def test_metrics_say_what_the_crops_asked_of_the_disk(undisturbed: RunPaths, fou
         assert np.rint(of["opens_s"] * seconds).tolist() == [1 if paths is undisturbed else 4] + [0] * 11
     # The same crops on one rank and on four, so the same bytes and requests.
     assert np.array_equal(sums[0], sums[1]) and (sums[0][1] >= 8).all()
+
+
+class Told(type(silent())):  # type: ignore[misc]
+    """Shows nothing; keeps the figures it was given."""
+
+    def __init__(self) -> None:
+        self.figures: list[dict[str, float]] = []
+
+    def stage(self, name: str, total: int | None, unit: str) -> Stage:
+        return self  # type: ignore[no-any-return]
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self.figures += [figures] if figures else []
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_live_line_says_how_the_crops_come(store: Path, tmp_path: Path, cached: bool) -> None:
+    cache = str(tmp_path / "nvme") if cached else None
+    paths = new_run(settings(store, tmp_path, optim__steps=3, log_every_steps=1, data__cache=cache))
+    told = Told()
+    train(load_run_config(paths.run_yaml), dataclasses.replace(start(paths), progress=told))  # type: ignore[arg-type]
+    metrics = read_metrics(paths.metrics)
+    assert len(told.figures) == 3
+    for figures, row in zip(told.figures, metrics.to_pylist(), strict=True):
+        assert figures["mb_per_s"] == pytest.approx(row["data_mb_s"])
+        assert figures["data_wait"] == pytest.approx(row["data_wait"] * row["crops_per_s"] / 8)
+        assert figures.get("cache_hits") == (row["cache_hit_share"] if cached else None)
 
 
 def test_metrics_of_an_older_version_are_read_as_null(undisturbed: RunPaths, tmp_path: Path) -> None:
