@@ -49,8 +49,11 @@ format: install-test
 lock: install-test
 	$(BIN)/uv lock
 
-bench-cli bench-loader bench-convert bench-train bench-slurm bench-elastic: install-test
+bench-cli bench-convert bench-train bench-slurm bench-elastic: install-test
 	$(BIN)/python -m tests.bench.$(subst -,_,$@)
+
+bench-loader: install-test
+	$(BIN)/python -m tests.bench.bench_loader; missed=$$?; $(BIN)/python -m tests.bench.bench_start || missed=1; exit $$missed
 
 # From a plain checkout on a machine with a GPU that has torch of its own.
 bench-gpu:

@@ -32,6 +32,10 @@ def loader(
         int | None, typer.Option(min=1, help="Say what so many GPUs would ask of the file system.", show_default=False)
     ] = None,
     gpu_crops_per_s: Annotated[float, typer.Option(min=0, help="Crops per second that one of them trains.")] = 500.0,
+    block_kib: Annotated[
+        int | None,
+        typer.Option(min=1, help="Block of the file system, KiB; default what it says itself.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Random crops of a store by our reader and loader, beside the limit that decoding sets and other libraries."""
@@ -42,7 +46,7 @@ def loader(
     from phenomhpc.store import Snapshot, open_store
 
     opened = Snapshot.open(open_store(store), snapshot)
-    found = measure(opened, crop_px=crop_px, crops=crops, passes=passes)
+    found = measure(opened, crop_px=crop_px, crops=crops, passes=passes, block_bytes=block_kib and block_kib * KIBIBYTE)
     if as_json:
         print_json(asdict(found))
         return
@@ -56,7 +60,7 @@ def loader(
     print(f"cold, per crop: {disk.reads:.1f} reads of {disk.asked_bytes / disk.reads / KIBIBYTE:.0f} KiB", end="")
     if disk.amplification is not None:
         print(f", {disk.amplification:.2f} times the crop's own compressed bytes from the disk", end="")
-    print(f", {disk.opens:.2f} files opened")
+    print(f", {disk.opens:.2f} files opened, {disk.blocks:.1f} blocks of {disk.block_bytes / KIBIBYTE:,.0f} KiB")
     if gpus is not None:
         rate = gpus * gpu_crops_per_s
         print(

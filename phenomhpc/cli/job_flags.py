@@ -153,6 +153,29 @@ SUBMIT_FLAGS = (
     Flag(name="wait", help="Wait for the end and return the run's exit code.", type=bool),
 )
 
+# Of what a job will ask for: both here and behind `submit`; nothing is started.
+ESTIMATE_FLAGS: dict[str, tuple[Flag, ...]] = {
+    "pretrain": (
+        Flag(
+            name="estimate", help="Say what the run would ask of its file system and cores; start nothing.", type=bool
+        ),
+        Flag(
+            name="gpu-crops-per-s", help="With --estimate: crops per second that a GPU trains; default 500.", type=float
+        ),
+        Flag(
+            name="core-crops-per-s",
+            help="With --estimate: crops per second that a core reads; default: measured on this machine.",
+            type=float,
+        ),
+        Flag(
+            name="block-kib",
+            help="With --estimate: block of the file system, KiB; default: what it says itself.",
+            type=int,
+        ),
+        Flag(name="json", help="With --estimate: print JSON.", type=bool),
+    )
+}
+
 _RECIPE = Flag(name="recipe", help="Another recipe: a name in jobs/ or a YAML file.")
 LIST_OPTIONS = sorted({flag.option for flags in JOB_FLAGS.values() for flag in flags if flag.multiple})
 
@@ -193,7 +216,7 @@ def job_command(kind: str, own: Sequence[Flag], action: Action) -> Callable[...,
 
     from phenomhpc.cli.complete import complete_setting
 
-    flags = (*JOB_FLAGS[kind], _RECIPE, *own)
+    flags = (*JOB_FLAGS[kind], _RECIPE, *own, *ESTIMATE_FLAGS.get(kind, ()))
 
     def command(**values: Any) -> None:
         overrides = values.pop("overrides") or []

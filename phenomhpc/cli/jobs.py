@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from phenomhpc.cli.estimate import print_estimate, wants_estimate
 from phenomhpc.cli.job_flags import BELOW_STORE, HERE_FLAGS, JOB_FLAGS, JOB_HELP, job_command
 from phenomhpc.cli.output import print_summary
 
@@ -21,6 +22,9 @@ def run(kind: str, settings: dict[str, Any], overrides: list[str], own: dict[str
     config = resolve(kind, settings, overrides, recipe=own["recipe"]).config
     require(config)
     config = resolve_references(config)
+    if wants_estimate(own):
+        print_estimate(config, own)
+        return
     if isinstance(config, PipelineConfig):
         from phenomhpc.jobs.pipeline import run_pipeline_here
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from phenomhpc.cli.estimate import print_estimate, wants_estimate
 from phenomhpc.cli.job_flags import JOB_FLAGS, JOB_HELP, SUBMIT_FLAGS, job_command
 from phenomhpc.cli.prepare import prepare
 
@@ -18,8 +19,12 @@ def submit(kind: str, settings: dict[str, Any], overrides: list[str], own: dict[
     from phenomhpc.jobs.submit import submit_job
     from phenomhpc.progress import console
 
+    config = prepare(kind, settings, overrides, own)
+    if wants_estimate(own):
+        print_estimate(config, own)
+        return
     code = submit_job(
-        prepare(kind, settings, overrides, own),
+        config,
         command=sys.argv,
         name=own["name"],
         after=own["after"],

@@ -299,6 +299,9 @@ class DataConfig(Model):
     illumination: Literal["keep", "apply"] = Field(
         "keep", description="apply: divide crops, as they are read, by the uneven light that their store keeps"
     )
+    reader: Literal["own", "tensorstore"] = Field(
+        "own", description="tensorstore: for plates that somebody has written anew with other codecs or chunks; slower"
+    )
     cache: str | None = Field(
         None, description="folder on a disk of each node, where uncompressed shards are kept; filled while training"
     )
@@ -323,6 +326,12 @@ class DataConfig(Model):
         if value is not None and not value.startswith("/"):
             raise ValueError(f"{value}: give the whole path, as each node has it")
         return value
+
+    @model_validator(mode="after")
+    def _who_takes_a_cache(self) -> DataConfig:
+        if self.cache is not None and self.reader != "own":
+            raise ValueError(f"reader={self.reader} takes no cache; leave one of them out")
+        return self
 
 
 class OptimConfig(Model):

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from phenomhpc.crops.sampler import Tables
 from phenomhpc.errors import UsageError
 from phenomhpc.store import Snapshot, open_store
-from phenomhpc.store.litreader import Reader, open_pixels, require_light
+from phenomhpc.store.litreader import OWN, Reader, open_pixels, require_light
+from phenomhpc.store.shardfiles import Traffic
 
 if TYPE_CHECKING:
     import polars as pl
@@ -84,7 +85,9 @@ class Corpus:
 
     @property
     def tables(self) -> Tables:
-        return Tables([snapshot.table for snapshot in self.snapshots])
+        return Tables(
+            [snapshot.table for snapshot in self.snapshots], [snapshot.smallest for snapshot in self.snapshots]
+        )
 
     def name(self, field_no: int) -> str:
         """PLATE field N of a field, for people; with its store where there are several."""
@@ -115,12 +118,14 @@ class Corpus:
         return [folder / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}" for root in roots]
 
     @contextmanager
-    def reader(self, illumination: str, cache: Path | None = None) -> Iterator[Reader]:
-        """A reader of crops by the corpus' field numbers.  cache: a node's folder of caches, as `caches()` names them."""
+    def reader(self, illumination: str, cache: Path | None = None, through: str = OWN) -> Iterator[Reader]:
+        """A reader of crops by the corpus' field numbers.  cache: a node's folder of caches, as `caches()` names them.
+
+        through: as of litreader.open_pixels."""
         caches = [None] * len(self.snapshots) if cache is None else self.caches(cache)
         with ExitStack() as stack:
             readers = [
-                stack.enter_context(open_pixels(snapshot, illumination, folder))
+                stack.enter_context(open_pixels(snapshot, illumination, folder, through=through))
                 for snapshot, folder in zip(self.snapshots, caches, strict=True)
             ]
             yield readers[0] if len(readers) == 1 else _Readers(readers, self.starts)
@@ -133,3 +138,7 @@ class _Readers:
     def read(self, field_no: int, y: int, x: int, out: NDArray[np.generic]) -> None:
         store = int(np.searchsorted(self._starts, field_no, "right")) - 1
         self._readers[store].read(field_no - int(self._starts[store]), y, x, out)
+
+    @property
+    def traffic(self) -> Traffic:
+        return sum((reader.traffic for reader in self._readers), Traffic())

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from phenomhpc.crops.sampler import Sampler, Visits, flip_target, index_digest
 from phenomhpc.errors import UsageError
 from phenomhpc.store.litreader import Reader
+from phenomhpc.store.shardfiles import Traffic
 
 PADDING_INDEX = -1
 
@@ -39,7 +40,8 @@ class Batch:
 class StepBatch:
     """One rank's micro-batches of a step.  The pixels are valid until the next step is asked for: their buffers are reused.
 
-    first_index: the first sample index of the global batch; data_wait_s: seconds that the caller waited for this step.
+    first_index: the first sample index of the global batch; data_wait_s: seconds that the caller waited for this step;
+    traffic: what reading its crops asked of the disk, on this rank alone.
     """
 
     step: int
@@ -47,6 +49,7 @@ class StepBatch:
     index_digest: str
     micro: list[Batch]
     data_wait_s: float
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +145,7 @@ class Loader:
         dealt = self._sampler.visits(visit if self._digest else visit[mine])
         share = self._share(dealt, mine if self._digest else np.ones(len(dealt.field_no), bool))
         buffers = self._buffers[step % len(self._buffers)]
+        before = self._reader.traffic
         self._read(share, buffers)
         starts = range(0, self._num_micro * self._micro_size, self._micro_size)
         return StepBatch(
@@ -153,6 +157,7 @@ class Loader:
                 for start, pixels in zip(starts, buffers, strict=True)
             ],
             data_wait_s=0.0,
+            traffic=self._reader.traffic - before,  # one step is read at a time
         )
 
     def _share(self, visits: Visits, mine: NDArray[np.bool_]) -> _Share:

@@ -18,6 +18,7 @@ from phenomhpc.crops.sampler import Sampler
 from phenomhpc.errors import DamagedError, WorkError
 from phenomhpc.philox import REPLACE, philox
 from phenomhpc.store.litreader import Reader
+from phenomhpc.store.shardfiles import Traffic
 
 # A file server that fails over is back within seconds; what is still unreadable then is damage.
 RETRIES_S = (0.2, 2.0)
@@ -71,6 +72,11 @@ class MendingReader:
                 f"data.max_damaged={self._max_damaged:g} allows (last: {known.reason})"
             )
         self._read_within(known.by, y, x, out)
+
+    @property
+    def traffic(self) -> Traffic:
+        """As Reader.traffic; what is tried again counts again."""
+        return self._reader.traffic
 
     def _again(
         self, field_no: int, y: int, x: int, out: NDArray[np.generic], error: DamagedError

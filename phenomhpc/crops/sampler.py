@@ -36,10 +36,16 @@ class Visits:
 
 
 class Tables:
-    """Tables of snapshots, one behind the other, none copied."""
+    """Tables of snapshots, one behind the other, none copied.
 
-    def __init__(self, tables: Sequence[NDArray[np.void]]) -> None:
+    smallest: of each table what is known of its least height and width (None: it is looked for when asked).
+    """
+
+    def __init__(
+        self, tables: Sequence[NDArray[np.void]], smallest: Sequence[tuple[int, int] | None] | None = None
+    ) -> None:
         self._tables = tuple(tables)
+        self._smallest = (None,) * len(tables) if smallest is None else tuple(smallest)
         self._starts = np.concatenate([[0], np.cumsum([len(table) for table in tables])])
 
     def __len__(self) -> int:
@@ -63,8 +69,12 @@ class Tables:
         if field_no is not None:
             height, width = self.sizes(field_no)
             return int(height.min()), int(width.min())
-        full = [table for table in self._tables if len(table)]
-        return min(int(table["height"].min()) for table in full), min(int(table["width"].min()) for table in full)
+        sizes = [
+            known or (int(table["height"].min()), int(table["width"].min()))
+            for table, known in zip(self._tables, self._smallest, strict=True)
+            if len(table)
+        ]
+        return min(height for height, _ in sizes), min(width for _, width in sizes)
 
 
 @dataclass(frozen=True, kw_only=True)

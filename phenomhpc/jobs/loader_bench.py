@@ -11,7 +11,7 @@ import importlib.util
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 
 from phenomhpc.crops import Loader, Sampler
 from phenomhpc.errors import WorkError
+from phenomhpc.jobs.loader_rivals import DATALOADER, reading, rivals, with_dataloader
 from phenomhpc.store import ShardReader, Snapshot
 from phenomhpc.store.shardindex import open_shard_index
 from phenomhpc.store.shards import decode_blosc, read_geometry
 
 LIMIT, READER = "decode limit", "reader"
 PATCH_PX = 16
-# tensorstore's cache of shard indices, too small for decoded chunks to help.
-INDEX_CACHE_BYTES = 2_000_000
+# The DataLoader's workers start once: over so many passes that it hardly counts.
+DATALOADER_PASSES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +61,14 @@ class Rate:
 @dataclass(frozen=True, kw_only=True)
 class Disk:
     """What a cold pass asked of the file system, per crop; amplification: bytes from the disk over the crop's own bytes as they
-    are compressed in the store.  disk_bytes: None where the kernel does not say."""
+    are compressed in the store.  disk_bytes: None where the kernel does not say.  blocks: of the file system, `block_bytes`
+    each, in which what was asked lies."""
 
     reads: float
     opens: float
     asked_bytes: float
+    blocks: float
+    block_bytes: int
     disk_bytes: float | None
     amplification: float | None
 
@@ -80,9 +84,17 @@ class Measured:
 
 
 def measure(
-    snapshot: Snapshot, *, crop_px: int = 256, crops: int = 96, passes: int = 5, seed: int = 0, batch: int = 32
+    snapshot: Snapshot,
+    *,
+    crop_px: int = 256,
+    crops: int = 96,
+    passes: int = 5,
+    seed: int = 0,
+    batch: int = 32,
+    block_bytes: int | None = None,
 ) -> Measured:
-    """Measure a snapshot's store.  crops: read in each pass, rounded up to whole batches.
+    """Measure a snapshot's store.  crops: read in each pass, rounded up to whole batches; block_bytes: of the file system,
+    default what it says itself (st_blksize).
 
     Memory: their encoded chunks.  Raises UsageError for fields smaller than a crop, WorkError when pixels differ between two.
     """
@@ -95,15 +107,18 @@ def measure(
     with ShardReader(snapshot.store, snapshot) as reader, _loader(reader, sampler, snapshot, batch) as loader:
         next(loader)
         start_s = time.perf_counter() - began
-        runs = {LIMIT: decode_limit(snapshot, wanted), READER: ours(reader, wanted, out)}
+        runs = {LIMIT: decode_limit(snapshot, wanted), READER: reading(reader, [*wanted], out)}
         runs["loader"] = lambda: _drain(loader, count // batch)
         if importlib.util.find_spec("torch") is not None:
             runs["loader, float on a CPU"] = standardised(loader, snapshot, count // batch)
-        runs |= _others(snapshot, wanted, out)
+        others = rivals(snapshot)
+        runs |= {name: reading(other, [*wanted], out) for name, other in others.items()}
         rates = _rates(runs, count, passes)
-        _refuse_other_pixels(runs, out, wanted)
+        _refuse_other_pixels(runs, out, others)
+    if importlib.util.find_spec("torch") is not None:
+        rates[DATALOADER] = with_dataloader(snapshot, [*wanted] * DATALOADER_PASSES, crop_px, batch)
     # What is mapped is not forgotten: the reader above must be gone.
-    disk, ratio = _cold(snapshot, wanted, out)
+    disk, ratio = _cold(snapshot, wanted, out, block_bytes)
     crop_mb = out[0].nbytes / 1e6
     return Measured(
         rates=tuple(
@@ -164,16 +179,6 @@ def standardised(loader: Loader, snapshot: Snapshot, steps: int) -> Callable[[],
     return run
 
 
-def ours(reader: ShardReader, crops: Crops, out: NDArray[Any]) -> Callable[[], None]:
-    """Our reader, into the batch `out` over and over."""
-
-    def run() -> None:
-        for slot, (field_no, y, x) in enumerate(crops):
-            reader.read(field_no, y, x, out[slot % len(out)])
-
-    return run
-
-
 def decode_limit(snapshot: Snapshot, crops: Crops) -> Callable[[], None]:
     """Decodes, from memory, the chunks that the crops touch, into one buffer; nothing else.  Raw chunks are copied."""
     spec = snapshot.store.spec
@@ -192,87 +197,46 @@ def decode_limit(snapshot: Snapshot, crops: Crops) -> Callable[[], None]:
 
 def _blocks(snapshot: Snapshot, crop: tuple[int, int, int], edge: int) -> Iterator[bytes]:
     """The encoded chunks that a crop touches."""
+    path, entries = _entries(snapshot, crop, edge)
+    with path.open("rb") as file:
+        for offset, length in entries:
+            yield os.pread(file.fileno(), length, offset)
+
+
+def _entries(snapshot: Snapshot, crop: tuple[int, int, int], edge: int) -> tuple[Path, list[list[int]]]:
+    """The shard of a crop, and (offset, size) in it of the chunks that the crop touches."""
     field_no, y, x = crop
     row, paths = snapshot.table[field_no], snapshot.store.paths
     plate = snapshot.plates[int(row["plate"])]
     geometry, index = read_geometry(paths, plate), open_shard_index(paths.shard_index(plate))
     shard, slot = divmod(int(row["field"]), geometry.fields_per_shard)
     size = geometry.chunk_px
-    with paths.shard(plate, shard).open("rb") as file:
-        for chunk_row in range(y // size, (y + edge - 1) // size + 1):
-            for column in range(x // size, (x + edge - 1) // size + 1):
-                offset, length = index[shard, slot, chunk_row * geometry.chunk_columns + column].tolist()
-                yield os.pread(file.fileno(), length, offset)
+    numbers = [
+        chunk_row * geometry.chunk_columns + column
+        for chunk_row in range(y // size, (y + edge - 1) // size + 1)
+        for column in range(x // size, (x + edge - 1) // size + 1)
+    ]
+    return paths.shard(plate, shard), index[shard, slot][numbers].tolist()
 
 
-def _others(snapshot: Snapshot, crops: Crops, out: NDArray[Any]) -> dict[str, Callable[[], None]]:
-    """zarr-python, and tensorstore where it is installed, without a cache (its default) and with one of indices."""
-    found = {"zarr-python": _reading(_open_zarr(snapshot), crops, out, lambda part: part)}
-    if importlib.util.find_spec("tensorstore") is not None:
-        for name, cache_bytes in (("tensorstore", 0), ("tensorstore, 2 MB cache", INDEX_CACHE_BYTES)):
-            opened = _open_tensorstore(snapshot, cache_bytes)
-            found[name] = _reading(opened, crops, out, lambda part: part.read().result())
-    return found
+def _blocks_touched(snapshot: Snapshot, crop: tuple[int, int, int], edge: int, block: int) -> int:
+    """Blocks of a file system in which a crop's chunks lie."""
+    _, entries = _entries(snapshot, crop, edge)
+    return len({number for at, size in entries if size for number in range(at // block, (at + size - 1) // block + 1)})
 
 
-Opened = Callable[[int], tuple[Any, int]]
-
-
-def _open_zarr(snapshot: Snapshot) -> Opened:
-    import zarr
-
-    return _by_plate(snapshot, lambda path: zarr.open_array(path, mode="r"))
-
-
-def _open_tensorstore(snapshot: Snapshot, cache_bytes: int) -> Opened:
-    import tensorstore
-
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
-
-    def opened(path: str) -> Any:
-        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
-        return tensorstore.open(spec, context=context, open=True, read=True, recheck_cached_data="open").result()
-
-    return _by_plate(snapshot, opened)
-
-
-def _by_plate(snapshot: Snapshot, opening: Callable[[str], Any]) -> Opened:
-    """From a row of the snapshot's table to its plate's array, opened once, and its place in it."""
-    arrays: dict[int, Any] = {}
-
-    def find(field_no: int) -> tuple[Any, int]:
-        row = snapshot.table[field_no]
-        number = int(row["plate"])
-        if number not in arrays:
-            arrays[number] = opening(str(snapshot.store.paths.images(snapshot.plates[number])))
-        return arrays[number], int(row["field"])
-
-    return find
-
-
-def _reading(find: Opened, crops: Crops, out: NDArray[Any], get: Callable[[Any], Any]) -> Callable[[], None]:
-    edge = crops.edge
-
-    def run() -> None:
-        for slot, (field_no, y, x) in enumerate(crops):
-            array, field = find(field_no)
-            out[slot % len(out)] = get(array[field, :, y : y + edge, x : x + edge])
-
-    return run
-
-
-def _refuse_other_pixels(runs: dict[str, Callable[[], None]], out: NDArray[Any], crops: Crops) -> None:
+def _refuse_other_pixels(runs: dict[str, Callable[[], None]], out: NDArray[Any], others: Iterable[str]) -> None:
     """Everyone who fills `out` must have filled it alike."""
     runs[READER]()
     expected = out.copy()
-    for name in (name for name in runs if name.startswith(("zarr", "tensorstore"))):
+    for name in others:
         out[...] = 0
         runs[name]()
         if not np.array_equal(out, expected):
             raise WorkError(f"bench loader: {name} reads other pixels than we do; see store verify")
 
 
-def _cold(snapshot: Snapshot, crops: Crops, out: NDArray[Any]) -> tuple[Disk, float]:
+def _cold(snapshot: Snapshot, crops: Crops, out: NDArray[Any], block_bytes: int | None) -> tuple[Disk, float]:
     """One pass with nothing in memory; and how many times smaller the store is than its pixels, of the touched shards."""
     paths = snapshot.store.paths
     touched: dict[Path, int] = {}
@@ -289,15 +253,18 @@ def _cold(snapshot: Snapshot, crops: Crops, out: NDArray[Any]) -> tuple[Disk, fl
     ratio = sum(touched.values()) / max(stored, 1)
     before = _disk_bytes()
     with ShardReader(snapshot.store, snapshot) as reader:
-        ours(reader, crops, out)()
+        reading(reader, [*crops], out)()
         traffic = reader.traffic
     after, count = _disk_bytes(), len(crops)
     disk = None if before is None or after is None else (after - before) / count
+    block = block_bytes or paths.plates.stat().st_blksize
     return (
         Disk(
             reads=traffic.reads / count,
             opens=traffic.opens / count,
             asked_bytes=traffic.bytes / count,
+            blocks=sum(_blocks_touched(snapshot, crop, crops.edge, block) for crop in crops) / count,
+            block_bytes=block,
             disk_bytes=disk,
             amplification=None if disk is None else disk / (out[0].nbytes / ratio),
         ),

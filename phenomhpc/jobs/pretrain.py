@@ -135,24 +135,46 @@ def complete_crops(config: PretrainConfig, folder: Path) -> Shown:
     corpus = Corpus.open(config.store, meta.snapshot)
     sampler = Sampler(corpus.tables, seed=config.seed, crop_px=model.crop_px, flips=False)
     visit = np.arange(SHOWN_CROPS, dtype=np.int64)
-    pixels = _read(corpus, sampler, visit, meta.illumination)
+    pixels = _read(corpus, sampler, visit, meta.illumination, config.data.reader)
     crops = standardise(torch.from_numpy(pixels), torch.tensor(meta.scale))
     noise = torch.from_numpy(sampler.mask_noise(visit, model.num_patches))
     images = model.reconstruct(crops, noise)
     return Shown(original=crops.numpy(), masked=images.masked.numpy(), reconstructed=images.reconstructed.numpy())
 
 
-def _read(corpus: Corpus, sampler: Sampler, visit: NDArray[np.int64], illumination: str) -> NDArray[np.generic]:
+def _read(
+    corpus: Corpus, sampler: Sampler, visit: NDArray[np.int64], illumination: str, through: str
+) -> NDArray[np.generic]:
     """The first crop of each visit; another one stands in for what is damaged, as it did in training."""
     from phenomhpc.crops.mending import MendingReader
 
     visits, edge = sampler.visits(visit), sampler.crop_px
     pixels = np.zeros((len(visit), len(corpus.channels), edge, edge), corpus.dtype)
-    with corpus.reader(illumination) as reader:
+    with corpus.reader(illumination, through=through) as reader:
         mended = MendingReader(reader, sampler, max_damaged=1.0)
         for row, field_no in enumerate(visits.field_no):
             mended.read(int(field_no), int(visits.y[row, 0]), int(visits.x[row, 0]), pixels[row])
     return pixels
+
+
+def data_words(metrics: pa.Table, global_batch: int) -> str:
+    """How the crops came, of the median step; of older metrics only how long was waited for them."""
+
+    def median(name: str) -> float:
+        values = metrics[name].drop_null().to_numpy()
+        return float(np.median(values)) if len(values) else np.nan
+
+    waited = metrics["data_wait"].to_numpy() * metrics["crops_per_s"].to_numpy() / global_batch
+    words = [f"{np.median(waited):.1%} of a step waits for crops"]
+    for name, text in (
+        ("data_mb_s", "{:,.0f} MB/s of pixels"),
+        ("read_amplification", "{:.2f} bytes asked of the file system per byte of pixels"),
+        ("cache_hit_share", "{:.0%} of the crops from caches on the nodes"),
+    ):
+        value = median(name)
+        if np.isfinite(value) and (value or name != "cache_hit_share"):
+            words.append(text.format(value))
+    return "; ".join(words)
 
 
 def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, metrics: pa.Table) -> str:
@@ -169,6 +191,7 @@ def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, m
         ("steps", f"{meta.step:,} of {meta.global_batch} crops, {meta.world_size} rank(s) in the last attempt"),
         ("optimiser", f"{config.optim.name}, peak rate {config.optim.peak_lr:g}"),
         ("throughput", f"{speed:.3g} crops/s (median step)"),
+        ("data", data_words(metrics, meta.global_batch)),
         ("attempts", str(len({event["attempt"] for event in read_events(paths)}))),
         ("checkpoint", folder.name),
     )

@@ -23,8 +23,11 @@ from phenomhpc.plates.illumination import NoProfile, Profile, divide
 from phenomhpc.store.light import APPLY, kept_profiles, read_attribute
 from phenomhpc.store.lookup import read_lookup
 from phenomhpc.store.reader import ShardReader
+from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.store.snapshot import Snapshot
+from phenomhpc.store.tensorreader import TensorReader
 
+OWN = "own"
 # Profiles of so many plates stay in memory, of about a megabyte each.
 MAX_PLATES = 32
 
@@ -34,6 +37,10 @@ class Reader(Protocol):
 
     def read(self, field_no: int, y: int, x: int, out: NDArray[np.generic]) -> None:
         """Fill `out` (C, h, w) with the crop at (y, x) of row `field_no` of the snapshot's table."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """The crops read so far, and what they asked of the store's file system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +62,14 @@ def require_light(snapshot: Snapshot) -> None:
 
 
 @contextmanager
-def open_pixels(snapshot: Snapshot, illumination: str, cache: Path | None = None) -> Iterator[Reader]:
+def open_pixels(
+    snapshot: Snapshot, illumination: str, cache: Path | None = None, *, through: str = OWN
+) -> Iterator[Reader]:
     """A reader of the snapshot's crops: as they are stored (`keep`), or divided by the light kept beside them (`apply`).
 
-    cache: where raw shards of the store may lie.
+    cache: where raw shards of the store may lie.  through: who reads: our reader, or tensorstore, which takes no cache.
     """
-    with ShardReader(snapshot.store, snapshot, cache=cache) as reader:
+    with ShardReader(snapshot.store, snapshot, cache=cache) if through == OWN else TensorReader(snapshot) as reader:
         yield LitReader(reader, snapshot) if illumination == APPLY else reader
 
 
@@ -85,6 +94,11 @@ class LitReader:
         except NoProfile as error:
             root, plate = self._snapshot.store.paths.root, self._snapshot.plates[plate_no]
             raise WorkError(f"store {root}: plate {plate}: its uneven light {error}; illumination=keep") from error
+
+    @property
+    def traffic(self) -> Traffic:
+        """As ShardReader.traffic."""
+        return self._reader.traffic
 
     def _light(self, plate_no: int, height: int, width: int) -> _Light:
         with self._lock:

@@ -17,7 +17,7 @@ from phenomhpc.store.cache import CachedShards
 from phenomhpc.store.chunks import ChunkReader
 from phenomhpc.store.shardfiles import Access, ShardFiles, Traffic, access_for
 from phenomhpc.store.shardindex import ABSENT, open_shard_index
-from phenomhpc.store.shards import BLOSC_OVERHEAD, Geometry, read_geometry
+from phenomhpc.store.shards import BLOSC_OVERHEAD, Geometry, own_geometry, read_array_metadata
 from phenomhpc.store.snapshot import Snapshot
 from phenomhpc.store.spec import Store
 
@@ -73,7 +73,7 @@ class ShardReader:
         self._store, self._snapshot = store, snapshot
         self._cached = None if cache is None else CachedShards(store, cache)
         self._cache_files = None if cache is None else ShardFiles(MAX_OPEN_SHARDS, access or access_for(cache))
-        self.num_read = self.num_from_cache = 0
+        self._num_read = self._num_from_cache = 0
         self._dtype = np.dtype(store.spec.dtype).newbyteorder("<")
         # Columns of the table: taking one number of a row of it costs ten times as much.
         self._plate_of, self._field_of = snapshot.table["plate"], snapshot.table["field"]
@@ -94,7 +94,7 @@ class ShardReader:
         geometry = plate.geometry
         self._check(field_no, geometry, y, x, out)
         number, slot = divmod(int(self._field_of[field_no]), geometry.fields_per_shard)
-        self.num_read += 1  # threads may lose a count of each other's: it is for the meter
+        self._num_read += 1  # threads may lose a count of each other's: it is for the meter
         location = None if self._cached is None else self._cached.locate(plate.name, number)
         if location is not None:
             assert self._cached is not None and self._cache_files is not None
@@ -105,7 +105,7 @@ class ShardReader:
                 self._cached.forget(plate.name, number)
                 error.forget()
             else:
-                self.num_from_cache += 1
+                self._num_from_cache += 1
                 return
         is_raw, entries = self._store.spec.codec is None, plate.index[number, slot]
         path = lambda: self._store.paths.shard(plate.name, number)  # noqa: E731
@@ -127,8 +127,9 @@ class ShardReader:
 
     @property
     def traffic(self) -> Traffic:
-        """What was asked of the store's file system so far."""
-        return self._files.traffic
+        """The crops read so far, and what they asked of the store's file system."""
+        read = Traffic(crops=self._num_read, from_cache=self._num_from_cache)
+        return read + self._files.traffic
 
     def _check(self, field_no: int, geometry: Geometry, y: int, x: int, out: NDArray[np.generic]) -> None:
         if out.dtype != self._dtype or out.ndim != 3 or out.shape[0] != geometry.num_channels:
@@ -149,9 +150,18 @@ class ShardReader:
                 return plate
         name, paths = self._snapshot.plates[number], self._store.paths
         try:
-            geometry = read_geometry(paths, name)
+            raw = read_array_metadata(paths, name)
+        except (OSError, ValueError) as error:
+            raise WorkError(f"store {paths.root}: plate {name}: {error}") from error
+        try:
+            geometry = own_geometry(raw, self._store.spec)
+        except ValueError as error:
+            raise WorkError(
+                f"store {paths.root}: plate {name}: {error}; convert it again, or train with data.reader=tensorstore"
+            ) from error
+        try:
             index = open_shard_index(paths.shard_index(name))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             raise WorkError(f"store {paths.root}: plate {name}: {error}") from error
         wanted = (geometry.num_shards, geometry.fields_per_shard, geometry.chunks_per_field, 2)
         if index.shape != wanted:

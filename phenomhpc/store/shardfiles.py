@@ -16,7 +16,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -60,13 +60,24 @@ def _can_populate() -> bool:
     return True
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """What was asked of the file system: files opened, requests, bytes."""
+    """What crops asked of the store's file system: files opened, requests, bytes.
 
+    crops: those read, of which `from_cache` came from the node's own disk and asked nothing of the store's file system.
+    """
+
+    crops: int = 0
+    from_cache: int = 0
     opens: int = 0
     reads: int = 0
     bytes: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def __sub__(self, other: Traffic) -> Traffic:
+        return Traffic(**{name: value - getattr(other, name) for name, value in vars(self).items()})
 
 
 @dataclass
@@ -89,9 +100,9 @@ class ShardFiles:
 
     limit: int
     access: Access
-    traffic: Traffic = field(default_factory=Traffic)
 
     def __post_init__(self) -> None:
+        self._opens = self._reads = self._bytes = 0
         self._files: OrderedDict[Hashable, _File] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -121,7 +132,7 @@ class ShardFiles:
             file = self._files.get(key)
             if file is None:
                 file = self._files[key] = self._open(path())
-                self.traffic.opens += 1
+                self._opens += 1
             else:
                 self._files.move_to_end(key)
             file.users += 1
@@ -145,12 +156,18 @@ class ShardFiles:
     def _leave(self, file: _File, num_bytes: int) -> None:
         with self._lock:
             file.users -= 1
-            self.traffic.reads += 1
-            self.traffic.bytes += num_bytes
+            self._reads += 1
+            self._bytes += num_bytes
             surplus = len(self._files) - self.limit
             if surplus > 0:
                 for key in [key for key, idle in self._files.items() if not idle.users][:surplus]:
                     _close(self._files.pop(key))
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was asked for so far."""
+        with self._lock:
+            return Traffic(opens=self._opens, reads=self._reads, bytes=self._bytes)
 
     def forget(self, key: Hashable) -> None:
         """Open the file anew the next time: it may have been replaced.  One in use stays."""

@@ -197,7 +197,40 @@ def write_array_metadata(
 
 def read_geometry(paths: StorePaths, plate: str) -> Geometry:
     """The geometry of a converted plate, from its zarr.json."""
-    raw = json.loads((paths.images(plate) / "zarr.json").read_bytes())
+    return _geometry(read_array_metadata(paths, plate))
+
+
+def read_array_metadata(paths: StorePaths, plate: str) -> dict[str, Any]:
+    """zarr.json of a plate's array."""
+    raw: dict[str, Any] = json.loads((paths.images(plate) / "zarr.json").read_bytes())
+    return raw
+
+
+def own_geometry(raw: Mapping[str, Any], spec: DatasetSpec) -> Geometry:
+    """The geometry of an array that is laid out as we write it; how hard blosc tried is no matter.
+
+    Raises ValueError naming what of zarr.json is otherwise: somebody has written the array anew.
+    """
+    try:
+        geometry = _geometry(raw)
+    except (KeyError, TypeError, IndexError, ValueError):
+        raise ValueError("its array is not in shards as we write them") from None
+    ours = array_metadata(spec, geometry, {})
+    for name in ("zarr_format", "data_type", "chunk_grid", "chunk_key_encoding", "codecs"):
+        if _without_effort(raw.get(name)) != _without_effort(ours[name]):
+            raise ValueError(f"{name} of its zarr.json is not as we write it")
+    return geometry
+
+
+def _without_effort(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if value.get("name") == "blosc":
+            return "blosc"
+        return {key: _without_effort(inner) for key, inner in value.items()}
+    return [_without_effort(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _geometry(raw: Mapping[str, Any]) -> Geometry:
     num_fields, num_channels, height, width = raw["shape"]
     sharding = raw["codecs"][0]["configuration"]
     return Geometry(

@@ -3,8 +3,9 @@
 Training and embedding bind to one, so that a store may grow under a running job.  snapshots/DIGEST/ holds
   table.npy        structured, TABLE_DTYPE, one row per field of status ok; plates in key order, fields in array order
   fields.parquet   the plates' fields tables as they were, so that a filter on them selects the same fields for ever
-  snapshot.json    plates, channels, dtype, scale, digests of table and fields; written last
-The digest covers all of it, the pixels through each field's crc32c.  Corrected metadata make a new snapshot.
+  snapshot.json    plates, channels, dtype, scale, digests of table and fields, least height and width; written last
+The digest covers all of it but the least sizes, which follow from the table; the pixels through each field's crc32c.
+Corrected metadata make a new snapshot.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ TABLE, FIELDS, DESCRIPTION = "table.npy", "fields.parquet", "snapshot.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """An opened snapshot.  `table` is mapped; `scale` f32 (C,) is what pixels are divided by before standardisation."""
+    """An opened snapshot.  `table` is mapped; `scale` f32 (C,) is what pixels are divided by before standardisation.
+
+    smallest: least height and least width of the fields; None in what an older version has sealed: look at the table.
+    """
 
     store: Store
     digest: str
@@ -47,6 +51,7 @@ class Snapshot:
     channels: tuple[str, ...]
     dtype: str
     scale: NDArray[np.float32]
+    smallest: tuple[int, int] | None = None
 
     @property
     def num_fields(self) -> int:
@@ -71,6 +76,7 @@ class Snapshot:
                 channels=tuple(raw["channels"]),
                 dtype=raw["dtype"],
                 scale=np.array(raw["scale"], dtype=np.float32),
+                smallest=_pair(raw.get("smallest")),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(
@@ -103,6 +109,13 @@ class Snapshot:
             schema_overrides={"plate": pl.String, "field_index": pl.UInt32},
         )
         return fields.join(own, on=["plate", "field_index"], how="left", maintain_order="left")
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    height, width = map(int, value)
+    return height, width
 
 
 def _find(paths: StorePaths, digest: str | None) -> str:
@@ -150,7 +163,10 @@ def write_snapshot(
         parquet = io.BytesIO()
         kept.write_parquet(parquet)
         commit(folder / FIELDS, parquet.getvalue())
-        commit(folder / DESCRIPTION, json.dumps({**content, "digest": digest}, indent=2) + "\n")
+        # Opening a snapshot of 10^8 fields must not read 2.4 GB of table for it.
+        smallest = [int(table["height"].min()), int(table["width"].min())]
+        described = {**content, "digest": digest, "smallest": smallest}
+        commit(folder / DESCRIPTION, json.dumps(described, indent=2) + "\n")
     if not store.paths.latest.is_file() or store.paths.latest.read_text().strip() != digest:
         commit(store.paths.latest, digest + "\n")
     return digest

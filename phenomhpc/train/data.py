@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from phenomhpc.config.models import PretrainConfig
@@ -68,6 +69,11 @@ class CropSource:
     def num_channels(self) -> int:
         return len(self.corpus.channels)
 
+    @property
+    def crop_bytes(self) -> int:
+        """Of one crop's pixels."""
+        return self.num_channels * self.sampler.crop_px**2 * np.dtype(self.corpus.dtype).itemsize
+
     def scale(self, device: torch.device) -> torch.Tensor:
         """Grey levels that become 1, f32[C]."""
         return torch.from_numpy(self.corpus.scale.copy()).to(device)
@@ -90,7 +96,7 @@ class CropSource:
         cache = None if data.cache is None else Path(data.cache)
         with (
             CacheFiller(self.corpus, cache, data.cache_gb, say) if cache and ranks.local_rank == 0 else nullcontext(),
-            self.corpus.reader(data.illumination, cache) as reader,
+            self.corpus.reader(data.illumination, cache, data.reader) as reader,
             Loader(
                 MendingReader(reader, self.sampler, max_damaged=data.max_damaged, tell=tell),
                 self.sampler,

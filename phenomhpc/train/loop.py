@@ -26,13 +26,14 @@ from phenomhpc.models.standardise import Standardiser
 from phenomhpc.progress import Stage
 from phenomhpc.runs import TaskContext
 from phenomhpc.runs.heartbeat import START, STEP, beat
+from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
-from phenomhpc.train.metrics import MetricsLog, StepRow
+from phenomhpc.train.metrics import MEGABYTE, MetricsLog, StepRow, rates_of
 from phenomhpc.train.optim import make_optimiser, one_cycle_lr
 from phenomhpc.train.ranks import Ranks, joined
 from phenomhpc.train.state import TrainState, replicate
-from phenomhpc.train.step import StepSettings, StepSums, run_step
+from phenomhpc.train.step import NUM_LOSSES, StepSettings, StepSums, run_step
 
 # Metrics become a file at every checkpoint and at every so many logged intervals.
 FLUSH_INTERVALS = 10
@@ -111,7 +112,7 @@ class _Run:
             source=source,
             state=state,
             checkpoints=checkpoints,
-            log=_StepLog(config=config, ranks=ranks, metrics=MetricsLog(ctx)),
+            log=_StepLog(config=config, ranks=ranks, metrics=MetricsLog(ctx), crop_bytes=source.crop_bytes),
             newest=newest,
         )
 
@@ -190,6 +191,7 @@ class _Pending:
     first_index: int
     index_digest: str
     data_wait: float
+    traffic: Traffic
     sums: StepSums
     lr: float
     time: datetime
@@ -203,9 +205,12 @@ class _StepLog:
     config: PretrainConfig
     ranks: Ranks
     metrics: MetricsLog
+    crop_bytes: int
     last_loss: float | None = None
     _pending: list[_Pending] = field(default_factory=list)
     _crops_per_s: float = 0.0
+    _data_wait: float = 0.0
+    _cache_hits: float = 0.0
     _lr: float = 0.0
     _since: float = 0.0
 
@@ -220,6 +225,7 @@ class _StepLog:
                 first_index=batch.first_index,
                 index_digest=batch.index_digest,
                 data_wait=batch.data_wait_s,
+                traffic=batch.traffic,
                 sums=sums,
                 lr=lr,
                 time=datetime.now(UTC),
@@ -230,13 +236,17 @@ class _StepLog:
     def settle(self, *, flush: bool) -> None:
         """Turn what is pending into rows: the one place where the host waits for the device."""
         if self._pending:
-            losses = self.ranks.sum_in_order(torch.stack([entry.sums.losses for entry in self._pending])).tolist()
+            losses = torch.stack([entry.sums.losses for entry in self._pending])
+            counts = torch.tensor([list(vars(entry.traffic).values()) for entry in self._pending])
+            # Together, so that the ranks wait for each other once.
+            sums = self.ranks.sum_in_order(torch.cat([losses, counts.to(losses)], dim=1)).tolist()
             norms = torch.stack([entry.sums.grad_norm for entry in self._pending]).tolist()
-            rows = [self._row(*row) for row in zip(self._pending, losses, norms, strict=True)]
+            rows = [self._row(*row) for row in zip(self._pending, sums, norms, strict=True)]
             self.last_loss, self._lr = rows[-1].loss, rows[-1].lr
-            self._crops_per_s = (
-                self.config.optim.global_batch * len(rows) / sum(entry.seconds for entry in self._pending)
-            )
+            seconds = sum(entry.seconds for entry in self._pending)
+            self._crops_per_s = self.config.optim.global_batch * len(rows) / seconds
+            self._data_wait = sum(entry.data_wait for entry in self._pending) / seconds
+            self._cache_hits = rows[-1].cache_hit_share or 0.0
             self._pending.clear()
             if self.ranks.is_first:
                 self.metrics.add(rows)
@@ -244,10 +254,20 @@ class _StepLog:
             self.ranks.on_first(self.metrics.flush)
 
     def figures(self) -> dict[str, float]:
-        """For a person."""
-        return {"loss": self.last_loss or 0.0, "lr": self._lr, "crops_per_s": self._crops_per_s}
+        """For a person; data_wait: the share of the time that rank 0 waited for crops; mb_per_s: of their pixels."""
+        figures = {
+            "loss": self.last_loss or 0.0,
+            "lr": self._lr,
+            "crops_per_s": self._crops_per_s,
+            "mb_per_s": self._crops_per_s * self.crop_bytes / MEGABYTE,
+            "data_wait": self._data_wait,
+        }
+        return figures | ({"cache_hits": self._cache_hits} if self.config.data.cache else {})
 
-    def _row(self, entry: _Pending, losses: list[float], grad_norm: float) -> StepRow:
+    def _row(self, entry: _Pending, sums: list[float], grad_norm: float) -> StepRow:
+        """sums: over the ranks, the losses and then the traffic."""
+        losses, counts = sums[:NUM_LOSSES], map(int, sums[NUM_LOSSES:])
+        traffic = Traffic(**dict(zip(vars(entry.traffic), counts, strict=True)))
         return StepRow(
             step=entry.step,
             time=entry.time,
@@ -260,6 +280,7 @@ class _StepLog:
             grad_norm=grad_norm,
             crops_per_s=self.config.optim.global_batch / entry.seconds,
             data_wait=entry.data_wait,
+            **rates_of(traffic, self.crop_bytes, entry.seconds),
             mem_bytes=_peak_memory(self.ranks),
         )
 

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from phenomhpc.runs import TaskContext, committing
+from phenomhpc.store.shardfiles import Traffic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,13 @@ class StepRow:
     grad_norm: float
     crops_per_s: float  # all ranks together
     data_wait: float  # seconds rank 0 waited for its crops
+    # What reading the step's crops asked, all ranks together, over the step's seconds; read ahead or not.
+    data_mb_s: float | None = None  # MB/s of pixels in crops
+    read_mb_s: float | None = None  # MB/s asked of the store's file system, as they are compressed
+    read_amplification: float | None = None  # bytes so asked over the pixels' bytes of the crops they were asked for
+    cache_hit_share: float | None = None  # of the crops, those that came from a node's cache
+    reads_s: float | None = None  # requests per second to the store's file system
+    opens_s: float | None = None  # files of the store opened per second
     tflops: float | None = None
     mfu: float | None = None
     mem_bytes: int | None = None  # peak of rank 0: resident on a CPU, allocated on a GPU
@@ -47,7 +56,36 @@ _TYPES = {
     "mem_bytes": pa.int64(),
     "skipped": pa.bool_(),
 }
+MEGABYTE = 1e6
 SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.float64())) for field in fields(StepRow)])
+
+
+class DataRates(TypedDict):
+    """Columns of a StepRow."""
+
+    data_mb_s: float
+    read_mb_s: float | None
+    read_amplification: float | None
+    cache_hit_share: float | None
+    reads_s: float | None
+    opens_s: float | None
+
+
+def rates_of(traffic: Traffic, crop_bytes: int, seconds: float) -> DataRates:
+    """The columns of a StepRow that tell what `traffic` of all ranks in so many seconds means.
+
+    crop_bytes: of one crop's pixels.  A share of nothing is None, and so is what a reader does not tell (tensorstore).
+    """
+    from_store = traffic.crops - traffic.from_cache
+    told = bool(traffic.reads) or not from_store
+    return {
+        "data_mb_s": traffic.crops * crop_bytes / seconds / MEGABYTE,
+        "read_mb_s": traffic.bytes / seconds / MEGABYTE if told else None,
+        "read_amplification": traffic.bytes / (from_store * crop_bytes) if told and from_store else None,
+        "cache_hit_share": traffic.from_cache / traffic.crops if traffic.crops else None,
+        "reads_s": traffic.reads / seconds if told else None,
+        "opens_s": traffic.opens / seconds if told else None,
+    }
 
 
 class MetricsLog:
@@ -73,7 +111,10 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> pa.Table:
-    """All steps of a run in order, one row per step: of a repeated step the latest attempt's."""
+    """All steps of a run in order, one row per step: of a repeated step the latest attempt's.
+
+    What a file of an older version does not have is null.
+    """
     rows: dict[int, dict[str, object]] = {}
     for path in sorted(folder.glob("*.parquet")) if folder.is_dir() else []:
         for row in pq.read_table(path).to_pylist():

@@ -14,6 +14,8 @@ from phenomhpc.train.optim import set_lr
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.state import Replica, TrainState, zero_gradients
 
+NUM_LOSSES = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
@@ -43,7 +45,7 @@ def run_step(
     global mean.  DDP divides by the world, so the share is multiplied by it first.
     """
     device = ranks.device
-    losses = torch.zeros(3, dtype=torch.float64, device=device)
+    losses = torch.zeros(NUM_LOSSES, dtype=torch.float64, device=device)
     zero_gradients(state.model)
     for batch in micro[:-1]:
         with replica.local():

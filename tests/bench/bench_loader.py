@@ -2,9 +2,8 @@
 
 Each store has `--gb` of pixels of 2048 x 2048 x 6 fields, synthetic ones or the real Phenix field tiled where it is at hand,
 in shards laid out for 1 GiB as convert does.  What is measured on each is what `phenomhpc bench loader` measures on anybody's
-store; beside it PyTorch's DataLoader over zarr-python, with two workers, and where DALI is installed its numpy reader over
-the same fields as .npy, and our loader through it.  Rates are crops per second of CPU time, medians of interleaved passes;
-only ratios within one run count.
+store; beside it, where DALI is installed, its numpy reader over the same fields as .npy, and our loader through it.  Rates are
+crops per second of CPU time, medians of interleaved passes; only ratios within one run count.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import resource
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -20,16 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from phenomhpc.crops import Sampler
 from phenomhpc.jobs.loader_bench import LIMIT, READER, Measured, measure
+from phenomhpc.jobs.loader_rivals import DATALOADER
 from phenomhpc.plates import decode_plane, find_plates, plane_bytes, read_plate
 from phenomhpc.plates.synthetic.biology import LATENTS, SyntheticSpec, plate_effect
 from phenomhpc.plates.synthetic.painting import paint_field
 from phenomhpc.progress import silent
-from phenomhpc.store import Snapshot
 from phenomhpc.store.seal import seal
 from phenomhpc.store.spec import fields_per_shard
 from tests.bench.loader_dali import DALI_ROWS, with_dali
@@ -90,43 +86,6 @@ def photographed(dtype: str, fields: int, raw: Path) -> NDArray[Any]:
     return np.stack([np.rot90(tiled, turns, axes=(1, 2)) for turns in range(4)])[np.arange(fields) % 4]
 
 
-class ZarrCrops(torch.utils.data.Dataset[Any]):
-    """What a PyTorch user writes first: an array of zarr-python, opened in each worker, one crop an item."""
-
-    def __init__(self, path: Path, count: int, snapshot: Snapshot) -> None:
-        visits = Sampler(snapshot.table, seed=0, crop_px=CROP).visits(np.arange(count))
-        self._path, self._array = str(path), None
-        self._places = list(
-            zip(visits.field_no.tolist(), visits.y[:, 0].tolist(), visits.x[:, 0].tolist(), strict=True)
-        )
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, item: int) -> Any:
-        if self._array is None:
-            import zarr
-
-            self._array = zarr.open_array(self._path, mode="r")
-        field, y, x = self._places[item]
-        return torch.from_numpy(np.asarray(self._array[field, :, y : y + CROP, x : x + CROP]))
-
-
-def with_dataloader(snapshot: Snapshot, count: int) -> float:
-    """Crops per second of CPU time, its two workers' included, their start as well: so many crops that it hardly counts."""
-
-    def cpu() -> float:
-        own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
-
-    crops = ZarrCrops(snapshot.store.paths.images(PLATE), count, snapshot)
-    loader = torch.utils.data.DataLoader(crops, batch_size=32, num_workers=2)
-    began = cpu()
-    for _ in loader:
-        pass
-    return count / (cpu() - began)
-
-
 def bench(
     case: Case, pixels: NDArray[Any], folder: Path, *, count: int, passes: int
 ) -> tuple[Measured, dict[str, float]]:
@@ -143,10 +102,9 @@ def bench(
     add_plate(store, PLATE, pixels)
     snapshot = seal(store, silent())
     found = measure(snapshot, crop_px=CROP, crops=count, passes=passes)
-    beside = {"DataLoader": with_dataloader(snapshot, 4 * count)}
     if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
-        beside |= with_dali(snapshot, pixels, folder / "npy", crop_px=CROP, count=count, passes=passes)
-    return found, beside
+        return found, with_dali(snapshot, pixels, folder / "npy", crop_px=CROP, count=count, passes=passes)
+    return found, {}
 
 
 def missed(case: Case, found: Measured) -> list[str]:
@@ -170,11 +128,18 @@ def main() -> int:
     parser.add_argument("--case", action="append", help="only cases whose name has this")
     given = parser.parse_args()
     raw = Path(os.environ.get("PHENOMHPC_SHARED", REPOSITORY.parent / "shared")) / "data" / "phenix"
-    columns = (READER, "loader", "loader, float on a CPU", "zarr-python", "tensorstore", "tensorstore, 2 MB cache")
-    others = ("DataLoader", *DALI_ROWS)
-    names = " | ".join(f"{name} / limit" for name in (*columns, *others))
+    columns = (
+        READER,
+        "loader",
+        "loader, float on a CPU",
+        "zarr-python",
+        "tensorstore",
+        "tensorstore, 2 MB cache",
+        DATALOADER,
+    )
+    names = " | ".join(f"{name} / limit" for name in (*columns, *DALI_ROWS))
     print(f"| layout | ratio | limit, crops/s | {names} | cold amplification |")
-    print("|---" * (len(columns) + len(others) + 4) + "|")
+    print("|---" * (len(columns) + len(DALI_ROWS) + 4) + "|")
     left: list[str] = []
     for case in CASES:
         if given.case and not any(word in case.name for word in given.case):
@@ -190,7 +155,7 @@ def main() -> int:
         rates = {rate.name: rate for rate in found.rates}
         limit = rates[LIMIT].crops_per_s
         shares = " | ".join(f"{rates[name].of_limit:.0%}" if name in rates else "" for name in columns)
-        extra = " | ".join(f"{beside[name] / limit:.0%}" if name in beside else "" for name in others)
+        extra = " | ".join(f"{beside[name] / limit:.0%}" if name in beside else "" for name in DALI_ROWS)
         cold = "" if found.disk.amplification is None else f"{found.disk.amplification:.2f}"
         print(
             f"| {case.name} | {found.ratio:.2f} | {limit:,.0f} | {shares} | {extra} | {cold} |",

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from phenomhpc.crops import Loader, Sampler
 from phenomhpc.crops.permutation import permute
+from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.store.snapshot import TABLE_DTYPE
 
 CROP = 4
@@ -22,6 +23,8 @@ def test_an_epoch_is_a_permutation(num: int, seed: int, epoch: int) -> None:
 
 class Recorder:
     """A reader whose pixels say which crop they are."""
+
+    traffic = Traffic()
 
     def read(self, field_no: int, y: int, x: int, out: np.ndarray) -> None:  # type: ignore[type-arg]
         out[...] = np.uint16(field_no * 100 + y * 10 + x)

@@ -46,14 +46,14 @@ def test_crops_come_from_the_cache_where_it_holds_them(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     with ShardReader(store, snapshot, cache=cache) as reader:
         read_all(reader, pixels)  # there is no cache yet
-        assert (reader.num_read, reader.num_from_cache) == (8, 0)
+        assert (reader.traffic.crops, reader.traffic.from_cache) == (8, 0)
         fill(snapshot, cache, max_bytes=20_000)  # two shards of four
         read_all(reader, pixels)
-        assert (reader.num_read, reader.num_from_cache) == (16, 4)
+        assert (reader.traffic.crops, reader.traffic.from_cache) == (16, 4)
         fill(snapshot, cache)
         traffic = reader.traffic.reads
         read_all(reader, pixels)
-        assert (reader.num_read, reader.num_from_cache, reader.traffic.reads) == (24, 12, traffic)
+        assert (reader.traffic.crops, reader.traffic.from_cache, reader.traffic.reads) == (24, 12, traffic)
 
 
 def test_a_cache_that_is_cut_evicted_or_of_old_pixels_gives_the_stores(tmp_path: Path) -> None:
@@ -69,14 +69,14 @@ def test_a_cache_that_is_cut_evicted_or_of_old_pixels_gives_the_stores(tmp_path:
     os.truncate(files[2], 3000)
     with ShardReader(store, snapshot, cache=cache) as reader:
         read_all(reader, pixels)
-        assert reader.num_from_cache == 2
+        assert reader.traffic.from_cache == 2
     other = pixels[::-1].copy()
     shutil.rmtree(tmp_path / "store")
     store = new_store(tmp_path / "store")
     add_plate(store, "P", other)
     with ShardReader(store, seal(store, silent()), cache=cache) as reader:
         read_all(reader, other)
-        assert reader.num_from_cache == 0
+        assert reader.traffic.from_cache == 0
 
 
 def test_training_is_the_same_with_a_cache_which_it_fills(tmp_path: Path) -> None:
@@ -88,6 +88,8 @@ def test_training_is_the_same_with_a_cache_which_it_fills(tmp_path: Path) -> Non
         paths, _ = run_here(config, command=["pretrain"], progress=silent(), fresh=True)
         metrics, folder = read_metrics(paths.metrics), newest_committed(paths.checkpoints, print)
         assert folder is not None
+        if cache is None:
+            assert not any(metrics["cache_hit_share"].to_pylist())
         seen.append((metrics["index_digest"].to_pylist(), metrics["loss"].to_pylist(), read_meta(folder).weights))
     assert seen[0] == seen[1]
     corpus = Corpus.open([str(store)])
@@ -96,9 +98,14 @@ def test_training_is_the_same_with_a_cache_which_it_fills(tmp_path: Path) -> Non
     with CacheFiller(corpus, tmp_path / "nvme", None, said.append) as filler:
         filler._thread.join()
     assert said == [f"cache {folder}: holds 6 of 6 fields (0.0 GB); expected hit rate 100%"]
+    paths, _ = run_here(config, command=["pretrain"], progress=silent(), fresh=True)
+    metrics = read_metrics(paths.metrics)
+    assert set(metrics["cache_hit_share"].to_pylist()) == {1.0} and metrics["read_amplification"].null_count == 6
+    assert not any(metrics["reads_s"].to_pylist()) and all(metrics["data_mb_s"].to_pylist())
+    assert "100% of the crops from caches on the nodes" in paths.report.read_text()
     with ShardReader(open_store(store), corpus.snapshots[0], cache=folder) as reader:
         reader.read(0, 0, 0, np.empty((2, 8, 8), np.uint8))
-        assert reader.num_from_cache == 1
+        assert reader.traffic.from_cache == 1
 
 
 def test_what_is_wrong_with_a_cache_is_said_and_ends_nothing(tmp_path: Path) -> None:

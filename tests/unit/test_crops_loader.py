@@ -16,6 +16,7 @@ from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.progress import silent
 from phenomhpc.store import ShardReader, Snapshot
 from phenomhpc.store.seal import seal
+from phenomhpc.store.shardfiles import Traffic
 from tests.unit.crop_store import add_plate, new_store, pixels_of
 
 CROP, CHANNELS, PATCHES, BATCH = 16, 2, 4, 12
@@ -201,6 +202,10 @@ class Failing:
                 raise WorkError("store s: plate p, shard 3: torn")
         self.reader.read(field_no, y, x, out)
 
+    @property
+    def traffic(self) -> Traffic:
+        return self.reader.traffic
+
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_reading_raises_comes_out_at_its_step_and_no_thread_stays(
@@ -229,6 +234,8 @@ def test_leaving_early_stops_the_threads(reader: ShardReader, snapshot: Snapshot
 
 
 class Slow:
+    traffic = Traffic()
+
     def read(self, field_no: int, y: int, x: int, out: NDArray[Any]) -> None:
         time.sleep(0.002)
 
@@ -241,3 +248,18 @@ def test_waiting_for_data_is_measured_and_reading_ahead_hides_it(snapshot: Snaps
         time.sleep(0.5)
         ahead = next(loader).data_wait_s
     assert plain > BATCH * 0.002 and first > BATCH / 2 * 0.002 and ahead < plain / 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_says_what_it_asked_of_the_disk(snapshot: Snapshot, workers: int) -> None:
+    with ShardReader(snapshot.store, snapshot) as own:
+        with loader_of(own, snapshot, workers=workers, prefetch_steps=1) as loader:
+            asked = [next(loader).traffic for _ in range(5)]
+            if workers:  # what was read ahead is no step's yet
+                assert own.traffic.crops >= 5 * BATCH
+        again = [step.traffic for step, _ in zip(loader_of(own, snapshot), range(5), strict=False)]
+    assert [traffic.crops for traffic in asked] == [BATCH] * 5
+    # Files are opened once; what is read of them is the same every time.
+    assert sum(traffic.opens for traffic in asked) == 5 and not any(traffic.opens for traffic in again)
+    assert [(traffic.reads, traffic.bytes) for traffic in asked] == [(step.reads, step.bytes) for step in again]
+    assert all(traffic.reads >= BATCH and traffic.bytes > 0 and not traffic.from_cache for traffic in asked)

@@ -19,6 +19,7 @@ from phenomhpc.embed.wells import plan_wells
 from phenomhpc.errors import FencedError
 from phenomhpc.progress import silent
 from phenomhpc.runs import CompletionRecord
+from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.store.snapshot import TABLE_DTYPE
 
 SIZE, CROP = 10, 4  # four crops a field, a pixel left out at each edge
@@ -27,6 +28,8 @@ CHANNELS = 3
 
 class Arrays:
     """Fields in memory, read as the shard reader reads them; the last read fields are counted."""
+
+    traffic = Traffic()
 
     def __init__(self, fields: np.ndarray) -> None:
         self.fields = fields

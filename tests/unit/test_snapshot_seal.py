@@ -11,6 +11,8 @@ import polars as pl
 import pytest
 from google_crc32c import value as crc32c
 
+from phenomhpc.crops import Sampler
+from phenomhpc.crops.corpus import Corpus
 from phenomhpc.crops.where import eligible_rows
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.progress import Stage, silent
@@ -19,6 +21,7 @@ from phenomhpc.store.fields import METADATA_COLUMNS, PIXEL_COLUMNS
 from phenomhpc.store.seal import SCALE_PERCENTILE, seal
 from phenomhpc.store.shardindex import ABSENT, open_shard_index
 from phenomhpc.store.shards import read_shard_index
+from phenomhpc.store.snapshot import TABLE_DTYPE
 from phenomhpc.store.verify import verify
 from tests.unit.crop_store import add_plate, new_store, pixels_of
 
@@ -272,3 +275,35 @@ def test_a_kill_while_sealing_leaves_the_snapshot_before(tmp_path: Path, monkeyp
         json.loads((store.paths.snapshot(seal(store, silent()).digest) / "snapshot.json").read_bytes())["num_fields"]
         == 9
     )
+
+
+def test_opening_a_snapshot_of_many_fields_does_not_read_its_table(tmp_path: Path) -> None:
+    store = two_plates(tmp_path)
+    sealed = seal(store, silent())
+    assert sealed.smallest == (40, 33)
+    folder = store.paths.snapshot(sealed.digest)
+    described = json.loads((folder / "snapshot.json").read_bytes())
+    # A table of 10^8 fields without a page of it on the disk: whoever looks finds fields of 0 x 0 pixels.
+    with (folder / "table.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": TABLE_DTYPE.descr, "fortran_order": False, "shape": (10**8,)}
+        )
+        file.truncate(file.tell() + 10**8 * TABLE_DTYPE.itemsize)
+    (folder / "snapshot.json").write_text(json.dumps({**described, "num_fields": 10**8}))
+    corpus = Corpus.open([str(tmp_path)])
+    assert Sampler(corpus.tables, seed=0, crop_px=33).num_fields == 10**8
+    with pytest.raises(UsageError, match="crop_px=34: the smallest field has 40x33"):
+        Sampler(corpus.tables, seed=0, crop_px=34)
+    assert (folder / "table.npy").stat().st_blocks < 100
+
+
+def test_a_snapshot_of_an_older_version_says_nothing_of_sizes_and_is_looked_at(tmp_path: Path) -> None:
+    store = two_plates(tmp_path)
+    sealed = seal(store, silent())
+    path = store.paths.snapshot(sealed.digest) / "snapshot.json"
+    described = json.loads(path.read_bytes())
+    del described["smallest"]
+    path.write_text(json.dumps(described))
+    assert seal(store, silent()).digest == sealed.digest and Snapshot.open(store).smallest is None
+    with pytest.raises(UsageError, match="crop_px=34: the smallest field has 40x33"):
+        Sampler(Corpus.open([str(tmp_path)]).tables, seed=0, crop_px=34)

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from phenomhpc.config import PretrainConfig, dump
+from phenomhpc.config import PretrainConfig, dump, load_run_config
 from phenomhpc.errors import FencedError, StopRequested, UsageError, WorkError
 from phenomhpc.jobs.here import run_here
+from phenomhpc.jobs.pretrain import data_words
 from phenomhpc.models.checkpoint import newest_committed, read_meta
 from phenomhpc.nodes.interface import interface_of
 from phenomhpc.progress import Stage, silent
@@ -114,6 +115,65 @@ def test_metrics_hold_every_step_with_the_columns_of_the_design(undisturbed: Run
     combined = 0.99 * metrics["loss_mse"].to_numpy() + 0.01 * metrics["loss_fourier"].to_numpy()
     np.testing.assert_allclose(metrics["loss"].to_numpy(), combined, rtol=1e-6)
     assert metrics["tflops"].null_count == 12
+
+
+def test_metrics_say_what_the_crops_asked_of_the_disk(undisturbed: RunPaths, four_ranks: RunPaths) -> None:
+    crop_bytes = 2 * 32 * 32
+    sums = []
+    for paths in (undisturbed, four_ranks):
+        metrics = read_metrics(paths.metrics)
+        of = {name: metrics[name].to_numpy() for name in metrics.column_names if name not in ("time", "index_digest")}
+        np.testing.assert_allclose(of["data_mb_s"] * 1e6, of["crops_per_s"] * crop_bytes)
+        seconds = 8 / of["crops_per_s"]
+        read = of["read_mb_s"] * 1e6 * seconds
+        np.testing.assert_allclose(of["read_amplification"], read / (8 * crop_bytes))
+        assert not of["cache_hit_share"].any()
+        sums.append((np.rint(read), np.rint(of["reads_s"] * seconds)))
+        # The store is one shard: each rank opens it in its first step.
+        assert np.rint(of["opens_s"] * seconds).tolist() == [1 if paths is undisturbed else 4] + [0] * 11
+    # The same crops on one rank and on four, so the same bytes and requests.
+    assert np.array_equal(sums[0], sums[1]) and (sums[0][1] >= 8).all()
+
+
+class Told(type(silent())):  # type: ignore[misc]
+    """Shows nothing; keeps the figures it was given."""
+
+    def __init__(self) -> None:
+        self.figures: list[dict[str, float]] = []
+
+    def stage(self, name: str, total: int | None, unit: str) -> Stage:
+        return self  # type: ignore[no-any-return]
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self.figures += [figures] if figures else []
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_live_line_says_how_the_crops_come(store: Path, tmp_path: Path, cached: bool) -> None:
+    cache = str(tmp_path / "nvme") if cached else None
+    paths = new_run(settings(store, tmp_path, optim__steps=3, log_every_steps=1, data__cache=cache))
+    told = Told()
+    train(load_run_config(paths.run_yaml), dataclasses.replace(start(paths), progress=told))  # type: ignore[arg-type]
+    metrics = read_metrics(paths.metrics)
+    assert len(told.figures) == 3
+    for figures, row in zip(told.figures, metrics.to_pylist(), strict=True):
+        assert figures["mb_per_s"] == pytest.approx(row["data_mb_s"])
+        assert figures["data_wait"] == pytest.approx(row["data_wait"] * row["crops_per_s"] / 8)
+        assert figures.get("cache_hits") == (row["cache_hit_share"] if cached else None)
+
+
+def test_metrics_of_an_older_version_are_read_as_null(undisturbed: RunPaths, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    new = read_metrics(undisturbed.metrics)
+    pq.write_table(new.slice(0, 5).drop_columns(["data_mb_s", "read_amplification"]), tmp_path / "001-00000004.parquet")
+    pq.write_table(new.slice(5), tmp_path / "002-00000011.parquet")
+    mixed = read_metrics(tmp_path)
+    assert mixed.schema == SCHEMA and mixed["loss"].to_pylist() == new["loss"].to_pylist()
+    assert mixed["data_mb_s"].to_pylist() == [None] * 5 + new["data_mb_s"].to_pylist()[5:]
+    words = data_words(mixed, 8)
+    assert words.split("; ")[0].endswith("% of a step waits for crops") and "MB/s of pixels; " in words
+    assert data_words(mixed.slice(0, 5), 8).count(";") == 0 and "cache" not in words
 
 
 def test_checkpoints_come_at_their_cadence_and_at_the_end(undisturbed: RunPaths) -> None:
