@@ -22,7 +22,7 @@ from tests.slurm.provoking import Lab, of_kind
 
 # One plate has one tiny field: a unit of the survey, and one of the conversion.  make soak asks for ten times as many.
 SOAK = bool(os.environ.get("PHENOMHPC_SOAK"))
-UNITS, TASKS, MAX_ARRAY, MAX_SUBMIT = (25_000, 2_500, 1001, 500) if SOAK else (1_250, 110, 101, 50)
+UNITS, TASKS, MAX_ARRAY, MAX_SUBMIT = (25_000, 2_500, 1001, 500) if SOAK else (800, 72, 61, 30)
 LIMIT_S = 5400 if SOAK else 840
 
 
