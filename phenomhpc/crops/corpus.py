@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from phenomhpc.crops.sampler import Tables
 from phenomhpc.errors import UsageError
 from phenomhpc.store import Snapshot, open_store
-from phenomhpc.store.litreader import Reader, open_pixels, require_light
+from phenomhpc.store.litreader import Metered, open_pixels, require_light
+from phenomhpc.store.shardfiles import Traffic
 
 if TYPE_CHECKING:
     import polars as pl
@@ -114,8 +115,17 @@ class Corpus:
         roots = [snapshot.store.paths.root for snapshot in self.snapshots]
         return [folder / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}" for root in roots]
 
+    def crops_of(self, illumination: str, cache: Path | None = None) -> CropsOf:
+        """What another process needs to open the reader that `reader` opens."""
+        return CropsOf(
+            stores=tuple(str(snapshot.store.paths.root) for snapshot in self.snapshots),
+            digests=self.digest,
+            illumination=illumination,
+            cache=None if cache is None else str(cache),
+        )
+
     @contextmanager
-    def reader(self, illumination: str, cache: Path | None = None) -> Iterator[Reader]:
+    def reader(self, illumination: str, cache: Path | None = None) -> Iterator[Metered]:
         """A reader of crops by the corpus' field numbers.  cache: a node's folder of caches, as `caches()` names them."""
         caches = [None] * len(self.snapshots) if cache is None else self.caches(cache)
         with ExitStack() as stack:
@@ -126,10 +136,43 @@ class Corpus:
             yield readers[0] if len(readers) == 1 else _Readers(readers, self.starts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CropsOf:
+    """Names of what crops are read from: all that one process tells another of it.
+
+    stores: whole paths; digests: of their snapshots, joined by commas; illumination, cache: as Corpus.reader() takes them.
+    """
+
+    stores: tuple[str, ...]
+    digests: str
+    illumination: str
+    cache: str | None
+
+    @contextmanager
+    def open(self) -> Iterator[Metered]:
+        """A reader of crops by the corpus' field numbers.  Raises UsageError for what is not there any more."""
+        corpus = Corpus.open(self.stores, self.digests)
+        with corpus.reader(self.illumination, None if self.cache is None else Path(self.cache)) as reader:
+            yield reader
+
+
 class _Readers:
-    def __init__(self, readers: Sequence[Reader], starts: NDArray[np.int64]) -> None:
+    def __init__(self, readers: Sequence[Metered], starts: NDArray[np.int64]) -> None:
         self._readers, self._starts = readers, starts
 
     def read(self, field_no: int, y: int, x: int, out: NDArray[np.generic]) -> None:
         store = int(np.searchsorted(self._starts, field_no, "right")) - 1
         self._readers[store].read(field_no - int(self._starts[store]), y, x, out)
+
+    @property
+    def traffic(self) -> Traffic:
+        parts = [reader.traffic for reader in self._readers]
+        return Traffic(
+            opens=sum(part.opens for part in parts),
+            reads=sum(part.reads for part in parts),
+            bytes=sum(part.bytes for part in parts),
+        )
+
+    @property
+    def num_from_cache(self) -> int:
+        return sum(reader.num_from_cache for reader in self._readers)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from phenomhpc.plates.illumination import NoProfile, Profile, divide
 from phenomhpc.store.light import APPLY, kept_profiles, read_attribute
 from phenomhpc.store.lookup import read_lookup
 from phenomhpc.store.reader import ShardReader
+from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.store.snapshot import Snapshot
 
 # Profiles of so many plates stay in memory, of about a megabyte each.
@@ -34,6 +35,19 @@ class Reader(Protocol):
 
     def read(self, field_no: int, y: int, x: int, out: NDArray[np.generic]) -> None:
         """Fill `out` (C, h, w) with the crop at (y, x) of row `field_no` of the snapshot's table."""
+
+
+@runtime_checkable
+class Metered(Reader, Protocol):
+    """A reader that counts what it asks of the stores' file systems."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """So far, of all its threads."""
+
+    @property
+    def num_from_cache(self) -> int:
+        """Crops that came from a node's cache so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +69,7 @@ def require_light(snapshot: Snapshot) -> None:
 
 
 @contextmanager
-def open_pixels(snapshot: Snapshot, illumination: str, cache: Path | None = None) -> Iterator[Reader]:
+def open_pixels(snapshot: Snapshot, illumination: str, cache: Path | None = None) -> Iterator[Metered]:
     """A reader of the snapshot's crops: as they are stored (`keep`), or divided by the light kept beside them (`apply`).
 
     cache: where raw shards of the store may lie.
@@ -67,7 +81,7 @@ def open_pixels(snapshot: Snapshot, illumination: str, cache: Path | None = None
 class LitReader:
     """Thread-safe, as the reader it stands before.  What has light applied already is given as it is."""
 
-    def __init__(self, reader: Reader, snapshot: Snapshot) -> None:
+    def __init__(self, reader: Metered, snapshot: Snapshot) -> None:
         self._reader, self._snapshot = reader, snapshot
         self._lights: OrderedDict[int, _Light] = OrderedDict()
         self._lock = threading.Lock()
@@ -85,6 +99,14 @@ class LitReader:
         except NoProfile as error:
             root, plate = self._snapshot.store.paths.root, self._snapshot.plates[plate_no]
             raise WorkError(f"store {root}: plate {plate}: its uneven light {error}; illumination=keep") from error
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._reader.traffic
+
+    @property
+    def num_from_cache(self) -> int:
+        return self._reader.num_from_cache
 
     def _light(self, plate_no: int, height: int, width: int) -> _Light:
         with self._lock:

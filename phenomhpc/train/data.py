@@ -14,7 +14,7 @@ from phenomhpc.crops import Loader, Sampler
 from phenomhpc.crops.caching import CacheFiller
 from phenomhpc.crops.choice import Holdout, choose
 from phenomhpc.crops.corpus import Corpus
-from phenomhpc.crops.mending import MendingReader, Replaced
+from phenomhpc.crops.mending import Mending, Replaced
 from phenomhpc.models.checkpoint import SCHEMA, CheckpointMeta
 from phenomhpc.runs import digest_of
 from phenomhpc.train.ranks import Ranks
@@ -87,9 +87,8 @@ class CropSource:
         cache = None if data.cache is None else Path(data.cache)
         with (
             CacheFiller(self.corpus, cache, data.cache_gb, say) if cache and ranks.local_rank == 0 else nullcontext(),
-            self.corpus.reader(data.illumination, cache) as reader,
             Loader(
-                MendingReader(reader, self.sampler, max_damaged=data.max_damaged, tell=tell),
+                self.corpus.crops_of(data.illumination, cache),
                 self.sampler,
                 num_channels=self.num_channels,
                 dtype=self.corpus.dtype,
@@ -102,6 +101,8 @@ class CropSource:
                 workers=data.workers,
                 prefetch_steps=data.prefetch_steps,
                 digest=ranks.is_first,
+                mending=Mending(max_damaged=data.max_damaged, tell=tell),
+                say=say,
             ) as loader,
         ):
             yield loader
