@@ -78,11 +78,12 @@ class CropSource:
         start_step: int,
         num_patches: int,
         *,
+        hold_steps: int,
         tell: Callable[[Replaced], None],
         say: Callable[[str], None],
     ) -> Iterator[Loader]:
-        """This rank's batches from `start_step` on.  tell: called once for each field that cannot be read; say: what the node's
-        cache holds."""
+        """This rank's batches from `start_step` on.  hold_steps: how many steps' pixels are valid at a time; tell: called once for
+        each field that cannot be read; say: what the node's cache holds, and which worker has died."""
         optim, data = self.config.optim, self.config.data
         cache = None if data.cache is None else Path(data.cache)
         with (
@@ -100,6 +101,7 @@ class CropSource:
                 start_step=start_step,
                 workers=data.workers,
                 prefetch_steps=data.prefetch_steps,
+                hold_steps=hold_steps,
                 digest=ranks.is_first,
                 mending=Mending(max_damaged=data.max_damaged, tell=tell),
                 say=say,
