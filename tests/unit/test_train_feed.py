@@ -133,8 +133,9 @@ def test_no_buffer_is_refilled_before_its_copy_has_ended(corpus: Corpus, workers
     assert copied == plain
 
 
-def test_a_loader_that_holds_too_little_would_be_noticed(corpus: Corpus) -> None:
-    copied, plain = late(corpus, 0, held=1)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_that_holds_too_little_would_be_noticed(corpus: Corpus, workers: int) -> None:
+    copied, plain = late(corpus, workers, held=1)
     assert copied != plain
 
 
