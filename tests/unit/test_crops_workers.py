@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import signal
@@ -25,7 +26,9 @@ from phenomhpc.crops.workers import MOST_A_MINUTE, MOST_IN_A_ROW, MOST_OF_A_SHAR
 from phenomhpc.errors import PhenomError, UsageError, WorkError
 from phenomhpc.jobs.here import run_here
 from phenomhpc.jobs.processes import children, is_alive
+from phenomhpc.plates.illumination import estimate
 from phenomhpc.progress import silent
+from phenomhpc.store.fill import fill
 from phenomhpc.store.seal import seal
 from phenomhpc.train.metrics import read_metrics
 from tests.conftest import REPOSITORY
@@ -50,8 +53,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def loader_of(corpus: Corpus, *, source: CropsOf | None = None, flips: bool = True, **given: Any) -> Loader:
     sampler = Sampler(corpus.tables, seed=3, crop_px=CROP, flips=flips)
-    chosen: dict[str, Any] = {"global_batch": BATCH, "micro_batch": 250, "num_patches": 4} | given
-    return Loader(source or corpus.crops_of("keep"), sampler, num_channels=CHANNELS, dtype=corpus.dtype, **chosen)
+    chosen: dict[str, Any] = {
+        "global_batch": BATCH,
+        "micro_batch": 250,
+        "num_patches": 4,
+        "num_channels": CHANNELS,
+    } | given
+    return Loader(source or corpus.crops_of("keep"), sampler, dtype=corpus.dtype, **chosen)
 
 
 def pixels_in(step: StepBatch) -> list[bytes]:
@@ -119,6 +127,26 @@ def test_several_stores(corpus: Corpus, tmp_path: Path) -> None:
     corpus_at(tmp_path / "other", 5, seed=9)
     both = Corpus.open([corpus.crops_of("keep").stores[0], str(tmp_path / "other")])
     assert read(loader_of(both, workers=2), 3) == read(loader_of(both), 3) != read(loader_of(corpus), 3)
+
+
+def test_light_is_divided_out_and_caches_are_used(tmp_path: Path) -> None:
+    corpus = corpus_at(tmp_path / "store")
+    metadata = corpus.snapshots[0].store.paths.images("P") / "zarr.json"
+    said = json.loads(metadata.read_bytes())
+    grid = {"kind": "grid", **estimate([np.random.default_rng(0).uniform(1, 2, (40, 40)).astype(np.float32)])}
+    said["attributes"]["illumination"] = {"applied": False, "from": "estimate", "profiles": [grid, None]}
+    metadata.write_text(json.dumps(said))
+    fill(corpus.snapshots[0], corpus.caches(tmp_path / "caches")[0])
+    given: dict[str, Any] = {"global_batch": 20, "micro_batch": 20}
+    applied, cached = corpus.crops_of("apply"), corpus.crops_of("apply", tmp_path / "caches")
+    plain = read(loader_of(corpus, source=applied, **given), 3)
+    assert read(loader_of(corpus, source=applied, workers=2, **given), 3) == plain
+    assert read(loader_of(corpus, workers=2, **given), 3) != plain
+    for number in (0, 2):
+        with loader_of(corpus, source=cached, workers=number, **given) as loader:
+            steps = [next(loader) for _ in range(3)]
+            assert pixels_in(steps[-1]) == plain[-1]
+        assert all(step.traffic.from_cache == step.traffic.crops == 20 and not step.traffic.reads for step in steps)
 
 
 def test_a_rank_without_crops_gets_padding(corpus: Corpus, nothing_stays: None) -> None:
@@ -239,6 +267,16 @@ def test_any_main_program_will_do(corpus: Corpus, tmp_path: Path, main: str) -> 
     assert (process.returncode, out, err) == (0, "True\n", "")
 
 
+def test_a_worker_finds_modules_where_its_loader_does(corpus: Corpus) -> None:
+    """An interpreter that knows of nothing, and a program that has put together its own path."""
+    path = [str(REPOSITORY), str(Path(np.__file__).parents[1])]
+    text = f"import sys\nsys.path += {path!r}\n{PROGRAM}"
+    alone = Path(sys._base_executable)  # type: ignore[attr-defined]
+    command = [alone, "-c", text, corpus.crops_of("keep").stores[0], "leave"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
 @pytest.mark.parametrize("how", ["stay", "fork"])
 def test_workers_go_with_a_parent_that_is_killed(corpus: Corpus, how: str) -> None:
     with program(corpus, how, "-c", PROGRAM, start_new_session=True) as process:
@@ -312,12 +350,11 @@ def test_too_much_damage_is_judged_over_all_workers(tmp_path: Path, nothing_stay
     corpus = corpus_at(tmp_path / "store", fields=40)
     corpus.snapshots[0].store.paths.shard("P", 1).unlink()  # a twentieth
     mending = Mending(max_damaged=0.01, tell=lambda replaced: None)
-    with loader_of(corpus, global_batch=300, mending=mending, workers=2) as loader:
-        with pytest.raises(
-            WorkError, match=r"data: \d+ of \d+ crops read here are of damaged fields, more than"
-        ) as raised:
-            for _ in range(3):
-                next(loader)
+    line = r"data: \d+ of \d+ crops read here are of damaged fields, more than"
+    loader = loader_of(corpus, global_batch=300, mending=mending, workers=2)
+    with loader, pytest.raises(WorkError, match=line) as raised:
+        for _ in range(3):
+            next(loader)
     assert re.search(r"max_damaged=0.01 allows \(last: store .*plate P, shard 1: cannot be read", str(raised.value))
 
 
@@ -386,7 +423,7 @@ def test_buffers_take_memory_only_when_they_are_needed(corpus: Corpus, nothing_s
     with loader_of(corpus, workers=2, prefetch_steps=50) as loader:
         shared = ahead_of(loader)._shared
         one = shared.size / 51
-        for step in range(4):
+        for _ in range(4):
             next(loader)
             time.sleep(0.2)  # nothing is waited for
         assert ahead_of(loader)._depth <= 2
