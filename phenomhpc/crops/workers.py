@@ -45,7 +45,9 @@ MOST_IN_A_ROW = MOST_OF_A_SHARE = 3
 MOST_A_MINUTE = 6
 # Ended children are looked for so often; their sockets' end mostly tells it at once.
 _LOOK_S = 1.0
-_END_LIMIT_S = 1.0
+# A killed process ends in milliseconds, unless the kernel cannot let go of it.
+_END_LIMIT_S = 5.0
+_HELD: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,6 @@ class Workers:
         self._selector = selectors.DefaultSelector()
         self._selector.register(alarm, selectors.EVENT_READ)
         self._looked = 0.0
-        self._held: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Workers:
         try:
@@ -135,10 +136,9 @@ class Workers:
         for worker in self._workers:
             worker.process.kill()
             worker.link.close()
-        for process in [*(worker.process for worker in self._workers), *self._held]:
-            # One that a file server holds in the kernel ends when it is let go, and cannot touch a pixel any more.
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_END_LIMIT_S)
+        until = time.monotonic() + _END_LIMIT_S
+        for worker in self._workers:
+            _reap(worker.process, until - time.monotonic())
         self._workers.clear()
         self._selector.close()
 
@@ -258,18 +258,27 @@ class Workers:
 
     def _end(self, worker: _Worker) -> str:
         """Make sure that it writes no pixel any more; how it ended."""
-        process = worker.process
-        if worker.hung:
-            process.kill()
-        try:
-            code = process.wait(_END_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            self._held.append(process)
-            code = -signal.SIGKILL
+        if not worker.hung:
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(_END_LIMIT_S)
+        worker.process.kill()
+        code = _reap(worker.process, _END_LIMIT_S)
         if worker.hung:
             return f"gave no sign of life for {SILENCE_LIMIT_S:g} s and was killed"
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
+
+
+def _reap(process: subprocess.Popen[bytes], limit_s: float) -> int:
+    """The exit code of a process that was killed.
+
+    One that a file server holds in the kernel ends when it is let go, and touches no pixel any more: it is not waited for.
+    """
+    try:
+        return process.wait(max(0.0, limit_s))
+    except subprocess.TimeoutExpired:
+        _HELD[:] = [held for held in _HELD if held.poll() is None]
+        _HELD.append(process)
+        return -signal.SIGKILL
 
 
 def _environment() -> dict[str, str]:
