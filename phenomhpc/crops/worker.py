@@ -1,15 +1,13 @@
 """A process that reads crops into memory it shares with a loader: `python -m phenomhpc.crops.worker SOCKET MEMORY`.
 
 Its arguments are descriptors that it inherits.  It ends when the loader's process is gone, or the thread there that started it:
-the kernel kills it then, and the socket's end ends it besides.  What a terminal or Slurm sends to everybody (SIGINT, SIGTERM)
-it leaves to the loader, which ends it.  It imports neither torch nor the loader's __main__.
+the kernel kills it then, and the socket's end ends it besides.  It imports neither torch nor the loader's __main__.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -37,8 +35,6 @@ from phenomhpc.crops.messages import (
 from phenomhpc.crops.sampler import flip_target
 from phenomhpc.parent import die_with_parent
 from phenomhpc.store.litreader import Metered
-
-_LEFT_TO_THE_LOADER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class _Parting(Exception):
@@ -120,8 +116,6 @@ def _read(share: Share, job: Job, reader: Metered, mending: MendingReader, mappe
 def main() -> None:
     """Arguments: the descriptors of a socket to the loader and of the shared memory."""
     die_with_parent()
-    for number in _LEFT_TO_THE_LOADER:
-        signal.signal(number, signal.SIG_IGN)
     connection, memory = map(int, sys.argv[1:])
     with socket.socket(fileno=connection) as loader:
         work(_Link(loader), memory)

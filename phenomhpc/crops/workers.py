@@ -45,6 +45,8 @@ MOST_IN_A_ROW = MOST_OF_A_SHARE = 3
 MOST_A_MINUTE = 6
 # Ended children are looked for so often; their sockets' end mostly tells it at once.
 _LOOK_S = 1.0
+# What a terminal or Slurm sends to everybody: the loader's process decides what it means, and ends its workers.
+_LEFT_TO_THE_LOADER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # A killed process ends in milliseconds, unless the kernel cannot let go of it.
 _END_LIMIT_S = 5.0
 _HELD: list[subprocess.Popen[bytes]] = []
@@ -118,6 +120,8 @@ class Workers:
         self._looked = 0.0
 
     def __enter__(self) -> Workers:
+        # Processes are started with the mask of the thread that starts them, so that none is ever without it.
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_LOADER)
         try:
             for number in range(self._count):
                 self._workers.append(self._start(number))
@@ -141,6 +145,7 @@ class Workers:
             _reap(worker.process, until - time.monotonic())
         self._workers.clear()
         self._selector.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _start(self, number: int) -> _Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

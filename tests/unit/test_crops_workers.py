@@ -297,12 +297,12 @@ def test_a_signal_to_the_whole_group_ends_no_worker(corpus: Corpus, nothing_stay
     """Ctrl-C and Slurm's SIGTERM reach everybody: the loader's process decides what to do."""
     said: list[str] = []
     with loader_of(corpus, workers=2, say=said.append) as loader:
-        next(loader)
-        for pid in pids_of(loader):
-            os.kill(pid, signal.SIGINT)
-            os.kill(pid, signal.SIGTERM)
-        for _ in range(4):
-            next(loader)
+        assert soon(lambda: len(pids_of(loader)) == 2)
+        for number in range(4):  # the first ones while they start
+            for pid in pids_of(loader):
+                os.kill(pid, signal.SIGINT)
+                os.kill(pid, signal.SIGTERM)
+            assert next(loader).step == number
     assert not said
 
 
@@ -312,6 +312,14 @@ def test_leaving_in_the_middle_takes_less_than_a_second(corpus: Corpus, nothing_
         pids = pids_of(loader)
         began = time.monotonic()
     assert time.monotonic() - began < 1 and len(pids) == 3 and not any(map(is_alive, pids))
+
+
+def test_a_worker_that_takes_long_to_end_is_reaped_later(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_END_LIMIT_S", 0.0)
+    with loader_of(corpus, workers=2) as loader:
+        next(loader)
+    gc.collect()  # a process that nobody remembers would be warned about here
+    assert workers._HELD and soon(lambda: all(process.poll() is not None for process in workers._HELD))
 
 
 @pytest.mark.parametrize("number", [0, 2])
