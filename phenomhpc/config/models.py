@@ -316,9 +316,11 @@ class DataConfig(Model):
         description="dali: crops are flipped and standardised by NVIDIA DALI (extra gpu), on the GPU where there is one",
     )
     workers: Annotated[int, Field(ge=0)] = Field(
-        0, description="reader threads per rank; 0 reads in the training thread"
+        0, description="processes per rank that read crops ahead of training; 0 reads in the training thread"
     )
-    prefetch_steps: Annotated[int, Field(ge=0)] = 2
+    prefetch_steps: Annotated[int, Field(ge=0)] = Field(
+        2, description="most steps that workers read ahead; one at first, more where waiting shows that it helps"
+    )
 
     @field_validator("cache")
     @classmethod

@@ -117,6 +117,16 @@ class Corpus:
         roots = [snapshot.store.paths.root for snapshot in self.snapshots]
         return [folder / f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}" for root in roots]
 
+    def crops_of(self, illumination: str, cache: Path | None = None, through: str = OWN) -> CropsOf:
+        """What another process needs to open the reader that `reader` opens."""
+        return CropsOf(
+            stores=tuple(str(snapshot.store.paths.root) for snapshot in self.snapshots),
+            digests=self.digest,
+            illumination=illumination,
+            cache=None if cache is None else str(cache),
+            through=through,
+        )
+
     @contextmanager
     def reader(self, illumination: str, cache: Path | None = None, through: str = OWN) -> Iterator[Reader]:
         """A reader of crops by the corpus' field numbers.  cache: a node's folder of caches, as `caches()` names them.
@@ -129,6 +139,28 @@ class Corpus:
                 for snapshot, folder in zip(self.snapshots, caches, strict=True)
             ]
             yield readers[0] if len(readers) == 1 else _Readers(readers, self.starts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropsOf:
+    """Names of what crops are read from: all that one process tells another of it.
+
+    stores: whole paths; digests: of their snapshots, joined by commas; the rest as Corpus.reader() takes it.
+    """
+
+    stores: tuple[str, ...]
+    digests: str
+    illumination: str
+    cache: str | None
+    through: str
+
+    @contextmanager
+    def open(self) -> Iterator[Reader]:
+        """A reader of crops by the corpus' field numbers.  Raises UsageError for what is not there any more."""
+        corpus = Corpus.open(self.stores, self.digests)
+        cache = None if self.cache is None else Path(self.cache)
+        with corpus.reader(self.illumination, cache, self.through) as reader:
+            yield reader
 
 
 class _Readers:

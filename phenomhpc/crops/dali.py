@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from phenomhpc.crops.loader import Batch, Loader, StepBatch
+from phenomhpc.crops.batches import Batch, StepBatch
+from phenomhpc.crops.loader import Loader
 from phenomhpc.crops.sampler import FLIP_X, FLIP_Y, TRANSPOSE
 from phenomhpc.errors import UsageError
 

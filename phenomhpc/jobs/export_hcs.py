@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phenomhpc.errors import UsageError, WorkError
-from phenomhpc.jobs.processes import die_with_parent
+from phenomhpc.parent import die_with_parent
 from phenomhpc.plates.types import Well
 from phenomhpc.progress import Progress, Stage
 from phenomhpc.runs import make_folder, new_token

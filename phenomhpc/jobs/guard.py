@@ -35,7 +35,6 @@ from phenomhpc.jobs.preflight import invisible
 from phenomhpc.jobs.processes import (
     adopt_orphans,
     descendants,
-    die_with_parent,
     dump_stacks,
     is_alive,
     kill_below,
@@ -45,6 +44,7 @@ from phenomhpc.jobs.processes import (
 )
 from phenomhpc.jobs.retried import run_config
 from phenomhpc.jobs.task import run_task
+from phenomhpc.parent import die_with_parent
 from phenomhpc.runs import Event, EventWriter, RunPaths, check_fence, claim_start, read_task_events
 from phenomhpc.runs.heartbeat import ENVIRONMENT, Watch, read_beats
 from phenomhpc.slurm.decide import FailureClass

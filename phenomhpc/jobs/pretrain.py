@@ -146,12 +146,12 @@ def _read(
     corpus: Corpus, sampler: Sampler, visit: NDArray[np.int64], illumination: str, through: str
 ) -> NDArray[np.generic]:
     """The first crop of each visit; another one stands in for what is damaged, as it did in training."""
-    from phenomhpc.crops.mending import MendingReader
+    from phenomhpc.crops.mending import MendingReader, draws_of
 
     visits, edge = sampler.visits(visit), sampler.crop_px
     pixels = np.zeros((len(visit), len(corpus.channels), edge, edge), corpus.dtype)
     with corpus.reader(illumination, through=through) as reader:
-        mended = MendingReader(reader, sampler, max_damaged=1.0)
+        mended = MendingReader(reader, draws_of(sampler), max_damaged=1.0)
         for row, field_no in enumerate(visits.field_no):
             mended.read(int(field_no), int(visits.y[row, 0]), int(visits.x[row, 0]), pixels[row])
     return pixels

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import IO
 
 from phenomhpc.errors import TASK_REQUEUE, HungError
-from phenomhpc.jobs.processes import children, descendants, die_with_parent, dump_stacks, program_of
+from phenomhpc.jobs.processes import children, descendants, dump_stacks, program_of
+from phenomhpc.parent import die_with_parent
 
 _RANK_PREFIX = re.compile(r"^\[rank\d+\]:\s?", re.MULTILINE)
 _TRACEBACK = "Traceback (most recent call last):"

@@ -16,7 +16,7 @@ from phenomhpc.crops.caching import CacheFiller
 from phenomhpc.crops.choice import Holdout, choose
 from phenomhpc.crops.corpus import Corpus
 from phenomhpc.crops.dali import DaliLoader
-from phenomhpc.crops.mending import MendingReader, Replaced
+from phenomhpc.crops.mending import Mending, Replaced
 from phenomhpc.models.checkpoint import SCHEMA, CheckpointMeta
 from phenomhpc.runs import digest_of
 from phenomhpc.train.ranks import Ranks
@@ -85,20 +85,21 @@ class CropSource:
         start_step: int,
         num_patches: int,
         *,
+        hold_steps: int,
         tell: Callable[[Replaced], None],
         say: Callable[[str], None],
     ) -> Iterator[Iterator[StepBatch]]:
         """This rank's batches from `start_step` on; with data.backend=dali, ready for the model.
 
-        tell: called once for each field that cannot be read; say: what the node's cache holds.
+        hold_steps: how many steps' pixels are valid at a time; tell: called once for each field that cannot be read; say: what the
+        node's cache holds, and which worker has died.
         """
         optim, data = self.config.optim, self.config.data
         cache = None if data.cache is None else Path(data.cache)
         with (
             CacheFiller(self.corpus, cache, data.cache_gb, say) if cache and ranks.local_rank == 0 else nullcontext(),
-            self.corpus.reader(data.illumination, cache, data.reader) as reader,
             Loader(
-                MendingReader(reader, self.sampler, max_damaged=data.max_damaged, tell=tell),
+                self.corpus.crops_of(data.illumination, cache, data.reader),
                 self.sampler,
                 num_channels=self.num_channels,
                 dtype=self.corpus.dtype,
@@ -110,8 +111,11 @@ class CropSource:
                 start_step=start_step,
                 workers=data.workers,
                 prefetch_steps=data.prefetch_steps,
+                hold_steps=hold_steps,
                 digest=ranks.is_first,
                 defer_flips=data.backend == "dali",
+                mending=Mending(max_damaged=data.max_damaged, tell=tell),
+                say=say,
             ) as loader,
         ):
             if data.backend == "plain":

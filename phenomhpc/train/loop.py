@@ -29,6 +29,7 @@ from phenomhpc.runs.heartbeat import START, STEP, beat
 from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
+from phenomhpc.train.feed import feed_for
 from phenomhpc.train.metrics import MEGABYTE, MetricsLog, StepRow, rates_of
 from phenomhpc.train.optim import make_optimiser, one_cycle_lr
 from phenomhpc.train.ranks import Ranks, joined
@@ -151,14 +152,22 @@ class _Run:
         replica = replicate(self.state.model, self.ranks, optim.micro_batch)
         patches = self.state.model.num_patches
         tell, say = self._tell, self.ctx.progress.say
-        with self.source.loader(self.ranks, self.state.step, patches, tell=tell, say=say) as loader:
+        feed = feed_for(self.ranks.device, say)
+        with (
+            self.source.loader(
+                self.ranks, self.state.step, patches, hold_steps=feed.hold_steps, tell=tell, say=say
+            ) as loader,
+            feed,
+        ):
             while self.state.step < optim.steps:
                 self.log.start()
+                feed.free_buffers()
                 batch = next(loader)
                 lr = one_cycle_lr(
                     self.state.step, steps=optim.steps, peak_lr=optim.peak_lr, warmup_fraction=optim.warmup_fraction
                 )
-                sums = run_step(self.state, replica, batch.micro, lr, settings, self.ranks)
+                micro = feed.micro(batch.micro)
+                sums = run_step(self.state, replica, micro, len(batch.micro), lr, settings, self.ranks)
                 self.log.add(batch, sums, lr)
                 beat(STEP, self.state.step)
                 self._boundary(stage)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from phenomhpc.crops import Batch
-from phenomhpc.crops.dali import ReadyBatch
 from phenomhpc.models.standardise import Standardiser
+from phenomhpc.train.feed import DeviceBatch
 from phenomhpc.train.optim import set_lr
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.state import Replica, TrainState, zero_gradients
@@ -37,9 +38,15 @@ class StepSums:
 
 
 def run_step(
-    state: TrainState, replica: Replica, micro: list[Batch], lr: float, settings: StepSettings, ranks: Ranks
+    state: TrainState,
+    replica: Replica,
+    micro: Iterable[DeviceBatch],
+    num_micro: int,
+    lr: float,
+    settings: StepSettings,
+    ranks: Ranks,
 ) -> StepSums:
-    """Accumulate over the micro-batches, exchange gradients with the last one, update.  The state is one step further.
+    """Accumulate over the `num_micro` micro-batches, exchange gradients with the last one, update.  The state is one step further.
 
     Each micro-batch's loss is a mean over its weights; times their sum, over the global batch, it is its share of the
     global mean.  DDP divides by the world, so the share is multiplied by it first.
@@ -47,10 +54,9 @@ def run_step(
     device = ranks.device
     losses = torch.zeros(NUM_LOSSES, dtype=torch.float64, device=device)
     zero_gradients(state.model)
-    for batch in micro[:-1]:
-        with replica.local():
+    for number, batch in enumerate(micro, 1):
+        with nullcontext() if number == num_micro else replica.local():
             losses += _accumulate(replica, batch, settings, ranks)
-    losses += _accumulate(replica, micro[-1], settings, ranks)
 
     gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
     grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
@@ -62,18 +68,12 @@ def run_step(
     return StepSums(losses=losses, grad_norm=grad_norm)
 
 
-def _accumulate(replica: Replica, batch: Batch, settings: StepSettings, ranks: Ranks) -> Tensor:
+def _accumulate(replica: Replica, batch: DeviceBatch, settings: StepSettings, ranks: Ranks) -> Tensor:
     """Forward and backward of one micro-batch; its share of the three losses, f64[3]."""
-    device = ranks.device
-
-    def here(array: object) -> Tensor:
-        return torch.as_tensor(array).to(device, non_blocking=True)
-
-    weight_B = here(batch.weight)
-    pixels = batch.standardised if isinstance(batch, ReadyBatch) else settings.standardise(here(batch.pixels))
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        output = replica.forward(pixels, here(batch.mask_noise), here(batch.drop_key), weight_B)
-    share = weight_B.sum() / settings.global_batch
+    pixels = batch.pixels if batch.is_ready else settings.standardise(batch.pixels)
+    with torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        output = replica.forward(pixels, batch.mask_noise, batch.drop_key, batch.weight)
+    share = batch.weight.sum() / settings.global_batch
     (output.loss * (share * ranks.world)).backward()  # type: ignore[no-untyped-call]
     means = torch.stack([output.loss, output.loss_mse, output.loss_fourier]).detach()
     return means.double() * share

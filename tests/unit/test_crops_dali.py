@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from phenomhpc.config import PretrainConfig, dump
 from phenomhpc.crops import Loader, Sampler, StepBatch, flip_target
+from phenomhpc.crops.corpus import Corpus
 from phenomhpc.crops.dali import DaliLoader, Flipper, ReadyBatch, require_dali
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.preflight import prepare
@@ -126,8 +127,9 @@ def loader_of(reader: Any, snapshot: Snapshot, **more: Any) -> Loader:
 
 def steps_of(reader: Any, snapshot: Snapshot, count: int, *, threads: int = 1, **more: Any) -> list[StepBatch]:
     """Steps through DALI; their `pixels` are gone, the tensors stay."""
+    source = Corpus(snapshots=(snapshot,)).crops_of("keep") if more.get("workers") else reader
     with (
-        loader_of(reader, snapshot, defer_flips=True, **more) as loader,
+        loader_of(source, snapshot, defer_flips=True, **more) as loader,
         DaliLoader(loader, snapshot.scale, CPU, threads=threads) as ready,
     ):
         return [next(ready) for _ in range(count)]

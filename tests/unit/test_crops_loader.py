@@ -1,8 +1,7 @@
-"""The loader: the same crops whatever the ranks, threads and restarts; its buffers, its errors, its end."""
+"""The loader: the same crops whatever the ranks, workers and restarts; its buffers, its errors, its end."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from phenomhpc.crops import Loader, Sampler, StepBatch, flip_target
+from phenomhpc.crops.corpus import Corpus, CropsOf
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.progress import silent
 from phenomhpc.store import ShardReader, Snapshot
@@ -45,6 +45,10 @@ def loader_of(reader: Any, snapshot: Snapshot, *, per_visit: int = 1, flips: boo
     sampler = Sampler(snapshot.table, seed=3, crop_px=CROP, crops_per_visit=per_visit, flips=flips)
     given: dict[str, Any] = {"global_batch": BATCH, "micro_batch": 5, "num_patches": PATCHES} | settings
     return Loader(reader, sampler, num_channels=CHANNELS, dtype=snapshot.dtype, **given)
+
+
+def crops_of_store(snapshot: Snapshot) -> CropsOf:
+    return Corpus(snapshots=(snapshot,)).crops_of("keep")
 
 
 def crops_of(step: StepBatch) -> dict[int, bytes]:
@@ -97,10 +101,10 @@ def test_pixels_are_the_stores_under_the_flip(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_deferred_flips_are_handed_out_beside_the_pixels(reader: ShardReader, snapshot: Snapshot, workers: int) -> None:
-    seen = set()
+    seen, source = set(), crops_of_store(snapshot)
     with (
         loader_of(reader, snapshot, rank=1, world=5) as plain,
-        loader_of(reader, snapshot, rank=1, world=5, workers=workers, defer_flips=True) as deferred,
+        loader_of(source, snapshot, rank=1, world=5, workers=workers, defer_flips=True) as deferred,
     ):
         for _ in range(6):
             done, left = next(plain).micro[0], next(deferred).micro[0]
@@ -115,17 +119,18 @@ def test_deferred_flips_are_handed_out_beside_the_pixels(reader: ShardReader, sn
 
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 0), (1, 1), (3, 2), (2, 5)])
-def test_threads_and_reading_ahead_change_nothing(
+def test_workers_and_reading_ahead_change_nothing(
     reader: ShardReader, snapshot: Snapshot, workers: int, prefetch: int
 ) -> None:
     plain = steps(loader_of(reader, snapshot), 9)
-    assert steps(loader_of(reader, snapshot, workers=workers, prefetch_steps=prefetch), 9) == plain
+    assert steps(loader_of(crops_of_store(snapshot), snapshot, workers=workers, prefetch_steps=prefetch), 9) == plain
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_restart_goes_on_where_it_was(reader: ShardReader, snapshot: Snapshot, workers: int) -> None:
-    whole = steps(loader_of(reader, snapshot, workers=workers), 7)
-    assert steps(loader_of(reader, snapshot, workers=workers, start_step=3), 4) == whole[3:]
+def test_a_restart_goes_on_where_it_was(snapshot: Snapshot, workers: int) -> None:
+    source = crops_of_store(snapshot)
+    whole = steps(loader_of(source, snapshot, workers=workers), 7)
+    assert steps(loader_of(source, snapshot, workers=workers, start_step=3), 4) == whole[3:]
 
 
 def test_a_step_far_out_comes_at_once(reader: ShardReader, snapshot: Snapshot) -> None:
@@ -156,11 +161,9 @@ def test_every_rank_has_the_same_number_of_micro_steps_of_one_shape(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_padding_stays_empty_though_a_ranks_share_changes(
-    reader: ShardReader, snapshot: Snapshot, workers: int
-) -> None:
+def test_padding_stays_empty_though_a_ranks_share_changes(snapshot: Snapshot, workers: int) -> None:
     shares = []
-    with loader_of(reader, snapshot, rank=2, world=5, workers=workers) as loader:
+    with loader_of(crops_of_store(snapshot), snapshot, rank=2, world=5, workers=workers) as loader:
         for _ in range(20):
             (micro,) = next(loader).micro
             assert (
@@ -176,16 +179,33 @@ def test_a_batch_that_is_no_whole_number_of_visits_is_refused(reader: ShardReade
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_buffers_are_reused_and_hold_until_the_next_step(reader: ShardReader, snapshot: Snapshot, workers: int) -> None:
+@pytest.mark.parametrize("hold", [1, 2])
+def test_buffers_are_reused_and_hold_for_as_many_steps(
+    reader: ShardReader, snapshot: Snapshot, workers: int, hold: int
+) -> None:
     plain = steps(loader_of(reader, snapshot), 12)
     addresses = set()
-    with loader_of(reader, snapshot, workers=workers, prefetch_steps=2) as loader:
-        for _, expected in plain:
-            step = next(loader)
-            time.sleep(0.01)  # readers ahead may write now, into other buffers
-            assert crops_of(step) == expected
-            addresses.update(micro.pixels.ctypes.data for micro in step.micro)
-    assert len(addresses) == (3 * 4 if workers else 3)
+    held: list[StepBatch] = []
+    source = crops_of_store(snapshot)
+    with loader_of(source, snapshot, workers=workers, prefetch_steps=2, hold_steps=hold) as loader:
+        for number in range(12):
+            held = [*held, next(loader)][-hold:]
+            time.sleep(0.01)  # workers may write now, into other buffers
+            assert [crops_of(step) for step in held] == [crops for _, crops in plain[: number + 1][-hold:]]
+            addresses.update(micro.pixels.ctypes.data for micro in held[-1].micro)
+    assert len(addresses) <= 3 * (2 + hold if workers else hold)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_says_what_it_has_cost(snapshot: Snapshot, workers: int) -> None:
+    with loader_of(crops_of_store(snapshot), snapshot, workers=workers, rank=1, world=5) as loader:
+        costs = [next(loader) for _ in range(5)]
+    for step in costs:
+        assert step.traffic.crops == len(crops_of(step))
+        # A crop of 16 in chunks of 16 touches one or two rows of them.
+        assert step.traffic.crops <= step.traffic.reads <= 2 * step.traffic.crops < step.traffic.bytes
+        assert step.traffic.from_cache == 0
+    assert 1 <= sum(step.traffic.opens for step in costs) <= 5 * max(1, workers)  # shards: 3 and 2
 
 
 class Failing:
@@ -193,13 +213,11 @@ class Failing:
 
     def __init__(self, reader: ShardReader, nth: int) -> None:
         self.reader, self.left = reader, nth
-        self.lock = threading.Lock()
 
     def read(self, field_no: int, y: int, x: int, out: NDArray[Any]) -> None:
-        with self.lock:
-            self.left -= 1
-            if self.left == 0:
-                raise WorkError("store s: plate p, shard 3: torn")
+        self.left -= 1
+        if self.left == 0:
+            raise WorkError("store s: plate p, shard 3: torn")
         self.reader.read(field_no, y, x, out)
 
     @property
@@ -207,59 +225,44 @@ class Failing:
         return self.reader.traffic
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_what_reading_raises_comes_out_at_its_step_and_no_thread_stays(
-    reader: ShardReader, snapshot: Snapshot, workers: int
-) -> None:
-    before = threading.active_count()
+def test_what_reading_raises_comes_out_at_its_step_and_closes(reader: ShardReader, snapshot: Snapshot) -> None:
     plain = steps(loader_of(reader, snapshot), 2)
-    loader = loader_of(Failing(reader, 2 * BATCH + 4), snapshot, workers=workers)
+    loader = loader_of(Failing(reader, 2 * BATCH + 4), snapshot)
     for expected in plain:
         step = next(loader)
         assert (step.index_digest, crops_of(step)) == expected
     with pytest.raises(WorkError, match="shard 3: torn"):
         next(loader)
-    assert threading.active_count() == before
-    if workers:
-        with pytest.raises(RuntimeError):
-            next(loader)
-
-
-def test_leaving_early_stops_the_threads(reader: ShardReader, snapshot: Snapshot) -> None:
-    before = threading.active_count()
-    with loader_of(reader, snapshot, workers=3, prefetch_steps=4) as loader:
+    with pytest.raises(RuntimeError, match="closed"):
         next(loader)
-        assert threading.active_count() > before
-    assert threading.active_count() == before
 
 
-class Slow:
-    traffic = Traffic()
-
-    def read(self, field_no: int, y: int, x: int, out: NDArray[Any]) -> None:
-        time.sleep(0.002)
+def test_a_reader_of_this_process_is_none_for_workers(reader: ShardReader, snapshot: Snapshot) -> None:
+    with pytest.raises(TypeError, match="give a CropsOf"):
+        loader_of(reader, snapshot, workers=1)
 
 
 def test_waiting_for_data_is_measured_and_reading_ahead_hides_it(snapshot: Snapshot) -> None:
-    with loader_of(Slow(), snapshot) as loader:
+    source, large = crops_of_store(snapshot), {"global_batch": 1200, "micro_batch": 1200}
+    with loader_of(source, snapshot, **large) as loader:
+        next(loader)
         plain = next(loader).data_wait_s
-    with loader_of(Slow(), snapshot, workers=2, prefetch_steps=2) as loader:
-        first = next(loader).data_wait_s
-        time.sleep(0.5)
+    with loader_of(source, snapshot, workers=1, prefetch_steps=2, **large) as loader:
+        next(loader)
+        time.sleep(20 * plain)
         ahead = next(loader).data_wait_s
-    assert plain > BATCH * 0.002 and first > BATCH / 2 * 0.002 and ahead < plain / 2
+    assert ahead < plain / 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_step_says_what_it_asked_of_the_disk(snapshot: Snapshot, workers: int) -> None:
-    with ShardReader(snapshot.store, snapshot) as own:
-        with loader_of(own, snapshot, workers=workers, prefetch_steps=1) as loader:
-            asked = [next(loader).traffic for _ in range(5)]
-            if workers:  # what was read ahead is no step's yet
-                assert own.traffic.crops >= 5 * BATCH
-        again = [step.traffic for step, _ in zip(loader_of(own, snapshot), range(5), strict=False)]
-    assert [traffic.crops for traffic in asked] == [BATCH] * 5
-    # Files are opened once; what is read of them is the same every time.
-    assert sum(traffic.opens for traffic in asked) == 5 and not any(traffic.opens for traffic in again)
-    assert [(traffic.reads, traffic.bytes) for traffic in asked] == [(step.reads, step.bytes) for step in again]
-    assert all(traffic.reads >= BATCH and traffic.bytes > 0 and not traffic.from_cache for traffic in asked)
+    def traffic(workers: int) -> list[Traffic]:
+        with loader_of(crops_of_store(snapshot), snapshot, workers=workers, prefetch_steps=1) as loader:
+            return [next(loader).traffic for _ in range(5)]
+
+    asked, here = traffic(workers), traffic(0)
+    assert [step.crops for step in asked] == [BATCH] * 5
+    # What is read of a file is the same whoever reads it; each process opens it once.
+    assert [(step.reads, step.bytes) for step in asked] == [(step.reads, step.bytes) for step in here]
+    assert 5 <= sum(step.opens for step in asked) <= 5 * max(workers, 1)
+    assert all(step.reads >= BATCH and step.bytes > 0 and not step.from_cache for step in asked)

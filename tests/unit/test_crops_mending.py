@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from phenomhpc.crops import Sampler, mending
-from phenomhpc.crops.mending import MendingReader, Replaced
+from phenomhpc.crops.mending import MendingReader, Replaced, draws_of
 from phenomhpc.errors import WorkError
 from phenomhpc.jobs.here import run_here
 from phenomhpc.progress import silent
@@ -46,7 +46,7 @@ def test_a_lost_shards_fields_are_replaced_alike_everywhere(tmp_path: Path, quic
         told: list[Replaced] = []
         out = np.empty((2, 16, 16), np.uint8)
         with ShardReader(store, snapshot) as reader:
-            mended = MendingReader(reader, sampler, max_damaged=0.5, tell=told.append)
+            mended = MendingReader(reader, draws_of(sampler), max_damaged=0.5, tell=told.append)
             for field_no in [*order, 2, 3, 2]:
                 mended.read(field_no, 9, 20, out)
                 by = next((entry.by for entry in told if entry.field_no == field_no), field_no)
@@ -61,7 +61,7 @@ def test_what_comes_back_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     store, snapshot, pixels = plate_of(tmp_path)
     path, away = store.paths.shard("P", 1), tmp_path / "away"
     with ShardReader(store, snapshot) as reader:
-        mended = MendingReader(reader, Sampler(snapshot.table, seed=4, crop_px=16), max_damaged=0.0)
+        mended = MendingReader(reader, draws_of(Sampler(snapshot.table, seed=4, crop_px=16)), max_damaged=0.0)
         out = np.empty((2, 16, 16), np.uint8)
         mended.read(2, 0, 0, out)
         whole = path.read_bytes()
@@ -77,14 +77,14 @@ def test_too_much_damage_ends_with_one_line(tmp_path: Path, quick: None) -> None
     store.paths.shard("P", 1).unlink()
     out = np.empty((2, 16, 16), np.uint8)
     with ShardReader(store, snapshot) as reader:
-        mended = MendingReader(reader, Sampler(snapshot.table, seed=4, crop_px=16), max_damaged=0.003)
+        mended = MendingReader(reader, draws_of(Sampler(snapshot.table, seed=4, crop_px=16)), max_damaged=0.003)
         with pytest.raises(WorkError, match=r"data: 4 of 4 crops read here are of damaged .* data.max_damaged=0.003"):
             for _ in range(9):
                 mended.read(2, 0, 0, out)
         for shard in range(4):
             store.paths.shard("P", shard).unlink(missing_ok=True)
     with ShardReader(store, snapshot) as reader:
-        mended = MendingReader(reader, Sampler(snapshot.table, seed=4, crop_px=16), max_damaged=1.0)
+        mended = MendingReader(reader, draws_of(Sampler(snapshot.table, seed=4, crop_px=16)), max_damaged=1.0)
         with pytest.raises(WorkError, match="field 0 and 16 drawn in its place cannot be read"):
             mended.read(0, 0, 0, out)
 
@@ -95,7 +95,7 @@ def test_many_threads_report_a_field_once(tmp_path: Path, quick: None) -> None:
     told: list[Replaced] = []
     with ShardReader(store, snapshot) as reader, ThreadPoolExecutor(8) as threads:
         sampler = Sampler(snapshot.table, seed=4, crop_px=16)
-        mended = MendingReader(reader, sampler, max_damaged=1.0, tell=told.append)
+        mended = MendingReader(reader, draws_of(sampler), max_damaged=1.0, tell=told.append)
         outs = [np.empty((2, 16, 16), np.uint8) for _ in range(32)]
         list(threads.map(lambda out: mended.read(2, 0, 0, out), outs))
         assert len(told) == 1 and all(np.array_equal(out, outs[0]) for out in outs)
