@@ -58,6 +58,7 @@ bench-loader: install-test
 # From a plain checkout on a machine with a GPU that has torch of its own.
 bench-gpu:
 	PYTHONPATH=. python3 -m tests.bench.bench_train --device cuda
+	PYTHONPATH=. python3 -m tests.bench.bench_feed --device cuda
 
 # The long campaigns; small versions of them are in `make test`.
 soak: install-test system-packages

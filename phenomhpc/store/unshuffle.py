@@ -163,6 +163,25 @@ def _transpose_shorts(words: Any, across: Any, columns: Any) -> None:
 
 
 @part
+def _transpose_lanes(lanes: Any, across: Any, columns: Any, mirror: Any) -> None:
+    """STRIP_ROWS rows, still in lanes of `across` words a row, to columns[64 across, STRIP_ROWS / 8]: bytes are transposed where
+    they lie, which spares the weaving.  mirror: the last row first."""
+    for j in range(8):
+        lane = lanes[j]
+        for g in range(STRIP_ROWS // 8):
+            first, step = (STRIP_ROWS - 1 - 8 * g, -1) if mirror else (8 * g, 1)
+            for w in range(across):
+                at, row = first * across + w, step * across
+                a0, a1, a2, a3, a4, a5, a6, a7 = _transposed(
+                    lane[at], lane[at + row], lane[at + 2 * row], lane[at + 3 * row], lane[at + 4 * row],
+                    lane[at + 5 * row], lane[at + 6 * row], lane[at + 7 * row], _32, _HALF, _16, _SHORTS, _8, _BYTES,
+                )  # fmt: skip
+                to = columns[64 * w + j : 64 * w + j + 57]
+                to[0, g], to[8, g], to[16, g], to[24, g] = a0, a1, a2, a3
+                to[32, g], to[40, g], to[48, g], to[56, g] = a4, a5, a6, a7
+
+
+@part
 def _copy(source: Any, column: Any, out: Any) -> None:
     """source[:, column:] to `out`, as far as that goes."""
     for k in range(out.shape[0]):
@@ -251,16 +270,19 @@ def place(
             inside = place_row - number * block_rows
             num = min(STRIP_ROWS, height - done, block_rows - inside)
             start, size = number * block, min(block, total - number * block)
-            _straighten(kind, planes, start, size, inside, across, num, lanes, two, four, words)
-            if swap:
-                if itemsize == 1:
+            if swap and kind == BITS_OF_1:
+                at = (start + inside * across) // 8
+                _gather_bits(planes.view(np.uint64), at, size // 64, num * across // 8, lanes[:8])
+                _transpose_lanes(lanes, across // 8, columns, mirror)
+            else:
+                _straighten(kind, planes, start, size, inside, across, num, lanes, two, four, words)
+                if swap and itemsize == 1:
                     _transpose_bytes(words, across, columns)
-                else:
+                elif swap:
                     _transpose_shorts(words, across, columns)
-            if mirror:
-                _mirror(
-                    columns.reshape(-1) if swap else words, down if swap else across, edge if swap else num, itemsize
-                )
+                if mirror:
+                    turned = columns.reshape(-1) if swap else words
+                    _mirror(turned, down if swap else across, edge if swap else num, itemsize)
             if swap:
                 skipped = STRIP_ROWS - num if mirror else 0
                 begin = height - done - num if mirror else done

@@ -123,7 +123,7 @@ def main() -> int:
     """Print a row per case; exit code 1 when a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gb", type=float, default=2.0, help="pixels of each store")
-    parser.add_argument("--crops", type=int, default=96, help="crops per pass; a multiple of 32")
+    parser.add_argument("--crops", type=int, default=96, help="crops per pass; a multiple of 96")
     parser.add_argument("--passes", type=int, default=7)
     parser.add_argument("--case", action="append", help="only cases whose name has this")
     given = parser.parse_args()
