@@ -90,7 +90,7 @@ def measure(
     crops: int = 96,
     passes: int = 5,
     seed: int = 0,
-    batch: int = 32,
+    batch: int = 96,
     block_bytes: int | None = None,
 ) -> Measured:
     """Measure a snapshot's store.  crops: read in each pass, rounded up to whole batches; block_bytes: of the file system,
