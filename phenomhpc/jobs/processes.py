@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _PROC = Path("/proc")
 DUMP_LIMIT_S = 30
 KILL_LIMIT_S = 20.0
@@ -69,12 +68,19 @@ def program_of(pid: int) -> str:
         return ""
 
 
+# What a process cannot give back without swapping; "Pss" alone on kernels that do not tell kinds apart.
+_OWN_KINDS = ("Pss_Anon", "Pss_Shmem")
+
+
 def resident_bytes(pids: Iterable[int]) -> int:
-    """Resident memory of processes, bytes; pages that they share count for each."""
+    """Memory that processes hold together, bytes: pages that they share count once, those of files not at all."""
     total = 0
     for pid in pids:
         with suppress(OSError, ValueError, IndexError):
-            total += int((_PROC / str(pid) / "statm").read_text().split()[1]) * _PAGE
+            lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()[1:]
+            sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+            known = [sizes[kind] for kind in _OWN_KINDS if kind in sizes]
+            total += sum(known) if known else sizes.get("Pss", 0)
     return total
 
 
