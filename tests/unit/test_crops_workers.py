@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,16 +163,23 @@ def test_workers_killed_in_the_middle_of_steps_change_no_pixel(corpus: Corpus, n
     said: list[str] = []
     found = []
     with loader_of(corpus, **large, workers=2, prefetch_steps=1, say=said.append) as loader:
-        for step in range(steps):
-            batch = next(loader)
-            assert batch.step == step
-            if step in (0, 2, 3):
-                victim = pids_of(loader)[step % 2]
-                # It is at work on the next step.
-                assert soon(lambda: bool(ahead_of(loader)._filling))
-                os.kill(victim, signal.SIGKILL)
-                assert soon(lambda victim=victim: not is_alive(victim))  # type: ignore[misc]
-            found.append(pixels_in(batch))
+
+        def kill(number: int) -> bool:
+            """A worker, as soon as there is work; is it gone?"""
+            victim = pids_of(loader)[number]
+            if not soon(lambda: bool(ahead_of(loader)._filling)):
+                return False
+            os.kill(victim, signal.SIGKILL)
+            return soon(lambda: not is_alive(victim))
+
+        with ThreadPoolExecutor(1) as killer:
+            for step in range(steps):
+                # The step behind this one is read when this one is asked for.
+                killed = killer.submit(kill, step % 2) if step in (1, 3, 4) else None
+                batch = next(loader)
+                assert batch.step == step
+                found.append(pixels_in(batch))
+                assert killed is None or killed.result()
     assert found == plain
     assert len(said) == 3
     pattern = r"data: worker [01] \(pid \d+\) was killed by SIGKILL; another one reads its (\d+) crop\(s\)"

@@ -331,10 +331,10 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-KILLS = 100 if os.environ.get("PHENOMHPC_SOAK") else 5
+KILLS = 100 if os.environ.get("PHENOMHPC_SOAK") else 3
 
 
-@pytest.mark.timeout(3600 if KILLS > 5 else 300)
+@pytest.mark.timeout(3600 if KILLS > 5 else 600)
 def test_kills_at_random_moments_leave_the_export_of_an_undisturbed_run(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported / "store", tmp_path / "store")
     program = (
