@@ -48,6 +48,8 @@ class TransformerBlock(nn.Module):
 
     num_branches: ClassVar[int]
     """Residual branches, each of which stochastic depth may drop by itself."""
+    hidden: int
+    """Width inside the MLP."""
 
     def initialise(self, generator: torch.Generator) -> None:
         """Xavier-uniform for each matrix (each part of a fused one by itself); biases zero, norms one."""
@@ -103,9 +105,11 @@ class ParallelBlock(TransformerBlock):
     def forward(self, x_BND: Tensor, drop_factors_KB: Tensor | None = None) -> Tensor:
         qkv, mlp = self.in_proj(self.norm(x_BND)).split([3 * self.dim, self.hidden], dim=2)
         if self.qkv_bias is not None:
-            qkv = qkv + self.qkv_bias
+            qkv = qkv + self.qkv_bias.to(qkv.dtype)
         attended = attention(qkv, self.heads, self.q_norm, self.k_norm)
-        branch: Tensor = self.out_proj(torch.cat([attended, F.gelu(mlp + self.mlp_bias)], dim=2))
+        # Under autocast a bias in fp32 would carry the MLP's widest tensors to fp32.
+        mlp = F.gelu(mlp + self.mlp_bias.to(mlp.dtype))
+        branch: Tensor = self.out_proj(torch.cat([attended, mlp], dim=2))
         return _add_branch(x_BND, _scaled(branch, self.layer_scale), drop_factors_KB, 0)
 
 
