@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from phenomhpc.config.models import PretrainConfig
 from phenomhpc.errors import WorkError
 from phenomhpc.jobs.base import GangPlan, Summary, TaskOutcome
+from phenomhpc.models.costs import model_cost
 from phenomhpc.runs import commit, committing, read_events
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Images = NDArray[np.float32]
 # The first visits of the order, taken without flips: the same crops in every run of the same store, seed and crop size.
 SHOWN_CROPS = 6
+USUAL_CHANNELS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,8 @@ def require_backend(config: PretrainConfig) -> None:
 
 
 def num_parameters(config: PretrainConfig) -> int:
-    """About the model's number of parameters, by arithmetic alone (no torch): the blocks' matrices, which are nearly all."""
-    model = config.model
-
-    def blocks(dim: int, depth: int) -> float:
-        return depth * (4 + 2 * model.mlp_ratio) * dim**2
-
-    return round(blocks(model.dim, model.depth) + blocks(model.decoder_dim, model.decoder_depth))
+    """About the model's number of parameters, for so many channels as are usual; without torch for transformers."""
+    return model_cost(config.model.model_dump(), USUAL_CHANNELS).parameters
 
 
 def output_bytes(config: PretrainConfig) -> int:
