@@ -406,6 +406,9 @@ class PretrainConfig(JobModel):
     kind: ClassVar[str] = "pretrain"
     store: tuple[str, ...] = Field((), description="stores to train on")
     snapshot: str | None = Field(None, description="digest of the snapshot; default: the newest of the store")
+    init_from: str | None = Field(
+        None, description="weights to begin with: a step folder, or another run (its newest committed checkpoint)"
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()

@@ -24,13 +24,14 @@ from phenomhpc.embed.wells import PlateWells, plan_wells
 from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
 from phenomhpc.jobs.parts import Parts
-from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, newest_committed, read_meta
+from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, read_meta
 from phenomhpc.models.kinds import encoder_shape, identifying_fields, takes_any_channels
 from phenomhpc.progress import Progress
-from phenomhpc.runs import RunPaths, TaskContext, Unit, digest_of, find_run
+from phenomhpc.runs import RunPaths, TaskContext, Unit, digest_of
 from phenomhpc.store import Snapshot, open_store
 from phenomhpc.store.light import APPLY, light_digest
 from phenomhpc.store.litreader import Reader, open_pixels, require_light
+from phenomhpc.train.named import named_checkpoint
 
 if TYPE_CHECKING:  # a plan and a dry run do without torch
     import torch
@@ -62,7 +63,7 @@ class Source:
         """Raises UsageError for a store, snapshot, checkpoint, channel or block that is not there."""
         store = open_store(config.store)
         snapshot = Snapshot.open(store, config.snapshot)
-        checkpoint = checkpoint_folder(config.checkpoint, Path(config.runs))
+        checkpoint = named_checkpoint(config.checkpoint, Path(config.runs))
         meta = read_meta(checkpoint)
         channels = choose_channels(config.channels, meta, checkpoint)
         match_channels(snapshot.channels, channels, config.store)
@@ -135,21 +136,6 @@ def choose_channels(asked: Sequence[str], meta: CheckpointMeta, checkpoint: Path
     if not takes_any_channels(meta.model):
         raise UsageError(f"embed: channels: the model of {checkpoint} takes exactly {known}; leave the setting out")
     return tuple(asked)
-
-
-def checkpoint_folder(name: str, runs: Path) -> Path:
-    """The step folder that `name` means: itself, or the newest committed one of a run.  Raises UsageError."""
-    folder = Path(name)
-    if (folder / "meta.json").is_file():
-        return folder.absolute()
-    try:
-        run = find_run(runs, name)
-    except UsageError as error:
-        raise UsageError(f"checkpoint {name}: is neither a step folder nor a run; {error}") from error
-    newest = newest_committed(run.checkpoints)
-    if newest is None:
-        raise UsageError(f"checkpoint {name}: run {run.id} has committed none yet; phenomhpc status {run.id} tells why")
-    return newest
 
 
 def embeddings_folder(config: EmbedConfig, paths: RunPaths) -> EmbeddingsPaths:

@@ -19,7 +19,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ class CheckpointMeta:
     random_scheme: str
     torch: str
     weights: str  # weights_digest of the model's parameters
+    init_from: dict[str, str] | None = None  # the checkpoint whose weights the run began with: its folder, their digest
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
@@ -77,10 +78,11 @@ def read_meta(folder: Path) -> CheckpointMeta:
     try:
         value = json.loads(path.read_bytes())
         expected = {field.name for field in fields(CheckpointMeta)}
+        later = {field.name for field in fields(CheckpointMeta) if field.default is not MISSING}
         if value.get("schema") != SCHEMA:
             raise UsageError(f"checkpoint {folder}: schema {value.get('schema')}; this version reads {SCHEMA}")
-        if set(value) != expected:
-            raise UsageError(f"checkpoint {folder}: {META} differs in {sorted(set(value) ^ expected)}")
+        if differing := (set(value) ^ expected) - (later - set(value)):
+            raise UsageError(f"checkpoint {folder}: {META} differs in {sorted(differing)}")
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"checkpoint {folder}: no readable {META} ({error}); give a folder step-NNNNNNNN") from error
     value["model"] = complete_fields(value["model"])
@@ -221,6 +223,7 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[Mask
     reason = damage(folder)
     if reason is not None:
         raise WorkError(f"checkpoint {folder}: {reason}; choose another step")
+    require_owned(folder)  # its kind names the class that is imported
     try:
         model = outline_mae(len(meta.channels), seed=meta.seed, **meta.model)
     except TypeError as error:

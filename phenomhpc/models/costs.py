@@ -25,7 +25,7 @@ class ModelCost:
     forward_flop: of pretraining, with hidden patches left out of the encoder.  training_flop: forward and backward, three
     times that.  inference_flop: `encode`, nothing hidden.
     activation_bytes: what autograd keeps in eager mode with a fused attention; not the weights, their copies in bf16, nor
-    what exists only for a moment.  A compiled model keeps less.
+    what exists only for a moment.  A compiled model keeps less.  In bf16: by a GPU's rules of what stays fp32.
     """
 
     encoder_parameters: int
@@ -87,7 +87,9 @@ class _Stack:
     def activation_bytes(self, tokens: int, size: int) -> int:
         """size: bytes of a value in matrix products; the residual stream and statistics are fp32."""
         N, D, M, h = tokens, self.dim, self.hidden, self.heads
-        normed = 2 * N * D * size + 4 * N * h * _F32 if self.qk_norm else 0
+        normed = 0
+        if self.qk_norm:  # in bf16 their input too, which autocast gives them in fp32
+            normed = 2 * N * D * (size if size == _F32 else size + _F32) + 4 * N * h * _F32
         attention = N * D * size + N * h * _F32
         scaled = N * D * size if self.layer_scale else 0
         into_norm = N * D * _F32 + 2 * N * _F32 + N * D * size

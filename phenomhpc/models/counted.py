@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,7 +45,8 @@ def _inputs(model: MaskedAutoencoder) -> tuple[Tensor, Tensor, Tensor]:
 def _kept_bytes(fields: Mapping[str, Any], num_channels: int, *, bf16: bool) -> int:
     """Bytes of the storages that autograd keeps of one forward pass, less the weights and their copies in bf16.
 
-    On fake tensors of a CPU: on the meta device autocast does nothing and attention is not fused.
+    On fake tensors of a CPU: on the meta device autocast does nothing and attention is not fused.  A GPU's autocast gives norms
+    their input in fp32, which a CPU's does not; so it is given to them here.
     """
     kind = fields["kind"]
     with FakeTensorMode():
@@ -61,6 +62,9 @@ def _kept_bytes(fields: Mapping[str, Any], num_channels: int, *, bf16: bool) -> 
             return tensor
 
         inputs = _inputs(model)
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+                module.register_forward_pre_hook(lambda _, given: (given[0].float(),))
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=bf16),

@@ -122,7 +122,7 @@ class Checkpoints:
             meta = self.ranks.on_first(lambda folder=folder: self._agreed(folder, state))  # type: ignore[misc]
             failure = self._load(folder, meta, state)
             if not self.ranks.any(failure is not None):
-                state.step = meta.step
+                state.step, state.init_from = meta.step, meta.init_from
                 return folder
             if self.ranks.is_first:
                 say(f"checkpoint {folder}: passed over, {failure or 'another rank cannot read it'}")
