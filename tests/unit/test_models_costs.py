@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +120,24 @@ def test_what_cannot_be_has_no_cost() -> None:
     with pytest.raises(UsageError, match=r"model\.options\.levels=9: a crop of 128 pixels cannot be halved 8 times"):
         model_cost({**fields_of(["model=unet_mae_small"]), "options": {"levels": 9}}, 6)
     assert isinstance(model_cost(fields_of(["model=unet_mae_small"]), 6), ModelCost)
+
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "how-to" / "architectures.md"
+ROWS = re.findall(r"^\| `([^`]+)` \| ([\d. |]+) \|$", PAGE.read_text(), re.MULTILINE)
+
+
+def test_the_page_has_every_recipe_of_full_size() -> None:
+    named = {row[0] for row in ROWS}
+    assert {name for name in choices("model") if not name.endswith(("_tiny", "_cpu"))} <= named
+    assert len(ROWS) == 23
+
+
+@pytest.mark.parametrize(("words", "figures"), ROWS)
+def test_figures_of_the_page_are_these(words: str, figures: str) -> None:
+    sweep = words.startswith("model.")
+    fields = fields_of(["model=mae_vit_l8", *words.split()] if sweep else [f"model={words}"])
+    cost = model_cost(fields, 6, precision="bf16")
+    size = (cost.decoder_parameters / 1e6,) if sweep else (cost.encoder_parameters / 1e6, cost.decoder_parameters / 1e6)
+    work = (cost.training_flop / 1e9,) if sweep else (cost.training_flop / 1e9, cost.inference_flop / 1e9)
+    expected = [f"{value:.1f}" for value in size] + [f"{value:.0f}" for value in (*work, cost.activation_bytes / 1e6)]
+    assert figures.split(" | ") == expected

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from phenomhpc.config import resolve
 from phenomhpc.config.models import ModelConfig
 from phenomhpc.config.recipes import choices
 from phenomhpc.errors import UsageError
 from phenomhpc.models.checkpoint import CheckpointMeta, read_meta
+from phenomhpc.models.costs import model_cost
 from phenomhpc.models.kinds import LATER_FIELDS, encoder_shape, identifying_fields, takes_any_channels
 from phenomhpc.models.mae import MaskedAutoencoder, build_mae, count_parameters, outline_mae
 from phenomhpc.models.vit_mae import VitMae
@@ -334,3 +337,36 @@ def test_a_checkpoint_without_the_later_fields_reads_as_what_it_was(tmp_path: Pa
     assert json.loads(meta.to_json())["model"] == old
     assert read_meta(tmp_path).model == now
     assert identifying_fields(now) == old  # digests of embeddings stay
+
+
+# The page for people
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "how-to" / "architectures.md"
+
+
+def test_the_architecture_of_the_page_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its class as a module of its own, chosen by its recipe, outlined, costed and trained."""
+    text = PAGE.read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (recipe_text,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "flat.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = ModelConfig(**yaml.safe_load(recipe_text)["model"]).model_dump()
+    model = build_mae(C, seed=3, **fields).train()
+    edge = model.crop_px
+    crops, noise = torch.randn(B, C, edge, edge), torch.rand(B, model.num_patches)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(20):
+        optimiser.zero_grad()
+        loss = model(crops, noise, torch.arange(B)).loss
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    cost = model_cost(fields, C)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    assert cost.forward_flop == 2 * 2 * 128 * C * edge**2
+    with torch.no_grad():
+        assert model.eval().encode(crops).shape == (B, 128)
