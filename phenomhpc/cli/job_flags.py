@@ -75,7 +75,15 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag(name="verify", help="Read every shard back from the disk before it counts.", type=bool, key="verify"),
         _RUNS,
     ),
-    "pretrain": (_path("store", "One or more Zarr stores.", multiple=True), _RUNS),
+    "pretrain": (
+        _path("store", "One or more Zarr stores.", multiple=True),
+        Flag(
+            name="init-from",
+            help="Begin with the weights of a step folder or a run (its newest committed checkpoint), at step 0.",
+            key="init_from",
+        ),
+        _RUNS,
+    ),
     "embed": (
         _STORE,
         _path("checkpoint", "A step folder, or a run (its newest committed checkpoint)."),
@@ -191,7 +199,12 @@ def _parameter(flag: Flag) -> inspect.Parameter:
         argument = typer.Argument(..., metavar=flag.name.upper(), help=flag.help, show_default=False)
         return inspect.Parameter(flag.parameter, inspect.Parameter.KEYWORD_ONLY, default=argument, annotation=flag.type)
 
-    complete: Any = {"recipe": complete_recipe, "after": complete_run, "checkpoint": complete_run}.get(flag.name)
+    complete: Any = {
+        "recipe": complete_recipe,
+        "after": complete_run,
+        "checkpoint": complete_run,
+        "init-from": complete_run,
+    }.get(flag.name)
 
     kind: Any = list[str] if flag.multiple else flag.type
     switch = flag.type is bool

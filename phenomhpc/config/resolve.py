@@ -33,7 +33,7 @@ class Resolved:
 # Settings that are paths: made absolute where they are given, since a Slurm task runs in another folder.
 _PATHS = ("plates", "store", "to", "runs", "metadata", "out", "annotations", "unexpressed", "workdir")
 # A path, or the name of a run: absolute only where there is such a path.
-_PATHS_OR_RUNS = ("checkpoint", "embeddings")
+_PATHS_OR_RUNS = ("checkpoint", "embeddings", "init_from")
 
 # What a job cannot do without, and the flag that gives it.
 _REQUIRED: dict[str, tuple[str, ...]] = {

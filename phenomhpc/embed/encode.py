@@ -32,8 +32,11 @@ class CropEncoder(Protocol):
         """Vectors f32[B, num_features] of crops u8|u16[B, C, h, w], channels in the encoder's order; crops do not interact."""
 
 
-class VitEncoder:
-    """The encoder of a masked autoencoder, in inference: nothing masked, no stochastic depth."""
+class ModelEncoder:
+    """The encoder of a masked autoencoder, in inference: nothing masked, no stochastic depth.
+
+    scale: grey levels that become 1, of each channel of the crops; a channel-agnostic model takes any of them, in any order.
+    """
 
     def __init__(
         self,
@@ -43,15 +46,16 @@ class VitEncoder:
         device: torch.device,
         precision: Precision = "fp32",
         block: int | None = None,
-        pooling: Literal["mean", "class"] = "mean",
+        pooling: str = "mean",
     ) -> None:
         self._model = model.to(device).eval()
         self._standardise = Standardiser(torch.tensor(scale, dtype=torch.float32, device=device))
+        self._num_features = model.num_features(block=block, pooling=pooling, num_channels=len(scale))
         self._device, self._precision, self._block, self._pooling = device, precision, block, pooling
 
     @property
     def num_features(self) -> int:
-        return self._model.dim
+        return self._num_features
 
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:

@@ -24,17 +24,19 @@ from phenomhpc.embed.wells import PlateWells, plan_wells
 from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
 from phenomhpc.jobs.parts import Parts
-from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, newest_committed, read_meta
+from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, read_meta
+from phenomhpc.models.kinds import encoder_shape, identifying_fields, takes_any_channels
 from phenomhpc.progress import Progress
-from phenomhpc.runs import RunPaths, TaskContext, Unit, digest_of, find_run
+from phenomhpc.runs import RunPaths, TaskContext, Unit, digest_of
 from phenomhpc.store import Snapshot, open_store
 from phenomhpc.store.light import APPLY, light_digest
 from phenomhpc.store.litreader import Reader, open_pixels, require_light
+from phenomhpc.train.named import named_checkpoint
 
 if TYPE_CHECKING:  # a plan and a dry run do without torch
     import torch
 
-    from phenomhpc.embed.encode import CropEncoder, VitEncoder
+    from phenomhpc.embed.encode import CropEncoder, ModelEncoder
     from phenomhpc.models.mae import MaskedAutoencoder
 
 UNTRAINED = "untrained"
@@ -54,36 +56,42 @@ class Source:
     checkpoint: Path
     meta: CheckpointMeta
     binding: Binding
+    scale: tuple[float, ...]
 
     @classmethod
     def open(cls, config: EmbedConfig) -> Source:
         """Raises UsageError for a store, snapshot, checkpoint, channel or block that is not there."""
         store = open_store(config.store)
         snapshot = Snapshot.open(store, config.snapshot)
-        checkpoint = checkpoint_folder(config.checkpoint, Path(config.runs))
+        checkpoint = named_checkpoint(config.checkpoint, Path(config.runs))
         meta = read_meta(checkpoint)
-        match_channels(snapshot.channels, meta.channels, config.store)
+        channels = choose_channels(config.channels, meta, checkpoint)
+        match_channels(snapshot.channels, channels, config.store)
         if meta.illumination == APPLY:
             require_light(snapshot)
-        depth, crop_px = int(meta.model["depth"]), int(meta.model["crop_px"])
-        block = depth if config.block is None else config.block
-        if block > depth:
-            raise UsageError(f"embed: block={block}: the encoder of {checkpoint} has blocks 1 to {depth}")
+        shape = encoder_shape(meta.model, len(channels), pooling=config.pooling, block=config.block)
         binding = Binding(
             source=CHECKPOINT,
             checkpoint=str(checkpoint),
             checkpoint_digest=checkpoint_digest(checkpoint),
             store=config.store,
             snapshot_digest=snapshot.digest,
-            block=block,
+            block=shape.num_blocks if config.block is None else config.block,
             pooling=config.pooling,
             dtype=config.precision,
             backend=BACKEND,
-            channels=meta.channels,
-            crop_px=crop_px,
-            num_features=int(meta.model["dim"]),
+            channels=channels,
+            crop_px=int(meta.model["crop_px"]),
+            num_features=shape.num_features,
         )
-        return cls(snapshot=snapshot, fields=snapshot.fields(), checkpoint=checkpoint, meta=meta, binding=binding)
+        return cls(
+            snapshot=snapshot,
+            fields=snapshot.fields(),
+            checkpoint=checkpoint,
+            meta=meta,
+            binding=binding,
+            scale=tuple(meta.scale[meta.channels.index(name)] for name in channels),
+        )
 
     def wells(self, plate: str) -> PlateWells:
         return plan_wells(self.fields.filter(pl.col("plate") == plate), self.snapshot.table, self.binding.crop_px)
@@ -104,25 +112,30 @@ class Source:
             "baselines": sorted(config.baselines),
             "seed": config.seed if UNTRAINED in config.baselines else None,
         }
+        if bound.channels != self.meta.channels:
+            settings["channels"] = list(bound.channels)
         if self.meta.illumination == APPLY:
             settings["light"] = light_digest(self.snapshot.store.paths, plate)
         fields = self.fields.filter(pl.col("plate") == plate).drop("field_no", "sources").sort("field_index")
         return digest_of("embed", settings, [plate, fields.write_json()])
 
 
-def checkpoint_folder(name: str, runs: Path) -> Path:
-    """The step folder that `name` means: itself, or the newest committed one of a run.  Raises UsageError."""
-    folder = Path(name)
-    if (folder / "meta.json").is_file():
-        return folder.absolute()
-    try:
-        run = find_run(runs, name)
-    except UsageError as error:
-        raise UsageError(f"checkpoint {name}: is neither a step folder nor a run; {error}") from error
-    newest = newest_committed(run.checkpoints)
-    if newest is None:
-        raise UsageError(f"checkpoint {name}: run {run.id} has committed none yet; phenomhpc status {run.id} tells why")
-    return newest
+def choose_channels(asked: Sequence[str], meta: CheckpointMeta, checkpoint: Path) -> tuple[str, ...]:
+    """The channels that are embedded, in order: all of the checkpoint's, or those asked of a channel-agnostic model.
+
+    Raises UsageError naming a channel without a scale, or a model that needs all of its channels.
+    """
+    if not asked or tuple(asked) == meta.channels:
+        return meta.channels
+    known = ", ".join(meta.channels)
+    for name in asked:
+        if name not in meta.channels:
+            raise UsageError(f"embed: channels: {name} is none of those that {checkpoint} was trained on ({known})")
+        if list(asked).count(name) > 1:
+            raise UsageError(f"embed: channels: {name} is named twice")
+    if not takes_any_channels(meta.model):
+        raise UsageError(f"embed: channels: the model of {checkpoint} takes exactly {known}; leave the setting out")
+    return tuple(asked)
 
 
 def embeddings_folder(config: EmbedConfig, paths: RunPaths) -> EmbeddingsPaths:
@@ -218,10 +231,10 @@ def _pixels(source: Source, reader: Reader) -> Pixels:
 
 def _baseline_bindings(config: EmbedConfig, source: Source) -> dict[str, Binding]:
     """What each baseline's folder is bound to: no checkpoint, but what takes its place."""
-    bound, model = source.binding, source.meta.model
+    bound, model = source.binding, identifying_fields(source.meta.model)
     drawn = digest_of(UNTRAINED, {"model": model, "channels": bound.channels, "seed": config.seed}, [])
     num_statistics = len(bound.channels) * IntensityStatistics.PER_CHANNEL
-    digest = digest_of(INTENSITY, {"channels": bound.channels, "scale": source.meta.scale}, [])
+    digest = digest_of(INTENSITY, {"channels": bound.channels, "scale": source.scale}, [])
     return {
         UNTRAINED: replace(bound, source=UNTRAINED, checkpoint_digest=drawn),
         INTENSITY: replace(
@@ -253,21 +266,21 @@ def _device(config: EmbedConfig) -> torch.device:
 
 def _encoders(config: EmbedConfig, source: Source) -> dict[str, CropEncoder]:
     """The checkpoint's encoder and the baselines, by source."""
-    from phenomhpc.embed.encode import VitEncoder
+    from phenomhpc.embed.encode import ModelEncoder
     from phenomhpc.models.checkpoint import load_encoder
     from phenomhpc.models.mae import build_mae
 
     device, meta = _device(config), source.meta
     model, _ = load_encoder(source.checkpoint, device)
 
-    def vit(model: MaskedAutoencoder) -> VitEncoder:
-        return VitEncoder(
-            model, meta.scale, device=device, precision=config.precision, block=config.block, pooling=config.pooling
+    def vit(model: MaskedAutoencoder) -> ModelEncoder:
+        return ModelEncoder(
+            model, source.scale, device=device, precision=config.precision, block=config.block, pooling=config.pooling
         )
 
     makers: Mapping[str, Callable[[], CropEncoder]] = {
         UNTRAINED: lambda: vit(build_mae(len(meta.channels), seed=config.seed, **meta.model)),
-        INTENSITY: lambda: IntensityStatistics(meta.scale),
+        INTENSITY: lambda: IntensityStatistics(source.scale),
     }
     return {CHECKPOINT: vit(model), **{name: makers[name]() for name in config.baselines}}
 

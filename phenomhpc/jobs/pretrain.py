@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +13,10 @@ from numpy.typing import NDArray
 from phenomhpc.config.models import PretrainConfig
 from phenomhpc.errors import WorkError
 from phenomhpc.jobs.base import GangPlan, Summary, TaskOutcome
+from phenomhpc.models.costs import model_cost
 from phenomhpc.runs import commit, committing, read_events
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pyarrow as pa
 
     from phenomhpc.crops import Sampler
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Images = NDArray[np.float32]
 # The first visits of the order, taken without flips: the same crops in every run of the same store, seed and crop size.
 SHOWN_CROPS = 6
+USUAL_CHANNELS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +41,22 @@ class Shown:
 
 def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
     """One task per node.  Raises UsageError for a store, snapshot, filter or architecture that cannot be trained on."""
+    from phenomhpc.models.checkpoint import newest_committed, read_meta
     from phenomhpc.models.mae import outline_mae
+    from phenomhpc.train.begin import require_same_weights
     from phenomhpc.train.data import CropSource
     from phenomhpc.train.loop import require_trainable
+    from phenomhpc.train.named import named_checkpoint
 
     require_trainable(config)
     require_backend(config)
     source = CropSource.open(config)
     if config.data.illumination == "apply":
         source.corpus.require_light()
-    outline_mae(source.num_channels, **config.model.model_dump())
+    model = outline_mae(source.num_channels, **config.model.model_dump())
+    if config.init_from is not None and newest_committed(paths.checkpoints) is None:
+        folder = named_checkpoint(config.init_from, Path(config.runs))
+        require_same_weights(folder, read_meta(folder), model)
     return GangPlan(num_nodes=config.cluster.nodes)
 
 
@@ -62,13 +69,8 @@ def require_backend(config: PretrainConfig) -> None:
 
 
 def num_parameters(config: PretrainConfig) -> int:
-    """About the model's number of parameters, by arithmetic alone (no torch): the blocks' matrices, which are nearly all."""
-    model = config.model
-
-    def blocks(dim: int, depth: int) -> float:
-        return depth * (4 + 2 * model.mlp_ratio) * dim**2
-
-    return round(blocks(model.dim, model.depth) + blocks(model.decoder_dim, model.decoder_depth))
+    """About the model's number of parameters, for so many channels as are usual; without torch for transformers."""
+    return model_cost(config.model.model_dump(), USUAL_CHANNELS).parameters
 
 
 def output_bytes(config: PretrainConfig) -> int:
@@ -185,7 +187,7 @@ def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, m
     meta = read_meta(folder)
     counts = count_parameters(outline_mae(len(meta.channels), **meta.model))
     speed = np.median(metrics["crops_per_s"].to_numpy())
-    facts = (
+    facts: tuple[tuple[str, str], ...] = (
         ("model", f"{config.model.name}: encoder {counts['encoder']:,}, decoder {counts['decoder']:,} parameters"),
         ("channels", ", ".join(meta.channels)),
         ("steps", f"{meta.step:,} of {meta.global_batch} crops, {meta.world_size} rank(s) in the last attempt"),
@@ -195,6 +197,8 @@ def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, m
         ("attempts", str(len({event["attempt"] for event in read_events(paths)}))),
         ("checkpoint", folder.name),
     )
+    if meta.init_from is not None:
+        facts += (("began with", f"weights of {meta.init_from['checkpoint']}"),)
     crops = Section(
         title="Crops as they are, as the model sees them, as it completes them",
         text=(f"{config.model.mask_ratio:.0%} of the patches are hidden; the model draws them from the rest.",),

@@ -19,11 +19,12 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phenomhpc.errors import UsageError, WorkError
+from phenomhpc.models.kinds import complete_fields, identifying_fields
 
 if TYPE_CHECKING:  # what a checkpoint says of itself is read without torch, whose import takes seconds
     import torch
@@ -48,7 +49,7 @@ class CheckpointMeta:
     global_batch: int
     world_size: int
     seed: int
-    model: dict[str, Any]  # ModelConfig's fields
+    model: dict[str, Any]  # ModelConfig's fields; those that came later than the checkpoint are filled in
     optimiser: str
     channels: tuple[str, ...]
     dtype: str  # of the pixels trained on
@@ -60,6 +61,7 @@ class CheckpointMeta:
     random_scheme: str
     torch: str
     weights: str  # weights_digest of the model's parameters
+    init_from: dict[str, str] | None = None  # the checkpoint whose weights the run began with: its folder, their digest
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
@@ -76,12 +78,14 @@ def read_meta(folder: Path) -> CheckpointMeta:
     try:
         value = json.loads(path.read_bytes())
         expected = {field.name for field in fields(CheckpointMeta)}
+        later = {field.name for field in fields(CheckpointMeta) if field.default is not MISSING}
         if value.get("schema") != SCHEMA:
             raise UsageError(f"checkpoint {folder}: schema {value.get('schema')}; this version reads {SCHEMA}")
-        if set(value) != expected:
-            raise UsageError(f"checkpoint {folder}: {META} differs in {sorted(set(value) ^ expected)}")
+        if differing := (set(value) ^ expected) - (later - set(value)):
+            raise UsageError(f"checkpoint {folder}: {META} differs in {sorted(differing)}")
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"checkpoint {folder}: no readable {META} ({error}); give a folder step-NNNNNNNN") from error
+    value["model"] = complete_fields(value["model"])
     value["skip_ledger"] = tuple((first, last) for first, last in value["skip_ledger"])
     return CheckpointMeta(**{**value, "channels": tuple(value["channels"]), "scale": tuple(value["scale"])})
 
@@ -219,6 +223,7 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[Mask
     reason = damage(folder)
     if reason is not None:
         raise WorkError(f"checkpoint {folder}: {reason}; choose another step")
+    require_owned(folder)  # its kind names the class that is imported
     try:
         model = outline_mae(len(meta.channels), seed=meta.seed, **meta.model)
     except TypeError as error:
@@ -228,12 +233,17 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[Mask
     load_tensors(folder, {model_key(name): parameter.data for name, parameter in state.items()})
     if weights_digest(state) != meta.weights:
         raise WorkError(f"checkpoint {folder}: the weights are not those that were saved; choose another step")
-    model.lay_positions()
+    model.lay_tables()
     return model.to(device).eval(), meta
 
 
 def checkpoint_digest(folder: Path) -> str:
     """sha256 over what decides an embedding: weights, architecture, channels and their scale."""
     meta = read_meta(folder)
-    decides = {"weights": meta.weights, "model": meta.model, "channels": meta.channels, "scale": meta.scale}
+    decides = {
+        "weights": meta.weights,
+        "model": identifying_fields(meta.model),
+        "channels": meta.channels,
+        "scale": meta.scale,
+    }
     return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

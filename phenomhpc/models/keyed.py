@@ -59,13 +59,12 @@ def uniform32(words: Tensor) -> Tensor:
     return ((words >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 
-def drop_path_factors(seed: int, drop_key_B: Tensor, rates: tuple[float, ...]) -> Tensor:
-    """What each block's residual branch is multiplied by: f32[depth, B], 0 (dropped) or 1 / (1 - rate).
+def drop_path_factors(seed: int, drop_key_B: Tensor, rate_K: Tensor) -> Tensor:
+    """What each residual branch is multiplied by: f32[K, B], 0 (dropped) or 1 / (1 - rate).
 
-    Sample b of block i is dropped with probability rates[i], by the first word at counter (drop_key[b], i, 0, 0).
+    Sample b of branch k is dropped with probability rate_K[k] (f32, on the keys' device), by the first word at counter
+    (drop_key[b], k, 0, 0).
     """
-    device = drop_key_B.device
-    blocks = torch.arange(len(rates), device=device)[:, None]
-    uniform = uniform32(philox(seed, DROP_PATH, drop_key_B[None, :], blocks)[..., 0])
-    rate = torch.tensor(rates, dtype=torch.float32, device=device)[:, None]
-    return (uniform >= rate) / (1 - rate)
+    branches = torch.arange(len(rate_K), device=drop_key_B.device)[:, None]
+    uniform = uniform32(philox(seed, DROP_PATH, drop_key_B[None, :], branches)[..., 0])
+    return (uniform >= rate_K[:, None]) / (1 - rate_K[:, None])

@@ -1,25 +1,26 @@
-"""The masked autoencoder: what is pretrained, and the encoder that embeds.
+"""Masked autoencoders: what pretraining and embedding ask of every architecture, and what they all have in common.
 
 Crops come standardised (models/standardise.py); the reconstruction target is the same image, without per-patch normalisation.
 Everything random is given: the noise that chooses the masked patches, and the keys of stochastic depth.  Weights are
 drawn from one `torch.Generator`, so that building a model neither reads nor moves any global random state.
 
-Shape suffixes: B crops, C channels, H W pixels, L patches, V visible patches, N = V + 1 tokens, D width, P values of a
-patch.
+An architecture is a subclass that says how hidden patches are completed and how crops become vectors (`kinds.py` finds it).
+
+Shape suffixes: B crops, C channels, H W pixels, L patches, V visible patches, P values of a patch, D features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from phenomhpc.errors import UsageError
-from phenomhpc.models.keyed import drop_path_factors
-from phenomhpc.models.losses import fourier_l1, masked_mse
-from phenomhpc.models.vit import NORM_EPS, ParallelBlock, patchify, sincos_positions, unpatchify, xavier_uniform
+from phenomhpc.models.kinds import VIT, arguments, complete_fields, find_class
+from phenomhpc.models.losses import fourier_l1, masked_mse, weighted_mean
+from phenomhpc.models.vit import patchify, unpatchify
 
 TOKEN_STD = 0.02
 
@@ -42,11 +43,17 @@ class Reconstruction(NamedTuple):
 
 
 class MaskedAutoencoder(nn.Module):
-    """ViT encoder over the visible patches, light decoder over all of them.  Widths and counts as in `ModelConfig`.
+    """The base of all architectures: masking, losses, reconstructions.
 
-    The decoder is 8 (by default) blocks of the encoder's form, without LayerScale and stochastic depth: LayerScale's
-    1e-4 would leave the mask tokens, which start equal, without information for most of the warm-up.
+    A subclass takes (num_channels, *, seed, crop_px, patch_px, mask_ratio, fourier_weight) and options of its own, and
+    overrides `initialise`, `complete`, `features`, `num_blocks` and `num_features`.  Its forward must give the same
+    whatever else is in the batch, draw nothing at random, and never wait for the device.  Parameters whose names begin
+    with `decoder` or `mask_token` count as the decoder's; those that end with `_token`, `_tokens` or `positions`, or have
+    one dimension, are not decayed.
     """
+
+    any_channels: ClassVar[bool] = False
+    """May `encode` be given other channels, or fewer, than the model was trained on?"""
 
     def __init__(
         self,
@@ -55,144 +62,104 @@ class MaskedAutoencoder(nn.Module):
         seed: int,
         crop_px: int,
         patch_px: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float,
-        qk_norm: bool,
-        layer_scale: float,
-        drop_path: float,
         mask_ratio: float,
-        decoder_dim: int,
-        decoder_depth: int,
-        decoder_heads: int,
         fourier_weight: float,
+        mask_groups: int = 1,
     ) -> None:
+        """mask_groups: consecutive parts of the patches (each channel's, say), masked independently, as many in each."""
         super().__init__()
         self.num_channels, self.seed, self.crop_px, self.patch_px = num_channels, seed, crop_px, patch_px
-        self.dim, self.decoder_dim, self.fourier_weight = dim, decoder_dim, fourier_weight
+        self.fourier_weight, self.mask_groups = fourier_weight, mask_groups
         self.grid = crop_px // patch_px
-        self.num_patches = self.grid**2
-        self.num_visible = int(self.num_patches * (1 - mask_ratio))
-        if not 0 < self.num_visible < self.num_patches:
+        in_group = self.grid**2
+        self.num_patches = mask_groups * in_group
+        visible = int(in_group * (1 - mask_ratio))
+        if not 0 < visible < in_group:
             raise UsageError(
-                f"model.mask_ratio={mask_ratio} of {self.num_patches} patches leaves {self.num_visible} visible; "
+                f"model.mask_ratio={mask_ratio} of {in_group} patches leaves {visible} visible; "
                 "choose a ratio that keeps at least one and hides at least one"
             )
-        self.drop_rates = tuple(drop_path * i / max(depth - 1, 1) for i in range(depth))
-        values = num_channels * patch_px**2
+        self.num_visible = mask_groups * visible
 
-        self.patch_embed = nn.Linear(values, dim)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.blocks = nn.ModuleList(ParallelBlock(dim, heads, mlp_ratio, qk_norm, layer_scale) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+    # What an architecture says of itself
 
-        self.decoder_embed = nn.Linear(dim, decoder_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        self.decoder_blocks = nn.ModuleList(
-            ParallelBlock(decoder_dim, decoder_heads, mlp_ratio=4.0, qk_norm=qk_norm, layer_scale=0.0)
-            for _ in range(decoder_depth)
-        )
-        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=NORM_EPS)
-        self.decoder_pred = nn.Linear(decoder_dim, values)
+    @property
+    def num_blocks(self) -> int:
+        """Blocks whose output `encode` can take."""
+        raise NotImplementedError
 
-        self.positions: Tensor
-        self.decoder_positions: Tensor
-        self.register_buffer("positions", torch.empty(1 + self.num_patches, dim), persistent=False)
-        self.register_buffer("decoder_positions", torch.empty(1 + self.num_patches, decoder_dim), persistent=False)
+    def num_features(self, *, block: int | None, pooling: str, num_channels: int) -> int:
+        """Length of the vectors of `encode`.  Raises UsageError for a block or a pooling that there is not."""
+        raise NotImplementedError
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Fill every parameter and position table, in a fixed order, from the generator (on the model's device)."""
-        for linear in (self.patch_embed, self.decoder_embed, self.decoder_pred):
-            xavier_uniform(linear.weight, generator)
-            nn.init.zeros_(linear.bias)
-        for token in (self.class_token, self.mask_token):
-            nn.init.normal_(token, std=TOKEN_STD, generator=generator)
-        for block in (*self.blocks, *self.decoder_blocks):
-            assert isinstance(block, ParallelBlock)
-            block.initialise(generator)
-        for norm in (self.norm, self.decoder_norm):
-            norm.reset_parameters()
-        self.lay_positions()
+        """Fill every parameter, in a fixed order, from the generator (on the model's device), and lay the tables."""
+        raise NotImplementedError
 
-    def lay_positions(self) -> None:
-        """Fill the fixed position tables; they are computed, never stored."""
-        self.positions.copy_(sincos_positions(self.dim, self.grid))
-        self.decoder_positions.copy_(sincos_positions(self.decoder_dim, self.grid))
+    def lay_tables(self) -> None:
+        """Fill what is computed and never stored: buffers that are not persistent."""
 
-    def _with_class_token(self, patches_BVD: Tensor) -> Tensor:
-        token = (self.class_token + self.positions[:1]).expand(patches_BVD.shape[0], -1, -1)
-        return torch.cat([token, patches_BVD], dim=1)
+    def complete(
+        self, pixels_BCHW: Tensor, patches_BLP: Tensor, visible_BV: Tensor, mask_BL: Tensor, drop_key_B: Tensor
+    ) -> Tensor:
+        """Predicted patches [B, L, P], from the visible ones alone; visible_BV: their numbers, mask_BL: 1 where hidden."""
+        raise NotImplementedError
 
-    def _encode_visible(self, patches_BLP: Tensor, visible_BV: Tensor, drop_key_B: Tensor) -> Tensor:
-        """Tokens [B, 1 + V, D]: hidden patches are dropped before they are even projected."""
-        rows = visible_BV[:, :, None]
-        visible_BVP = patches_BLP.gather(1, rows.expand(-1, -1, patches_BLP.shape[2]))
-        x = self._with_class_token(self.patch_embed(visible_BVP) + self.positions[1:][visible_BV])
-        factors: Tensor | None = None
-        if self.training and self.drop_rates[-1] > 0:
-            factors = drop_path_factors(self.seed, drop_key_B, self.drop_rates)
-        for i, block in enumerate(self.blocks):
-            x = block(x, None if factors is None else factors[i])
-        return self.norm(x)  # type: ignore[no-any-return]
+    def features(self, pixels_BCHW: Tensor, block: int, pooling: str) -> Tensor:
+        """Vectors [B, D] of whole crops after a block, 1-based; the arguments are checked."""
+        raise NotImplementedError
 
-    def _decode(self, tokens_BND: Tensor, visible_BV: Tensor) -> Tensor:
-        """Predicted patches [B, L, P] from the encoder's tokens, every patch at its place."""
-        x = self.decoder_embed(tokens_BND)
-        B, _, D = x.shape
-        rows = visible_BV[:, :, None].expand(-1, -1, D)
-        hidden = self.mask_token.to(x.dtype).expand(B, self.num_patches, D)
-        x = torch.cat([x[:, :1], hidden.scatter(1, rows, x[:, 1:])], dim=1) + self.decoder_positions
-        for block in self.decoder_blocks:
-            x = block(x)
-        return self.decoder_pred(self.decoder_norm(x))[:, 1:]  # type: ignore[no-any-return]
+    def to_patches(self, pixels_BCHW: Tensor) -> Tensor:
+        """The patches [B, L, P] that are hidden or not: by default all channels of a place are one patch."""
+        return patchify(pixels_BCHW, self.patch_px)
+
+    def to_images(self, patches_BLP: Tensor) -> Tensor:
+        """The inverse of `to_patches`."""
+        return unpatchify(patches_BLP, self.patch_px, self.num_channels)
+
+    # What all have in common
+
+    def choose_visible(self, mask_noise_BL: Tensor) -> Tensor:
+        """i64[B, V]: of each group the patches with the smallest noise, int(L * (1 - mask_ratio)) of them (ties: the earlier)."""
+        B, L = mask_noise_BL.shape
+        groups, per_group = self.mask_groups, self.num_visible // self.mask_groups
+        ranked = mask_noise_BL.reshape(B, groups, L // groups).argsort(dim=2, stable=True)[:, :, :per_group]
+        first = torch.arange(0, L, L // groups, device=ranked.device)
+        return (ranked + first[:, None]).reshape(B, self.num_visible)
 
     def forward(
         self, pixels_BCHW: Tensor, mask_noise_BL: Tensor, drop_key_B: Tensor, weight_B: Tensor | None = None
     ) -> MaeOutput:
         """Loss and prediction for standardised crops.
 
-        The int(L * (1 - mask_ratio)) patches with the smallest noise stay visible (ties: the earlier patch).  `weight_B`
-        weighs each crop's loss: 0 for padding, whatever its pixels.  Block i's branch is dropped by
+        `weight_B` weighs each crop's loss: 0 for padding, whatever its (finite) pixels.  Block i's branch is dropped by
         (seed, drop_key, i), in training mode only.
         """
-        patches_BLP = patchify(pixels_BCHW, self.patch_px)
-        visible_BV = mask_noise_BL.argsort(dim=1, stable=True)[:, : self.num_visible]
+        patches_BLP = self.to_patches(pixels_BCHW)
+        visible_BV = self.choose_visible(mask_noise_BL)
         mask_BL = torch.ones_like(mask_noise_BL).scatter(1, visible_BV, 0.0)
-        pred_BLP = self._decode(self._encode_visible(patches_BLP, visible_BV, drop_key_B), visible_BV).float()
+        pred_BLP = self.complete(pixels_BCHW, patches_BLP, visible_BV, mask_BL, drop_key_B).float()
 
         mse_B = masked_mse(pred_BLP, patches_BLP, mask_BL)
-        fourier_B = fourier_l1(unpatchify(pred_BLP, self.patch_px, self.num_channels), pixels_BCHW)
-        if weight_B is None:
-            weight_B = torch.ones_like(mse_B)
-        share_B = weight_B / weight_B.sum().clamp_min(torch.finfo(torch.float32).tiny)
-        mse, fourier = (mse_B * share_B).sum(), (fourier_B * share_B).sum()
+        fourier_B = fourier_l1(self.to_images(pred_BLP), pixels_BCHW)
+        mse, fourier = weighted_mean(mse_B, weight_B), weighted_mean(fourier_B, weight_B)
         loss = (1 - self.fourier_weight) * mse + self.fourier_weight * fourier
         return MaeOutput(loss, mse, fourier, pred_BLP, mask_BL)
 
-    def encode(
-        self, pixels_BCHW: Tensor, block: int | None = None, pooling: Literal["mean", "class"] = "mean"
-    ) -> Tensor:
+    def encode(self, pixels_BCHW: Tensor, block: int | None = None, pooling: str = "mean") -> Tensor:
         """Features f32[B, D] of standardised crops, nothing masked; call in eval mode.
 
-        `block` is 1-based; the last block's output (the default) passes the final LayerNorm, an earlier one's is taken
-        as it is.  "mean" averages the patch tokens and drops the class token, "class" takes the class token.
+        `block` is 1-based; the last block's output (the default) passes the final norm, an earlier one's is taken as it
+        is.  "mean" averages over the patches and leaves the class token out, "class" takes the class token.
         """
-        depth = len(self.blocks)
-        block = depth if block is None else block
-        if not 1 <= block <= depth:
-            raise UsageError(f"block={block}: the encoder has blocks 1 to {depth}")
-        if pixels_BCHW.shape[1:] != (self.num_channels, self.crop_px, self.crop_px):
+        num_channels, *edges = pixels_BCHW.shape[1:]
+        allowed = num_channels == self.num_channels or (self.any_channels and num_channels > 0)
+        if not allowed or edges != [self.crop_px, self.crop_px]:
             shape = " x ".join(map(str, pixels_BCHW.shape[1:]))
             expected = f"{self.num_channels} x {self.crop_px} x {self.crop_px}"
             raise UsageError(f"crops of {shape}: this encoder takes {expected}")
-        x = self._with_class_token(self.patch_embed(patchify(pixels_BCHW, self.patch_px)) + self.positions[1:])
-        for layer in self.blocks[:block]:
-            x = layer(x)
-        if block == depth:
-            x = self.norm(x)
-        pooled = x[:, 1:].mean(dim=1) if pooling == "mean" else x[:, 0]
-        return pooled.float()
+        self.num_features(block=block, pooling=pooling, num_channels=num_channels)  # refuses what there is not
+        return self.features(pixels_BCHW, self.num_blocks if block is None else block, pooling).float()
 
     @torch.no_grad()
     def reconstruct(self, pixels_BCHW: Tensor, mask_noise_BL: Tensor) -> Reconstruction:
@@ -200,11 +167,8 @@ class MaskedAutoencoder(nn.Module):
         keys_B = torch.zeros(len(pixels_BCHW), dtype=torch.int64, device=pixels_BCHW.device)
         output = self(pixels_BCHW, mask_noise_BL, keys_B)
         hidden_BL1 = output.mask[:, :, None]
-        visible = patchify(pixels_BCHW, self.patch_px) * (1 - hidden_BL1)
-        return Reconstruction(
-            unpatchify(visible, self.patch_px, self.num_channels),
-            unpatchify(visible + output.pred * hidden_BL1, self.patch_px, self.num_channels),
-        )
+        visible = self.to_patches(pixels_BCHW) * (1 - hidden_BL1)
+        return Reconstruction(self.to_images(visible), self.to_images(visible + output.pred * hidden_BL1))
 
 
 def build_mae(num_channels: int, *, seed: int = 0, **fields: Any) -> MaskedAutoencoder:
@@ -218,15 +182,19 @@ def build_mae(num_channels: int, *, seed: int = 0, **fields: Any) -> MaskedAutoe
 
 
 def outline_mae(num_channels: int, *, seed: int = 0, **fields: Any) -> MaskedAutoencoder:
-    """The same model without storage, on the meta device: for counting, and for loading a checkpoint into."""
+    """The same model without storage, on the meta device: for counting, and for loading a checkpoint into.
+
+    Raises UsageError for a kind, an option or a mask that cannot be.
+    """
+    kind = fields.get("kind", VIT)
     with torch.device("meta"):
-        return MaskedAutoencoder(num_channels, seed=seed, **{k: v for k, v in fields.items() if k != "name"})
+        return find_class(kind)(num_channels, seed=seed, **arguments(kind, complete_fields(fields)))
 
 
 def count_parameters(model: nn.Module) -> Mapping[str, int]:
     """Numbers of parameters of the encoder and of the decoder."""
     counts = {"encoder": 0, "decoder": 0}
     for name, parameter in model.named_parameters():
-        part = "decoder" if name.startswith(("decoder_", "mask_token")) else "encoder"
+        part = "decoder" if name.startswith(("decoder", "mask_token")) else "encoder"
         counts[part] += parameter.numel()
     return counts

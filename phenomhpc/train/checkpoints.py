@@ -41,6 +41,7 @@ from phenomhpc.models.checkpoint import (
     step_folder,
     weights_digest,
 )
+from phenomhpc.models.kinds import complete_fields
 from phenomhpc.runs import TEMPORARY, TaskContext, commit
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.state import TrainState
@@ -122,7 +123,7 @@ class Checkpoints:
             meta = self.ranks.on_first(lambda folder=folder: self._agreed(folder, state))  # type: ignore[misc]
             failure = self._load(folder, meta, state)
             if not self.ranks.any(failure is not None):
-                state.step = meta.step
+                state.step, state.init_from = meta.step, meta.init_from
                 return folder
             if self.ranks.is_first:
                 say(f"checkpoint {folder}: passed over, {failure or 'another rank cannot read it'}")
@@ -137,7 +138,7 @@ class Checkpoints:
     def _agreed(self, folder: Path, state: TrainState) -> CheckpointMeta:
         there, here = read_meta(folder), self.describe(state, "")
         way_out = "resume with the run's own settings, or begin a new run with --new-run"
-        require_same(folder, there.model, here.model, "model.", way_out=way_out)
+        require_same(folder, there.model, complete_fields(here.model), "model.", way_out=way_out)
         for name in (
             "channels",
             "scale",

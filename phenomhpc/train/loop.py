@@ -10,7 +10,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from phenomhpc.progress import Stage
 from phenomhpc.runs import TaskContext
 from phenomhpc.runs.heartbeat import START, STEP, beat
 from phenomhpc.store.shardfiles import Traffic
+from phenomhpc.train.begin import begin_from
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
 from phenomhpc.train.feed import feed_for
@@ -103,9 +104,13 @@ class _Run:
             ctx=ctx,
             ranks=ranks,
             keep=config.checkpoint.keep,
-            describe=lambda state, weights: source.describe(state, weights, ranks.world),
+            describe=lambda state, weights: replace(
+                source.describe(state, weights, ranks.world), init_from=state.init_from
+            ),
         )
         newest = checkpoints.resume(state, ctx.progress.say)
+        if newest is None and config.init_from is not None:
+            begin_from(config.init_from, Path(config.runs), state, source.corpus.channels, ranks, ctx)
         return cls(
             config=config,
             ctx=ctx,

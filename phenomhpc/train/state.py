@@ -23,6 +23,8 @@ class TrainState:
     model: MaskedAutoencoder
     optimiser: torch.optim.Optimizer
     step: int = 0
+    init_from: dict[str, str] | None = None
+    """The checkpoint whose weights the run began with, as CheckpointMeta says it."""
 
     def weights(self) -> dict[str, Tensor]:
         """The parameters under the names of the model, sharing their memory."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from phenomhpc.embed.channels import match_channels
-from phenomhpc.embed.encode import VitEncoder
+from phenomhpc.embed.encode import ModelEncoder
 from phenomhpc.embed.intensity import PERCENTILES, IntensityStatistics
 from phenomhpc.errors import UsageError
 from phenomhpc.models.mae import MaskedAutoencoder, build_mae
@@ -44,8 +44,8 @@ def _model() -> MaskedAutoencoder:
     return build_mae(3, seed=1, **FIELDS)
 
 
-def _vit(model: MaskedAutoencoder | None = None) -> VitEncoder:
-    return VitEncoder(model or _model(), (255.0, 255.0, 255.0), device=torch.device("cpu"))
+def _vit(model: MaskedAutoencoder | None = None) -> ModelEncoder:
+    return ModelEncoder(model or _model(), (255.0, 255.0, 255.0), device=torch.device("cpu"))
 
 
 def test_the_padding_of_a_batch_changes_no_bit_of_the_rest(crops: np.ndarray) -> None:
@@ -71,12 +71,12 @@ def test_encoding_is_inference_without_stochastic_depth(crops: np.ndarray) -> No
 
 
 def test_uint16_crops_with_their_scale_embed_as_the_same_picture_in_uint8(crops: np.ndarray) -> None:
-    wide = VitEncoder(_model(), (255.0 * 257,) * 3, device=torch.device("cpu"))
+    wide = ModelEncoder(_model(), (255.0 * 257,) * 3, device=torch.device("cpu"))
     np.testing.assert_allclose(wide.encode(crops.astype(np.uint16) * 257), _vit().encode(crops), rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_stays_near_fp32(crops: np.ndarray) -> None:
-    half = VitEncoder(_model(), (255.0,) * 3, device=torch.device("cpu"), precision="bf16")
+    half = ModelEncoder(_model(), (255.0,) * 3, device=torch.device("cpu"), precision="bf16")
     a, b = half.encode(crops).astype(np.float64), _vit().encode(crops).astype(np.float64)
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert half.encode(crops).dtype == np.float32

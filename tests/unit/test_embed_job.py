@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,8 +23,9 @@ from phenomhpc.jobs.embed import plan
 from phenomhpc.plates.synthetic import SyntheticSpec, write_plates
 from phenomhpc.progress import silent
 from phenomhpc.runs import RunPaths
+from phenomhpc.store import Snapshot, open_store
 from tests.unit import train_store
-from tests.unit.embed_store import SPEC, Screen, make_screen, pretrain, run
+from tests.unit.embed_store import MODEL, SPEC, Screen, make_screen, pretrain, run
 
 KILL_LIMIT_S = 60
 
@@ -189,3 +191,60 @@ def test_a_dry_run_reads_store_and_checkpoint_without_torch_and_makes_nothing(sc
     assert done.stderr.strip() == "False", done.stderr
     assert "# embed: 3 plates: 3 task(s) in 1 array(s) of Slurm" in done.stdout and "of output" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def channel_agnostic(screen: Screen, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+    """A run of two steps of a channel-agnostic model on the screen."""
+    optim = {"name": "adamw", "peak_lr": 1e-3, "global_batch": 4, "micro_batch": 4, "steps": 2}
+    runs = tmp_path_factory.mktemp("agnostic")
+    settings = {"store": [str(screen.store)], "runs": str(runs), "device": "cpu", "threads_per_rank": 1}
+    return run("pretrain", **settings, model={**MODEL, "kind": "ca_mae_vit"}, optim=optim)[0]
+
+
+def test_a_channel_agnostic_model_embeds_any_of_its_channels_in_any_order(
+    screen: Screen, channel_agnostic: RunPaths, tmp_path: Path
+) -> None:
+    known = Snapshot.open(open_store(str(screen.store))).channels
+    asked = [known[4], known[1]]
+
+    def vectors(name: str, **settings: Any) -> np.ndarray:
+        out = tmp_path / name
+        screen.embed(checkpoint=str(channel_agnostic.root), out=str(out), baselines=[], **settings)
+        binding = read_binding(EmbeddingsPaths(out))
+        assert binding is not None and binding.channels == tuple(settings.get("channels", known))
+        frame = read_embeddings(out)
+        features = frame.select(feature_columns(frame)).to_numpy()
+        assert features.shape[1] == binding.num_features
+        return features
+
+    everything = vectors("all")
+    one_way = vectors("one", channels=asked, pooling="channelwise")
+    other_way = vectors("other", channels=asked[::-1], pooling="channelwise")
+    assert everything.shape[1] == 16 and one_way.shape[1] == 32
+    np.testing.assert_allclose(one_way[:, :16], other_way[:, 16:], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(one_way[:, :16], one_way[:, 16:])
+    assert not np.allclose(vectors("mean", channels=asked), everything)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": ["nothing"]}, r"channels: nothing is none of those that .* was trained on"),
+        ({"channels": ["FIRST", "FIRST"]}, r"channels: .* is named twice"),
+        ({"channels": ["FIRST"], "checkpoint": None}, r"channels: the model of .* takes exactly"),
+        ({"pooling": "channelwise", "checkpoint": None}, r"pooling=channelwise: this encoder has mean, class"),
+    ],
+)
+def test_channels_that_cannot_be_embedded_are_refused(
+    screen: Screen, channel_agnostic: RunPaths, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    first = Snapshot.open(open_store(str(screen.store))).channels[0]
+    given = {"checkpoint": str(channel_agnostic.root), **settings}
+    if given["checkpoint"] is None:  # the usual model
+        del given["checkpoint"]
+    if "channels" in given:
+        given["channels"] = [first if name == "FIRST" else name for name in given["channels"]]
+    with pytest.raises(UsageError, match=message):
+        screen.embed(out=str(tmp_path / "emb"), **given)
+    assert not (tmp_path / "emb").exists()

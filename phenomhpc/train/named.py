@@ -1,0 +1,24 @@
+"""Which checkpoint a name means: for whoever begins with one or embeds by one.  Without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from phenomhpc.errors import UsageError
+from phenomhpc.models.checkpoint import META, newest_committed
+from phenomhpc.runs import find_run
+
+
+def named_checkpoint(name: str, runs: Path) -> Path:
+    """The step folder that `name` means: itself, or the newest committed one of a run.  Raises UsageError."""
+    folder = Path(name)
+    if (folder / META).is_file():
+        return folder.absolute()
+    try:
+        run = find_run(runs, name)
+    except UsageError as error:
+        raise UsageError(f"checkpoint {name}: is neither a step folder nor a run; {error}") from error
+    newest = newest_committed(run.checkpoints)
+    if newest is None:
+        raise UsageError(f"checkpoint {name}: run {run.id} has committed none yet; phenomhpc status {run.id} tells why")
+    return newest

@@ -1,0 +1,223 @@
+"""--init-from: another run's weights, step 0, a fresh optimiser; afterwards a run's own checkpoints win."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from phenomhpc.config import PretrainConfig, dump
+from phenomhpc.errors import StopRequested, UsageError
+from phenomhpc.jobs.here import run_here
+from phenomhpc.jobs.pretrain import plan
+from phenomhpc.models.checkpoint import load_encoder, newest_committed, read_meta
+from phenomhpc.models.mae import build_mae
+from phenomhpc.progress import silent
+from phenomhpc.runs import RunPaths, TaskContext, claim_start, create_run, open_attempt, read_events
+from phenomhpc.train.loop import train
+from phenomhpc.train.metrics import read_metrics
+from tests.unit.train_store import convert, settings, write_plate
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("begin")
+    write_plate(folder / "raw")
+    return convert(folder / "raw", folder / "store", folder / "runs")
+
+
+class Saying(type(silent())):  # type: ignore[misc]
+    """Keeps what is said; stops the run after so many steps."""
+
+    def __init__(self, ctx: TaskContext, stop_after: int | None) -> None:
+        self.ctx, self.stop_after, self.done = ctx, stop_after, 0
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def stage(self, name: str, total: int | None, unit: str) -> Any:
+        return self
+
+    def advance(self, n: int = 1, **figures: float) -> None:
+        self.done += n
+        if self.done == self.stop_after:
+            self.ctx.paths.attempt(self.ctx.attempt).stop_file(self.ctx.task).touch()
+
+
+def start(paths: RunPaths, *, stop_after: int | None = None) -> tuple[TaskContext, Saying]:
+    attempt, _ = open_attempt(paths)
+    token = claim_start(paths, attempt, 0, 0)
+    ctx = TaskContext(paths=paths, attempt=attempt, task=0, token=token, units=(), progress=silent())
+    saying = Saying(ctx, stop_after)
+    return dataclasses.replace(ctx, progress=saying), saying
+
+
+def run(config: PretrainConfig) -> tuple[RunPaths, Saying]:
+    paths = create_run(Path(config.runs), "pretrain", dump(config), {})
+    ctx, saying = start(paths)
+    train(config, ctx)
+    return paths, saying
+
+
+def last(paths: RunPaths) -> Path:
+    folder = newest_committed(paths.checkpoints, pytest.fail)
+    assert folder is not None
+    return folder
+
+
+@pytest.fixture(scope="module")
+def given(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last step folder of a run of 4 steps."""
+    return last(run(settings(store, tmp_path_factory.mktemp("given"), optim__steps=4))[0])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in load_encoder(folder)[0].named_parameters()}
+
+
+def begun(store: Path, runs: Path, given: Path, **changes: Any) -> PretrainConfig:
+    """A run of one step whose rate is so small that nothing moves: what it holds is what it began with."""
+    still = {"optim__steps": 1, "optim__peak_lr": 1e-30, "optim__weight_decay": 0.0}
+    return settings(store, runs, init_from=str(given), seed=11, **{**still, **changes})
+
+
+def test_the_weights_are_the_others_and_nothing_else_is(store: Path, tmp_path: Path, given: Path) -> None:
+    paths, saying = run(begun(store, tmp_path, given))
+    meta, origin = read_meta(last(paths)), read_meta(given)
+    assert all(torch.equal(p, weights(given)[name]) for name, p in weights(last(paths)).items())
+    assert (meta.step, meta.next_index, meta.seed) == (1, 8, 11)
+    assert meta.init_from == {"checkpoint": str(given), "weights": origin.weights}
+    assert any(f"beginning with the weights of {given}, after step 4 there" in line for line in saying.said)
+    events = [event for event in read_events(paths) if event["event"] == "init_from"]
+    assert [(event["checkpoint"], event["weights"]) for event in events] == [(str(given), origin.weights)]
+
+
+def test_momenta_are_fresh(store: Path, tmp_path: Path, given: Path) -> None:
+    """Lion's first step from zero momenta moves every weight with a gradient by the rate; the other run's would differ."""
+    from phenomhpc.models.checkpoint import load_tensors
+
+    folder = last(run(begun(store, tmp_path, given))[0])
+    state = {"optimiser.norm.weight.exp_avg": torch.empty(32)}
+    theirs = {"optimiser.norm.weight.exp_avg": torch.empty(32)}
+    load_tensors(folder, state)
+    load_tensors(given, theirs)
+    one = state["optimiser.norm.weight.exp_avg"]
+    # Lion keeps m = 0.95 * 0 + 0.05 * g of one gradient: had it gone on from the other's, 0.95 of them would be in it.
+    assert (one - 0.95 * theirs["optimiser.norm.weight.exp_avg"]).norm() > one.norm()
+    assert one.norm() > 0
+
+
+def test_a_run_by_its_name_is_its_newest_checkpoint(store: Path, tmp_path: Path) -> None:
+    first, _ = run(settings(store, tmp_path, optim__steps=3, checkpoint__every_steps=2))
+    paths, _ = run(begun(store, tmp_path, Path(first.id)))
+    assert read_meta(last(paths)).init_from == {
+        "checkpoint": str(last(first)),
+        "weights": read_meta(last(first)).weights,
+    }
+
+
+def test_a_resumed_run_goes_on_with_its_own_and_still_says_where_it_began(
+    store: Path, tmp_path: Path, given: Path
+) -> None:
+    """Also when what it began with is gone, or the setting was changed."""
+    borrowed = tmp_path / "borrowed" / given.name
+    shutil.copytree(given, borrowed)
+    config = settings(store, tmp_path, init_from=str(borrowed))
+    whole, _ = run(config)
+    paths = create_run(Path(config.runs), "pretrain", dump(config), {})
+    with pytest.raises(StopRequested):
+        train(config, start(paths, stop_after=7)[0])
+    shutil.rmtree(borrowed)
+    plan(config, paths)  # needs it no more
+    changed = config.model_copy(update={"init_from": str(tmp_path / "nowhere")})
+    ctx, saying = start(paths)
+    train(changed, ctx)
+    assert not any("beginning with the weights" in line for line in saying.said)
+    assert read_meta(last(paths)).weights == read_meta(last(whole)).weights
+    assert read_meta(last(paths)).init_from == read_meta(last(whole)).init_from is not None
+    losses = [read_metrics(each.metrics)["loss"].to_pylist() for each in (paths, whole)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model__dim": 48},
+            r"blocks\.0\.in_proj\.weight is \(224, 32\) there and \(336, 48\) here; .*model=test on 2 channels",
+        ),
+        ({"model__depth": 3}, r"blocks\.2\.in_proj\.weight is absent there and \(224, 32\) here"),
+        ({"model__depth": 1}, r"blocks\.1\.in_proj\.weight is \(224, 32\) there and absent here"),
+        ({"model__registers": 2}, r"register_tokens is absent there and \(1, 2, 32\) here"),
+    ],
+)
+def test_another_architecture_is_refused_before_anything_starts(
+    store: Path, tmp_path: Path, given: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = begun(store, tmp_path, given, **changes)
+    paths = create_run(Path(config.runs), "pretrain", dump(config), {})
+    for act in (lambda: plan(config, paths), lambda: train(config, start(paths)[0])):
+        with pytest.raises(UsageError, match=message) as error:
+            act()
+        assert "\n" not in str(error.value)
+    assert not paths.checkpoints.exists()
+
+
+def test_another_way_to_train_the_same_weights_is_not(store: Path, tmp_path: Path, given: Path) -> None:
+    """Masking, stochastic depth and the loss change no weight."""
+    changes = {"model__mask_ratio": 0.5, "model__drop_path": 0.0, "model__fourier_weight": 0.1, "optim__name": "adamw"}
+    paths, _ = run(begun(store, tmp_path, given, **changes))
+    assert read_meta(last(paths)).init_from is not None
+
+
+def test_what_is_no_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
+    config = begun(store, tmp_path, tmp_path / "nothing")
+    with pytest.raises(UsageError, match=r"checkpoint .*nothing: is neither a step folder nor a run"):
+        plan(config, create_run(Path(config.runs), "pretrain", dump(config), {}))
+
+
+def test_checkpoints_of_before_do_not_say_where_they_began(given: Path, tmp_path: Path) -> None:
+    content = json.loads((given / "meta.json").read_text())
+    del content["init_from"]
+    (tmp_path / "meta.json").write_text(json.dumps(content))
+    assert read_meta(tmp_path).init_from is None
+    del content["seed"]
+    (tmp_path / "meta.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"meta\.json differs in \['seed'\]"):
+        read_meta(tmp_path)
+
+
+def test_the_page_of_the_run_names_it(store: Path, tmp_path: Path, given: Path) -> None:
+    config = begun(store, tmp_path, given)
+    paths, _ = run_here(config, command=["pretrain"], progress=silent(), fresh=True)
+    assert f"weights of {given}" in paths.report.read_text()
+
+
+@pytest.mark.parametrize("kind", ["ca_mae_vit", "unet_mae"])
+def test_every_architecture_trains_resumes_and_begins(store: Path, tmp_path: Path, kind: str) -> None:
+    """A few steps of the loop itself: stopped and gone on with bit for bit, and its weights taken over by another run."""
+    shape: dict[str, Any] = {"model__kind": kind, "optim__steps": 5, "optim__name": "adamw"}
+    if kind == "unet_mae":
+        shape["model"] = {
+            "name": "test", "kind": kind, "crop_px": 32, "patch_px": 8, "options": {"width": 8, "levels": 2},
+        }  # fmt: skip
+        del shape["model__kind"]
+    config = settings(store, tmp_path, **shape)
+    whole, _ = run(config)
+    paths = create_run(Path(config.runs), "pretrain", dump(config), {})
+    with pytest.raises(StopRequested):
+        train(config, start(paths, stop_after=2)[0])
+    train(config, start(paths)[0])
+    assert read_meta(last(paths)).weights == read_meta(last(whole)).weights
+    untrained = build_mae(2, seed=config.seed, **config.model.model_dump())
+    assert not all(
+        torch.equal(p, q) for p, q in zip(untrained.parameters(), weights(last(whole)).values(), strict=True)
+    )
+    other, _ = run(begun(store, tmp_path, last(whole), **{k: v for k, v in shape.items() if k.startswith("model")}))
+    assert all(torch.equal(p, weights(last(whole))[name]) for name, p in weights(last(other)).items())
