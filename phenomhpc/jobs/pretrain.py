@@ -43,6 +43,7 @@ def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
     from phenomhpc.models.mae import outline_mae
     from phenomhpc.train.data import CropSource
     from phenomhpc.train.loop import require_trainable
+    from phenomhpc.train.validation import require_validation
 
     require_trainable(config)
     require_backend(config)
@@ -50,6 +51,7 @@ def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
     if config.data.illumination == "apply":
         source.corpus.require_light()
     outline_mae(source.num_channels, **config.model.model_dump())
+    require_validation(config, source)
     return GangPlan(num_nodes=config.cluster.nodes)
 
 
@@ -88,6 +90,7 @@ def run(config: PretrainConfig, ctx: TaskContext) -> TaskOutcome:
 
     What holds when killed here: see `phenomhpc.train.loop`.
     """
+    from phenomhpc.report import reconstruction_figure
     from phenomhpc.slurm.inside import is_ours
     from phenomhpc.train.launch import launch
     from phenomhpc.train.rounds import always_standing
@@ -95,7 +98,7 @@ def run(config: PretrainConfig, ctx: TaskContext) -> TaskOutcome:
     def standing() -> bool | None:
         return is_ours(str(ctx.job_id), ctx.start, ctx.hosts[ctx.node_rank])
 
-    result = launch(config, ctx, always_standing if ctx.job_id is None else standing)
+    result = launch(config, ctx, always_standing if ctx.job_id is None else standing, reconstruction_figure)
     return TaskOutcome(units_done=result.steps)
 
 
@@ -178,9 +181,11 @@ def data_words(metrics: pa.Table, global_batch: int) -> str:
 
 
 def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, metrics: pa.Table) -> str:
+    from phenomhpc.jobs.training_page import validation_sections
     from phenomhpc.models.checkpoint import read_meta
     from phenomhpc.models.mae import count_parameters, outline_mae
     from phenomhpc.report import Section, curves_figure, reconstruction_figure, render_report, themed
+    from phenomhpc.train.validation import read_validations
 
     meta = read_meta(folder)
     counts = count_parameters(outline_mae(len(meta.channels), **meta.model))
@@ -210,6 +215,9 @@ def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, m
     )
     curves = Section(
         title="Loss and throughput",
-        pictures=(themed(curves_figure, metrics, alt="loss and crops per second by step"),),
+        pictures=(
+            themed(curves_figure, metrics, read_validations(paths.validation), alt="loss and crops per second by step"),
+        ),
     )
-    return render_report("Pretraining", (Section(title="The run", facts=facts), crops, curves), lead=f"Run {paths.id}")
+    sections = (Section(title="The run", facts=facts), crops, curves, *validation_sections(paths))
+    return render_report("Pretraining", sections, lead=f"Run {paths.id}")

@@ -34,6 +34,7 @@ from phenomhpc.train.optim import make_optimiser, one_cycle_lr
 from phenomhpc.train.ranks import Ranks, joined
 from phenomhpc.train.state import TrainState, replicate
 from phenomhpc.train.step import NUM_LOSSES, StepSettings, StepSums, run_step
+from phenomhpc.train.validation import Draw, Validation, require_validation
 
 # Metrics become a file at every checkpoint and at every so many logged intervals.
 FLUSH_INTERVALS = 10
@@ -48,8 +49,10 @@ class TrainResult:
     loss: float | None
 
 
-def train(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
+def train(config: PretrainConfig, ctx: TaskContext, draw: Draw | None = None) -> TrainResult:
     """One rank's part of a pretraining run, from its newest committed checkpoint to its last step.
+
+    draw: makes the pictures of validations; None for none.
 
     The rank comes from torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*); without it there is one rank.
     Raises StopRequested after a checkpoint when the context's stop file is seen at a step boundary, FencedError when a
@@ -62,7 +65,7 @@ def train(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
     with joined(config.device) as ranks:
         digest = ranks.on_first(lambda: bound_snapshot(config, ctx))
         config = config.model_copy(update={"snapshot": digest})
-        return _Run.prepare(config, ctx, ranks, CropSource.open(config)).to_the_end()
+        return _Run.prepare(config, ctx, ranks, CropSource.open(config), draw).to_the_end()
 
 
 def require_trainable(config: PretrainConfig) -> None:
@@ -92,10 +95,14 @@ class _Run:
     state: TrainState
     checkpoints: Checkpoints
     log: _StepLog
+    validation: Validation
     newest: Path | None = None
 
     @classmethod
-    def prepare(cls, config: PretrainConfig, ctx: TaskContext, ranks: Ranks, source: CropSource) -> _Run:
+    def prepare(
+        cls, config: PretrainConfig, ctx: TaskContext, ranks: Ranks, source: CropSource, draw: Draw | None
+    ) -> _Run:
+        require_validation(config, source)
         model = build_mae(source.num_channels, seed=config.seed, **config.model.model_dump()).to(ranks.device)
         state = TrainState(model=model.train(), optimiser=make_optimiser(model, config.optim))
         checkpoints = Checkpoints(
@@ -113,6 +120,7 @@ class _Run:
             state=state,
             checkpoints=checkpoints,
             log=_StepLog(config=config, ranks=ranks, metrics=MetricsLog(ctx), crop_bytes=source.crop_bytes),
+            validation=Validation(config=config, ctx=ctx, ranks=ranks, source=source, draw=draw),
             newest=newest,
         )
 
@@ -148,6 +156,8 @@ class _Run:
             precision=config.precision,
             clip_grad_norm=optim.clip_grad_norm,
         )
+        if self.validation.missing(self.state.step):  # of the untrained model, or a stop came before it
+            self.validation.run(self.state)
         replica = replicate(self.state.model, self.ranks, optim.micro_batch)
         patches = self.state.model.num_patches
         tell, say = self._tell, self.ctx.progress.say
@@ -172,6 +182,11 @@ class _Run:
         if due or done % interval == 0:
             self.log.settle(flush=due or done % (interval * FLUSH_INTERVALS) == 0)
         figures = self.log.figures() if done % interval == 0 or due else {}
+        # Before the checkpoint: a start that goes on from it does not come by here again.
+        if self.validation.due(done) and not stop:
+            self.validation.run(self.state)
+        if self.validation.last_loss is not None and figures:
+            figures["val_loss"] = self.validation.last_loss
         if due:
             beat("checkpoint", done)
             self.newest = self.checkpoints.save(self.state)
