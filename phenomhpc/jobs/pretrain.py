@@ -181,7 +181,7 @@ def data_words(metrics: pa.Table, global_batch: int) -> str:
 
 
 def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, metrics: pa.Table) -> str:
-    from phenomhpc.jobs.training_page import validation_sections
+    from phenomhpc.jobs.training_page import compute_words, validation_sections
     from phenomhpc.models.checkpoint import read_meta
     from phenomhpc.models.mae import count_parameters, outline_mae
     from phenomhpc.report import Section, curves_figure, reconstruction_figure, render_report, themed
@@ -196,6 +196,7 @@ def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, m
         ("steps", f"{meta.step:,} of {meta.global_batch} crops, {meta.world_size} rank(s) in the last attempt"),
         ("optimiser", f"{config.optim.name}, peak rate {config.optim.peak_lr:g}"),
         ("throughput", f"{speed:.3g} crops/s (median step)"),
+        ("compute", compute_words(metrics)),
         ("data", data_words(metrics, meta.global_batch)),
         ("attempts", str(len({event["attempt"] for event in read_events(paths)}))),
         ("checkpoint", folder.name),

@@ -10,9 +10,22 @@ from phenomhpc.report import Section, Table, completions_figure, themed
 from phenomhpc.report.training import MAX_TIMES, evenly
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from phenomhpc.runs import RunPaths
 
 MAX_ROWS = 20
+
+
+def compute_words(metrics: pa.Table) -> str:
+    """What the devices made of their time, of the median step; of older metrics nothing is known."""
+    tflops, mfu, goodput = (metrics[name].drop_null().to_numpy() for name in ("tflops", "mfu", "goodput"))
+    words = [f"{np.median(tflops):.3g} TFLOP/s a device (median step)"] if len(tflops) else []
+    words += [f"MFU {np.median(mfu):.1%} of its published peak"] if len(mfu) else []
+    words += [
+        f"goodput {goodput[-1]:.1%}: the share of all time since the first start that went into steps that count"
+    ] * bool(len(goodput))
+    return "; ".join(words) or "not known"
 
 
 def validation_sections(paths: RunPaths) -> list[Section]:

@@ -29,6 +29,7 @@ from phenomhpc.runs.heartbeat import START, STEP, beat
 from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
+from phenomhpc.train.goodput import Meter
 from phenomhpc.train.metrics import MEGABYTE, MetricsLog, StepRow, rates_of
 from phenomhpc.train.optim import make_optimiser, one_cycle_lr
 from phenomhpc.train.ranks import Ranks, joined
@@ -112,6 +113,7 @@ class _Run:
             describe=lambda state, weights: source.describe(state, weights, ranks.world),
         )
         newest = checkpoints.resume(state, ctx.progress.say)
+        meter = Meter.of_run(config, ctx.paths, ranks, num_channels=source.num_channels, step=state.step)
         return cls(
             config=config,
             ctx=ctx,
@@ -119,7 +121,9 @@ class _Run:
             source=source,
             state=state,
             checkpoints=checkpoints,
-            log=_StepLog(config=config, ranks=ranks, metrics=MetricsLog(ctx), crop_bytes=source.crop_bytes),
+            log=_StepLog(
+                config=config, ranks=ranks, metrics=MetricsLog(ctx), meter=meter, crop_bytes=source.crop_bytes
+            ),
             validation=Validation(config=config, ctx=ctx, ranks=ranks, source=source, draw=draw),
             newest=newest,
         )
@@ -220,6 +224,7 @@ class _StepLog:
     config: PretrainConfig
     ranks: Ranks
     metrics: MetricsLog
+    meter: Meter
     crop_bytes: int
     last_loss: float | None = None
     _pending: list[_Pending] = field(default_factory=list)
@@ -228,6 +233,7 @@ class _StepLog:
     _cache_hits: float = 0.0
     _lr: float = 0.0
     _since: float = 0.0
+    _last: StepRow | None = None
 
     def start(self) -> None:
         """A step begins now; what lies between two steps (a checkpoint, say) is in no step's time."""
@@ -257,7 +263,7 @@ class _StepLog:
             sums = self.ranks.sum_in_order(torch.cat([losses, counts.to(losses)], dim=1)).tolist()
             norms = torch.stack([entry.sums.grad_norm for entry in self._pending]).tolist()
             rows = [self._row(*row) for row in zip(self._pending, sums, norms, strict=True)]
-            self.last_loss, self._lr = rows[-1].loss, rows[-1].lr
+            self.last_loss, self._lr, self._last = rows[-1].loss, rows[-1].lr, rows[-1]
             seconds = sum(entry.seconds for entry in self._pending)
             self._crops_per_s = self.config.optim.global_batch * len(rows) / seconds
             self._data_wait = sum(entry.data_wait for entry in self._pending) / seconds
@@ -277,6 +283,9 @@ class _StepLog:
             "mb_per_s": self._crops_per_s * self.crop_bytes / MEGABYTE,
             "data_wait": self._data_wait,
         }
+        if self._last is not None:
+            rates = {"tflops": self._last.tflops, "mfu": self._last.mfu, "goodput": self._last.goodput}
+            figures |= {name: value for name, value in rates.items() if value is not None}
         return figures | ({"cache_hits": self._cache_hits} if self.config.data.cache else {})
 
     def _row(self, entry: _Pending, sums: list[float], grad_norm: float) -> StepRow:
@@ -296,6 +305,7 @@ class _StepLog:
             crops_per_s=self.config.optim.global_batch / entry.seconds,
             data_wait=entry.data_wait,
             **rates_of(traffic, self.crop_bytes, entry.seconds),
+            **self.meter.rates(crops=self.config.optim.global_batch, seconds=entry.seconds, ended=entry.time),
             mem_bytes=_peak_memory(self.ranks),
         )
 
