@@ -366,6 +366,11 @@ class EvalConfig(Model):
         256, description="fixed crops that the validation loss is over; ranks share and keep them"
     )
     shown: Annotated[int, Field(ge=0)] = Field(6, description="of them, those whose reconstructions are kept each time")
+    probe_every_steps: PositiveInt | None = Field(
+        None, description="steps between two linear probes of the encoder on held-out wells; default: none"
+    )
+    probe_wells: PositiveInt = Field(512, description="most wells that a probe embeds")
+    probe_crops: PositiveInt = Field(4, description="crops of each of them")
 
 
 class PretrainConfig(JobModel):

@@ -43,6 +43,7 @@ def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
     from phenomhpc.models.mae import outline_mae
     from phenomhpc.train.data import CropSource
     from phenomhpc.train.loop import require_trainable
+    from phenomhpc.train.probe import wells_of
     from phenomhpc.train.validation import require_validation
 
     require_trainable(config)
@@ -52,6 +53,7 @@ def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
         source.corpus.require_light()
     outline_mae(source.num_channels, **config.model.model_dump())
     require_validation(config, source)
+    wells_of(config, source)
     return GangPlan(num_nodes=config.cluster.nodes)
 
 
@@ -181,7 +183,7 @@ def data_words(metrics: pa.Table, global_batch: int) -> str:
 
 
 def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, metrics: pa.Table) -> str:
-    from phenomhpc.jobs.training_page import compute_words, validation_sections
+    from phenomhpc.jobs.training_page import compute_words, probe_sections, validation_sections
     from phenomhpc.models.checkpoint import read_meta
     from phenomhpc.models.mae import count_parameters, outline_mae
     from phenomhpc.report import Section, curves_figure, reconstruction_figure, render_report, themed
@@ -220,5 +222,11 @@ def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, m
             themed(curves_figure, metrics, read_validations(paths.validation), alt="loss and crops per second by step"),
         ),
     )
-    sections = (Section(title="The run", facts=facts), crops, curves, *validation_sections(paths))
+    sections = (
+        Section(title="The run", facts=facts),
+        crops,
+        curves,
+        *validation_sections(paths),
+        *probe_sections(paths),
+    )
     return render_report("Pretraining", sections, lead=f"Run {paths.id}")

@@ -62,3 +62,30 @@ def validation_sections(paths: RunPaths) -> list[Section]:
         )
         sections.append(Section(title="Held-out crops, completed better and better", pictures=(picture,)))
     return sections
+
+
+def probe_sections(paths: RunPaths) -> list[Section]:
+    """Accuracies of the linear probes; nothing where there were none."""
+    from phenomhpc.train.probe import read_probes
+
+    rows = read_probes(paths.probe).to_pylist()
+    if not rows:
+        return []
+    table = Table(
+        caption="Perturbations of held-out wells, told by a linear classifier",
+        columns=("features of", "steps", "accuracy (95 % interval)"),
+        rows=tuple(
+            (
+                row["source"],
+                f"{row['step']:,}",
+                (f"{row['accuracy']:.3f}", f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"),
+            )
+            for row in (rows[place] for place in evenly(len(rows), MAX_ROWS))
+        ),
+    )
+    last = rows[-1]
+    text = (
+        f"{last['num_classes']} perturbations, learned on {last['num_train']} wells and told of {last['num_test']} that are held "
+        f"out; guessing gets {1 / last['num_classes']:.3f}."
+    )
+    return [Section(title="Linear probe", text=(text,), tables=(table,))]

@@ -32,6 +32,7 @@ from phenomhpc.train.data import CropSource
 from phenomhpc.train.goodput import Meter
 from phenomhpc.train.metrics import MEGABYTE, MetricsLog, StepRow, rates_of
 from phenomhpc.train.optim import make_optimiser, one_cycle_lr
+from phenomhpc.train.probe import LinearProbe, wells_of
 from phenomhpc.train.ranks import Ranks, joined
 from phenomhpc.train.state import TrainState, replicate
 from phenomhpc.train.step import NUM_LOSSES, StepSettings, StepSums, run_step
@@ -97,6 +98,7 @@ class _Run:
     checkpoints: Checkpoints
     log: _StepLog
     validation: Validation
+    probe: LinearProbe
     newest: Path | None = None
 
     @classmethod
@@ -125,6 +127,7 @@ class _Run:
                 config=config, ranks=ranks, metrics=MetricsLog(ctx), meter=meter, crop_bytes=source.crop_bytes
             ),
             validation=Validation(config=config, ctx=ctx, ranks=ranks, source=source, draw=draw),
+            probe=LinearProbe(config=config, ctx=ctx, ranks=ranks, source=source, wells=wells_of(config, source)),
             newest=newest,
         )
 
@@ -160,8 +163,9 @@ class _Run:
             precision=config.precision,
             clip_grad_norm=optim.clip_grad_norm,
         )
-        if self.validation.missing(self.state.step):  # of the untrained model, or a stop came before it
-            self.validation.run(self.state)
+        for watcher in (self.validation, self.probe):
+            if watcher.missing(self.state.step):  # of the untrained model, or a stop came before it
+                watcher.run(self.state)
         replica = replicate(self.state.model, self.ranks, optim.micro_batch)
         patches = self.state.model.num_patches
         tell, say = self._tell, self.ctx.progress.say
@@ -187,10 +191,11 @@ class _Run:
             self.log.settle(flush=due or done % (interval * FLUSH_INTERVALS) == 0)
         figures = self.log.figures() if done % interval == 0 or due else {}
         # Before the checkpoint: a start that goes on from it does not come by here again.
-        if self.validation.due(done) and not stop:
-            self.validation.run(self.state)
-        if self.validation.last_loss is not None and figures:
-            figures["val_loss"] = self.validation.last_loss
+        for watcher in (self.validation, self.probe):
+            if watcher.due(done) and not stop:
+                watcher.run(self.state)
+        watched = {"val_loss": self.validation.last_loss, "probe": self.probe.last_accuracy}
+        figures |= {name: value for name, value in watched.items() if value is not None and figures}
         if due:
             beat("checkpoint", done)
             self.newest = self.checkpoints.save(self.state)
