@@ -1,22 +1,21 @@
-"""phenomhpc bench loader: measurements that anybody can run on their own cluster."""
+"""phenomhpc bench loader | train: measurements that anybody can run on their own cluster."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from phenomhpc.cli.output import print_json, print_table
 
-app = typer.Typer(help="Measure: how fast crops come off a store.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from phenomhpc.jobs.train_bench import TrainBench
+
+app = typer.Typer(help="Measure: how fast crops come off a store, how fast a model trains.", no_args_is_help=True)
 
 KIBIBYTE = 1024
-
-
-@app.callback()
-def _verbs() -> None:
-    """Makes `loader` a verb also while it is the only one."""
+GPU_BATCH, CPU_BATCH = 64, 8
 
 
 @app.command()
@@ -66,4 +65,73 @@ def loader(
         print(
             f"{gpus} GPUs at {gpu_crops_per_s:,.0f} crops/s: {rate * disk.asked_bytes / 1e9:,.1f} GB/s in {rate * disk.reads:,.0f} "
             f"reads/s, at most {rate:,.0f} opens/s; per GPU {gpu_crops_per_s * disk.reads:,.0f} reads/s"
+        )
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option(help="Recipe of the model: a name in jobs/model/.")] = "mae_vit_s16",
+    store: Annotated[
+        list[Path] | None,
+        typer.Option(help="Also crops of this store, and what our loop adds to a bare step.", show_default=False),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Crops of a step; default 64 on a GPU, 8 on a CPU.", show_default=False)
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each case; their medians count.")] = 5,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of random crops; a store has its own.")] = 6,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 or bf16; default bf16 on a GPU, else fp32.", show_default=False)
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also the step under torch.compile.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """A training step of a recipe on this machine, part by part, on random crops and on a store's.
+
+    Under torchrun (`torchrun --nproc-per-node 8 --module phenomhpc.cli.main bench train ...`) of several GPUs.
+    """
+    import os
+
+    from phenomhpc.progress import console, silent
+
+    first = os.environ.get("RANK", "0") == "0"
+    import torch
+
+    from phenomhpc.config import PretrainConfig, resolve
+    from phenomhpc.jobs.train_bench import bench_train
+
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    settings = {
+        "store": [str(path.absolute()) for path in store or ()] or None,
+        "device": device,
+        "precision": precision or ("bf16" if on_gpu else "fp32"),
+        "optim.micro_batch": batch or (GPU_BATCH if on_gpu else CPU_BATCH),
+    }
+    config = resolve("pretrain", settings, [f"model={model}"]).config
+    assert isinstance(config, PretrainConfig)
+    progress = console() if first else silent()
+    found = bench_train(config, channels=channels, steps=steps, compiled=compiled, progress=progress)
+    if first:
+        _print_train(found, as_json=as_json)
+
+
+def _print_train(found: TrainBench, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from phenomhpc.jobs.base import Table
+    from phenomhpc.train.bench import COLUMNS, cells
+
+    if as_json:
+        print_json(asdict(found) | {"overhead": found.overhead})
+        return
+    title = (
+        f"{found.model}, {found.cases[0].batch} crops a step and rank, {found.world} rank(s), {found.precision}, "
+        f"{found.device}, torch {found.torch}; matrix product {found.matmul_tflops:.3g} TFLOP/s"
+    )
+    print_table(Table(title=title, columns=COLUMNS, rows=tuple(cells(case) for case in found.cases)))
+    if found.overhead is not None and found.loop_s is not None and found.bare_s is not None:
+        print(
+            f"our loop: {found.loop_s * 1000:,.4g} ms a step, a bare step on ready crops beside it {found.bare_s * 1000:,.4g} ms: "
+            f"{found.overhead:+.1%}"
         )

@@ -165,10 +165,16 @@ SUBMIT_FLAGS = (
 ESTIMATE_FLAGS: dict[str, tuple[Flag, ...]] = {
     "pretrain": (
         Flag(
-            name="estimate", help="Say what the run would ask of its file system and cores; start nothing.", type=bool
+            name="estimate",
+            help="Say what the run would cost and ask of GPUs, file system and cores; start nothing.",
+            type=bool,
         ),
+        Flag(name="gpu", help="With --estimate: the GPU it would run on (h100, h200, a100, ...); default h100."),
+        Flag(name="mfu", help="With --estimate: share of its peak that is used, 0 to 1; default 0.35.", type=float),
         Flag(
-            name="gpu-crops-per-s", help="With --estimate: crops per second that a GPU trains; default 500.", type=float
+            name="gpu-crops-per-s",
+            help="With --estimate: crops per second that a GPU trains; default: by its peak and --mfu.",
+            type=float,
         ),
         Flag(
             name="core-crops-per-s",

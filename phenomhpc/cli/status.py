@@ -68,6 +68,9 @@ def facts_of(found: RunStatus) -> list[tuple[str, str]]:
         facts.append(("time left", duration(found.left_s)))
     if found.loss is not None:
         facts.append(("loss", f"{found.loss:.4f}"))
+    facts += [
+        (name, f"{share:.1%}") for name, share in (("MFU", found.mfu), ("goodput", found.goodput)) if share is not None
+    ]
     facts += [(f"failed: {name}", f"{count} task(s)") for name, count in found.failures.items()]
     if found.usage.gpu.used:
         facts.append(("GPU hours", _hours(found.usage.gpu)))

@@ -411,6 +411,23 @@ class CheckpointConfig(Model):
     keep: PositiveInt = Field(3, description="newest committed checkpoints kept; the last step's is always kept")
 
 
+class EvalConfig(Model):
+    """What is measured while a model trains; it changes nothing of the training."""
+
+    every_steps: PositiveInt | None = Field(
+        None, description="steps between two validations on held-out crops (data.holdout); default: none"
+    )
+    crops: PositiveInt = Field(
+        256, description="fixed crops that the validation loss is over; ranks share and keep them"
+    )
+    shown: Annotated[int, Field(ge=0)] = Field(6, description="of them, those whose reconstructions are kept each time")
+    probe_every_steps: PositiveInt | None = Field(
+        None, description="steps between two linear probes of the encoder on held-out wells; default: none"
+    )
+    probe_wells: PositiveInt = Field(512, description="most wells that a probe embeds")
+    probe_crops: PositiveInt = Field(4, description="crops of each of them")
+
+
 class PretrainConfig(JobModel):
     """Masked-autoencoder pretraining on crops of one or more stores."""
 
@@ -424,6 +441,7 @@ class PretrainConfig(JobModel):
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
     ranks_per_node: PositiveInt | None = Field(

@@ -1,4 +1,4 @@
-"""Crops in, vectors out: a trained encoder, or the same encoder untrained (the statistics of the pixels: intensity.py).
+"""Crops in, vectors out: a trained encoder, or the same encoder untrained (the statistics of the pixels: models/intensity.py).
 
 Every batch has the same shape, the last one padded with blank crops; nothing in an encoder mixes the crops of a batch, so
 the padding changes no result.  What does move the last bits of a float32 result is the shape of a batch, a crop's place in it

@@ -34,7 +34,7 @@ _SETTLED = _UNIT_EVENTS | {"started", "preempted", "failed", "finished", "ended"
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """How much is done, over all attempts; `loss` of the newest step that was written down, of a training run.
+    """How much is done, over all attempts; `loss`, `mfu` and `goodput` of the newest step that was written down, of a training run.
 
     parts: what the units consist of (fields, crops), and how many of them are done; "" where that is not told.
     """
@@ -43,6 +43,8 @@ class Count:
     total: int | None = None
     noun: str = "units"
     loss: float | None = None
+    mfu: float | None = None
+    goodput: float | None = None
     parts: str = ""
     parts_done: int = 0
     parts_total: int = 0
@@ -69,8 +71,7 @@ def count_done(paths: RunPaths, config: AnyConfig, events: Sequence[Event]) -> C
         done = any(event["event"] == "finished" for event in events)
         return Count(done=int(done), total=1, noun="commands")
     if is_gang(config):
-        step, loss = _newest_step(paths)
-        return Count(done=step, total=config.optim.steps, noun="steps", loss=loss)  # type: ignore[union-attr]
+        return replace(_newest_step(paths), total=config.optim.steps, noun="steps")  # type: ignore[union-attr]
     return _count_units(paths, events)
 
 
@@ -145,16 +146,17 @@ def _first_of_stage(paths: RunPaths, newest: int) -> int:
     return first
 
 
-def _newest_step(paths: RunPaths) -> tuple[int, float | None]:
-    """Step and loss of the newest metrics file; they are written at checkpoints and every few logged steps."""
+def _newest_step(paths: RunPaths) -> Count:
+    """What the newest metrics file says of its last step; they are written at checkpoints and every few logged steps."""
     import pyarrow.parquet as pq
 
     files = paths.metrics.glob("*.parquet") if paths.metrics.is_dir() else ()
     newest = max(files, key=lambda path: path.stem.split("-")[::-1], default=None)
     if newest is None:
-        return 0, None
-    table = pq.read_table(newest, columns=["step", "loss"])
-    return int(table["step"][-1].as_py()) + 1, float(table["loss"][-1].as_py())
+        return Count()
+    table = pq.read_table(newest, columns=["step", "loss", "mfu", "goodput"])
+    last = {name: table[name][-1].as_py() for name in table.column_names}
+    return Count(done=last.pop("step") + 1, **last)
 
 
 def rate_of(events: Sequence[Event], count: Count) -> Rate:

@@ -17,7 +17,6 @@ import polars as pl
 from phenomhpc.config import EmbedConfig
 from phenomhpc.embed.channels import match_channels
 from phenomhpc.embed.folder import Binding, EmbeddingsPaths, bind, check
-from phenomhpc.embed.intensity import IntensityStatistics
 from phenomhpc.embed.table import OK
 from phenomhpc.embed.unit import CHECKPOINT, Pixels, Writer, embed_unit, is_done
 from phenomhpc.embed.wells import PlateWells, plan_wells
@@ -25,6 +24,7 @@ from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
 from phenomhpc.jobs.parts import Parts
 from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, read_meta
+from phenomhpc.models.intensity import IntensityStatistics
 from phenomhpc.models.kinds import encoder_shape, identifying_fields, takes_any_channels
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, TaskContext, Unit, digest_of

@@ -272,7 +272,19 @@ def describe(prepared: Prepared) -> list[str]:
         what = f"one job of {submission.num_nodes} node(s), a task on each"
     gpus = f", {config.cluster.gpus_per_node} GPU(s) per node" if config.cluster.gpus_per_node else ""
     lines = [f"{config.kind}: {what}{gpus}; {_hours(submission)}"]
+    lines += _costs(config) if isinstance(config, PretrainConfig) else []
     return lines + ([prepared.space.words] if prepared.space else [])
+
+
+def _costs(config: PretrainConfig) -> list[str]:
+    """What a training costs; nothing where its store is not there yet."""
+    from phenomhpc.crops.corpus import Corpus
+    from phenomhpc.jobs.train_estimate import line_of, of_corpus
+
+    try:
+        return [line_of(of_corpus(config, Corpus.open(config.store, config.snapshot)))]
+    except UsageError:
+        return []
 
 
 def _arrays(submission: Submission) -> str:

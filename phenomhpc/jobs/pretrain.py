@@ -47,6 +47,8 @@ def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
     from phenomhpc.train.data import CropSource
     from phenomhpc.train.loop import require_trainable
     from phenomhpc.train.named import named_checkpoint
+    from phenomhpc.train.probe import wells_of
+    from phenomhpc.train.validation import require_validation
 
     require_trainable(config)
     require_backend(config)
@@ -57,6 +59,8 @@ def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
     if config.init_from is not None and newest_committed(paths.checkpoints) is None:
         folder = named_checkpoint(config.init_from, Path(config.runs))
         require_same_weights(folder, read_meta(folder), model)
+    require_validation(config, source)
+    wells_of(config, source)
     return GangPlan(num_nodes=config.cluster.nodes)
 
 
@@ -90,6 +94,7 @@ def run(config: PretrainConfig, ctx: TaskContext) -> TaskOutcome:
 
     What holds when killed here: see `phenomhpc.train.loop`.
     """
+    from phenomhpc.report import reconstruction_figure
     from phenomhpc.slurm.inside import is_ours
     from phenomhpc.train.launch import launch
     from phenomhpc.train.rounds import always_standing
@@ -97,7 +102,7 @@ def run(config: PretrainConfig, ctx: TaskContext) -> TaskOutcome:
     def standing() -> bool | None:
         return is_ours(str(ctx.job_id), ctx.start, ctx.hosts[ctx.node_rank])
 
-    result = launch(config, ctx, always_standing if ctx.job_id is None else standing)
+    result = launch(config, ctx, always_standing if ctx.job_id is None else standing, reconstruction_figure)
     return TaskOutcome(units_done=result.steps)
 
 
@@ -180,9 +185,11 @@ def data_words(metrics: pa.Table, global_batch: int) -> str:
 
 
 def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, metrics: pa.Table) -> str:
+    from phenomhpc.jobs.training_page import compute_words, probe_sections, validation_sections
     from phenomhpc.models.checkpoint import read_meta
     from phenomhpc.models.mae import count_parameters, outline_mae
     from phenomhpc.report import Section, curves_figure, reconstruction_figure, render_report, themed
+    from phenomhpc.train.validation import read_validations
 
     meta = read_meta(folder)
     counts = count_parameters(outline_mae(len(meta.channels), **meta.model))
@@ -193,6 +200,7 @@ def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, m
         ("steps", f"{meta.step:,} of {meta.global_batch} crops, {meta.world_size} rank(s) in the last attempt"),
         ("optimiser", f"{config.optim.name}, peak rate {config.optim.peak_lr:g}"),
         ("throughput", f"{speed:.3g} crops/s (median step)"),
+        ("compute", compute_words(metrics)),
         ("data", data_words(metrics, meta.global_batch)),
         ("attempts", str(len({event["attempt"] for event in read_events(paths)}))),
         ("checkpoint", folder.name),
@@ -214,6 +222,15 @@ def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, m
     )
     curves = Section(
         title="Loss and throughput",
-        pictures=(themed(curves_figure, metrics, alt="loss and crops per second by step"),),
+        pictures=(
+            themed(curves_figure, metrics, read_validations(paths.validation), alt="loss and crops per second by step"),
+        ),
     )
-    return render_report("Pretraining", (Section(title="The run", facts=facts), crops, curves), lead=f"Run {paths.id}")
+    sections = (
+        Section(title="The run", facts=facts),
+        crops,
+        curves,
+        *validation_sections(paths),
+        *probe_sections(paths),
+    )
+    return render_report("Pretraining", sections, lead=f"Run {paths.id}")

@@ -35,10 +35,10 @@ class RunStatus:
     """state: queued, running, finished, failed, cancelled or unknown, and why in `message`.
 
     done and total count `noun`; parts_done and parts_total what those consist of (`parts`: fields, crops; "" where that is not
-    told); rates of both, and of raw data in 10^6 bytes, per second, while it runs; loss of the newest step; running and waiting
-    count tasks, failures the newest attempt's tasks by class; usage: GPU and core hours; last_known: what the run directory
-    tells where the state is unknown; stages: (stage, run, state) of a pipeline, and in `stage` the status of the one it is at.
-    The rest is None or empty where it does not apply.
+    told); rates of both, and of raw data in 10^6 bytes, per second, while it runs; loss, mfu and goodput of the newest step;
+    running and waiting count tasks, failures the newest attempt's tasks by class; usage: GPU and core hours; last_known: what
+    the run directory tells where the state is unknown; stages: (stage, run, state) of a pipeline, and in `stage` the status of
+    the one it is at.  The rest is None or empty where it does not apply.
     """
 
     id: str
@@ -60,6 +60,8 @@ class RunStatus:
     raw_mb_per_s: float | None = None
     left_s: float | None = None
     loss: float | None = None
+    mfu: float | None = None
+    goodput: float | None = None
     running: int = 0
     waiting: int = 0
     failures: Mapping[str, int]
@@ -177,6 +179,8 @@ def run_status(
         raw_mb_per_s=rate.raw_mb_per_s,
         left_s=rate.left_s,
         loss=count.loss,
+        mfu=count.mfu,
+        goodput=count.goodput,
         running=len(running),
         waiting=sum(task.live for task in tasks) - len(running),
         failures=dict(Counter(str(task.failure) for task in tasks if task.failure is not None)),

@@ -2,6 +2,7 @@
 
 theme      colours and fonts, light and dark
 figures    reconstructions, curves, similarity heatmap, recall
+training   completions of the same crops step by step
 page       sections to one self-contained page (report.html.j2; page.html.j2 is the frame of every page)
 platemap   a plate's wells as a map of values or a montage
 quality    the page on a screen's quality (quality.html.j2, quality.js)
@@ -29,6 +30,7 @@ from phenomhpc.report.quality import (
     render_plate,
     render_quality,
 )
+from phenomhpc.report.training import completions_figure
 
 __all__ = [
     "Cell",
@@ -45,6 +47,7 @@ __all__ = [
     "Table",
     "ValueMap",
     "channel_colours",
+    "completions_figure",
     "curves_figure",
     "false_colours",
     "heatmap_figure",

@@ -80,22 +80,26 @@ def reconstruction_figure(
             if row == 1:
                 images[hidden] = colours.hidden
             for column in range(columns):
-                _bare_image(axes[row, column], images[column])
+                bare_image(axes[row, column], images[column])
             axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", color=colours.text, labelpad=8)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
         return to_png(figure)
 
 
-def _bare_image(axes: Any, image: NDArray[Any]) -> None:
+def bare_image(axes: Any, image: NDArray[Any]) -> None:
+    """An image f[h, w, 3] without axes."""
     axes.imshow(image, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
 
-def curves_figure(metrics: Mapping[str, Any], *, theme: ThemeName = "light") -> bytes:
+def curves_figure(
+    metrics: Mapping[str, Any], validations: Mapping[str, Any] | None = None, *, theme: ThemeName = "light"
+) -> bytes:
     """Loss and throughput of every step, each with its running mean.
 
     metrics: columns by name (a dict of arrays, or a table): step, loss, crops_per_s, each [n]; rows without a loss are left out
+    validations: step, val_loss, each [m], drawn as points over the loss
     """
     step, loss, speed = (np.asarray(metrics[name], dtype=np.float64) for name in ("step", "loss", "crops_per_s"))
     known = np.isfinite(loss)
@@ -103,6 +107,10 @@ def curves_figure(metrics: Mapping[str, Any], *, theme: ThemeName = "light") -> 
         left, right = figure.subplots(1, 2)
         _curve(left, step[known], loss[known], colours, 0)
         left.set(title="Reconstruction loss", xlabel="step")
+        if validations is not None and len(validations["step"]):
+            at, value = (np.asarray(validations[name], dtype=np.float64) for name in ("step", "val_loss"))
+            left.plot(at, value, "o-", color=colours.series[1], markersize=4, linewidth=1.2, label="held-out crops")
+            left.legend(frameon=False)
         _curve(right, step[known], speed[known], colours, 2)
         right.set(title="Throughput, crops per second", xlabel="step")
         right.set_ylim(bottom=0)

@@ -6,6 +6,7 @@ RUNS/ID/
   code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/ rounds-START/
                         parting-START/ outcome.json retry.json code/ code-script/}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
+  validation/{ATTEMPT-STEP.parquet step-STEP.npz step-STEP.png}  probe/ATTEMPT-STEP.parquet
   checkpoints/step-XXXXXXXX/  embeddings/  output/  code-script/  survey/PLATE.{json,parquet}
 """
 
@@ -254,6 +255,24 @@ class RunPaths:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics"
+
+    @property
+    def validation(self) -> Path:
+        return self.root / "validation"
+
+    def validation_file(self, attempt: int, step: int) -> Path:
+        return self.validation / f"{attempt:03d}-{step:08d}.parquet"
+
+    def validation_crops(self, step: int) -> Path:
+        """npz, and a png beside it: original, masked, reconstructed f32 [n, C, h, w] of fixed held-out crops after a step."""
+        return self.validation / f"step-{step:08d}.npz"
+
+    @property
+    def probe(self) -> Path:
+        return self.root / "probe"
+
+    def probe_file(self, attempt: int, step: int) -> Path:
+        return self.probe / f"{attempt:03d}-{step:08d}.parquet"
 
     @property
     def events(self) -> Path:

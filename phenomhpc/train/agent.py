@@ -25,6 +25,7 @@ from phenomhpc.errors import WorkError, is_lost_peer
 from phenomhpc.runs import TaskContext
 from phenomhpc.runs.rounds import close_rounds
 from phenomhpc.train.rounds import Rounds
+from phenomhpc.train.validation import Draw
 
 MONITOR_S: Final = 0.1
 # Rounds in a row that came no further than the checkpoint they began with.
@@ -33,7 +34,7 @@ MAX_IDLE_ROUNDS: Final = 4
 CLOSED_GRACE_S: Final = 30.0
 _CLOSED_LOOK_S: Final = 1.0
 
-RankMain = Callable[[PretrainConfig, TaskContext, bool], Any]
+RankMain = Callable[[PretrainConfig, TaskContext, bool, Draw | None], Any]
 
 
 @dataclass(kw_only=True)
@@ -56,7 +57,8 @@ class Agent(LocalElasticAgent):
         main: RankMain,
         config: PretrainConfig,
         ctx: TaskContext,
-        draws: bool,
+        shows: bool,
+        draw: Draw | None,
         *,
         rounds: Rounds,
         local: int,
@@ -66,7 +68,7 @@ class Agent(LocalElasticAgent):
             role="pretrain",
             local_world_size=local,
             entrypoint=main,
-            args=(config, ctx, draws),
+            args=(config, ctx, shows, draw),
             rdzv_handler=rounds,
             max_restarts=1 if elastic else 0,
             monitor_interval=MONITOR_S,
@@ -76,13 +78,13 @@ class Agent(LocalElasticAgent):
         # It logs a rank's exit as a failure, with its own traceback; ours is in the log already, and a stop is no failure.
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
         self.rounds, self.elastic = rounds, elastic
-        self._task, self._memory = (config, ctx, draws), _Memory()
+        self._task, self._memory = (config, ctx, shows, draw), _Memory()
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        config, ctx, draws = self._task
+        config, ctx, shows, draw = self._task
         now = replace(ctx, round=self.rounds.number)
         self._memory.closed_at = None
-        worker_group.spec.args = (config, now, draws)
+        worker_group.spec.args = (config, now, shows, draw)
         if self.rounds.number > 1 and self.rounds.members[0].rank == self.rounds.rank:
             now.events.emit(
                 "round", number=self.rounds.number, nodes=[member.host for member in self.rounds.members],

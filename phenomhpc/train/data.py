@@ -23,6 +23,8 @@ from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.state import TrainState
 
 RANDOM_SCHEME = "philox4x64-10"
+# Whatever the seed of the run, so that validation losses of different seeds compare.
+VALIDATION_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,4 +155,4 @@ def _validation(config: PretrainConfig, corpus: Corpus, holdout: Holdout) -> Sam
     if not holdout.anything:
         return None
     held = choose(corpus, where=config.data.where, holdout=holdout, held_out=True)
-    return Sampler(corpus.tables, seed=config.seed, crop_px=config.model.crop_px, flips=False, eligible=held.rows)
+    return Sampler(corpus.tables, seed=VALIDATION_SEED, crop_px=config.model.crop_px, flips=False, eligible=held.rows)

@@ -43,6 +43,7 @@ from phenomhpc.train.agent import Agent
 from phenomhpc.train.loop import TrainResult, train
 from phenomhpc.train.peers import Peers
 from phenomhpc.train.rounds import Rounds, Standing, always_standing
+from phenomhpc.train.validation import Draw
 
 _LOOPBACK = "127.0.0.1"
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -53,10 +54,13 @@ _KINDS = {kind.exit_code: kind for kind in (WorkError, UsageError, StopRequested
 _PRELOADED = ["phenomhpc.train.launch", "torch.distributed.checkpoint.state_dict_saver", "torch._dynamo"]
 
 
-def launch(config: PretrainConfig, ctx: TaskContext, standing: Standing = always_standing) -> TrainResult:
+def launch(
+    config: PretrainConfig, ctx: TaskContext, standing: Standing = always_standing, draw: Draw | None = None
+) -> TrainResult:
     """Run this node's ranks to their end; the result of its first rank.
 
     standing: does Slurm still count this node among the job's?  Asked before a node takes part in a further round.
+    draw: as of `train`; a function of a module, since ranks are other processes.
     Raises what the ranks raised: StopRequested, FencedError, NoCheckpointError, UsageError, or WorkError with the last
     line of the failed rank's traceback (the whole of it is in the log); NodesLost when too few nodes are left.
     """
@@ -64,21 +68,23 @@ def launch(config: PretrainConfig, ctx: TaskContext, standing: Standing = always
     threads = config.threads_per_rank or max(1, cores_here() // local)
     config = config.model_copy(update={"threads_per_rank": threads})
     if local == 1 and ctx.num_nodes == 1:
-        return train(config, ctx)
+        return train(config, ctx, draw)
     rest()  # from here on the ranks are watched
     address = socket.gethostbyname(ctx.hosts[ctx.node_rank]) if ctx.num_nodes > 1 else _LOOPBACK
     before = dict(os.environ)
     try:
         _prepare_environment(address, threads)
         _preload(guarded=ctx.job_id is not None)
-        return _under_agent(config, ctx, standing, local, address)
+        return _under_agent(config, ctx, standing, local, address, draw)
     finally:  # the caller's next job may be another: its network, its cores
         os.environ.clear()
         os.environ.update(before)
 
 
-def _under_agent(config: PretrainConfig, ctx: TaskContext, standing: Standing, local: int, address: str) -> TrainResult:
-    draws = type(ctx.progress) is not type(progress_module.silent())
+def _under_agent(
+    config: PretrainConfig, ctx: TaskContext, standing: Standing, local: int, address: str, draw: Draw | None
+) -> TrainResult:
+    shows = type(ctx.progress) is not type(progress_module.silent())
     task = dataclasses.replace(ctx, progress=progress_module.silent())
     elastic = config.cluster.elastic and ctx.num_nodes > 1
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -90,7 +96,9 @@ def _under_agent(config: PretrainConfig, ctx: TaskContext, standing: Standing, l
                 files=ctx.paths.attempt(ctx.attempt).rounds(ctx.start), run_id=key, rank=ctx.node_rank, hosts=ctx.hosts,
                 least=(config.cluster.min_nodes or 1) if elastic else ctx.num_nodes, peers=peers, standing=standing,
             )  # fmt: skip
-            return _result(Agent(_rank_main, config, task, draws, rounds=rounds, local=local, elastic=elastic).run())
+            return _result(
+                Agent(_rank_main, config, task, shows, draw, rounds=rounds, local=local, elastic=elastic).run()
+            )
     except SignalException as error:  # the agent has ended its ranks; the signal takes its usual course below
         caught = error.sigval
     finally:
@@ -153,13 +161,13 @@ def _result(result: RunResult) -> TrainResult:
     return min(result.return_values.items())[1]  # type: ignore[no-any-return]
 
 
-def _rank_main(config: PretrainConfig, ctx: TaskContext, draws: bool) -> TrainResult:
+def _rank_main(config: PretrainConfig, ctx: TaskContext, shows: bool, draw: Draw | None) -> TrainResult:
     """One rank, in its own process.  A failure leaves as the exit code that stands for it."""
     first_here = os.environ.get("RANK") == "0"
-    if draws and first_here:
+    if shows and first_here:
         ctx = dataclasses.replace(ctx, progress=progress_module.console())
     try:
-        return train(config, ctx)
+        return train(config, ctx, draw)
     except PhenomError as error:
         _leave(error.exit_code, str(error))
     except Exception as error:

@@ -31,11 +31,14 @@ from phenomhpc.train.begin import begin_from
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
 from phenomhpc.train.feed import feed_for
+from phenomhpc.train.goodput import Meter
 from phenomhpc.train.metrics import MEGABYTE, MetricsLog, StepRow, rates_of
 from phenomhpc.train.optim import make_optimiser, one_cycle_lr
+from phenomhpc.train.probe import LinearProbe, wells_of
 from phenomhpc.train.ranks import Ranks, joined
 from phenomhpc.train.state import TrainState, replicate
 from phenomhpc.train.step import NUM_LOSSES, StepSettings, StepSums, run_step
+from phenomhpc.train.validation import Draw, Validation, require_validation
 
 # Metrics become a file at every checkpoint and at every so many logged intervals.
 FLUSH_INTERVALS = 10
@@ -50,8 +53,10 @@ class TrainResult:
     loss: float | None
 
 
-def train(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
+def train(config: PretrainConfig, ctx: TaskContext, draw: Draw | None = None) -> TrainResult:
     """One rank's part of a pretraining run, from its newest committed checkpoint to its last step.
+
+    draw: makes the pictures of validations; None for none.
 
     The rank comes from torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*); without it there is one rank.
     Raises StopRequested after a checkpoint when the context's stop file is seen at a step boundary, FencedError when a
@@ -64,7 +69,7 @@ def train(config: PretrainConfig, ctx: TaskContext) -> TrainResult:
     with joined(config.device) as ranks:
         digest = ranks.on_first(lambda: bound_snapshot(config, ctx))
         config = config.model_copy(update={"snapshot": digest})
-        return _Run.prepare(config, ctx, ranks, CropSource.open(config)).to_the_end()
+        return _Run.prepare(config, ctx, ranks, CropSource.open(config), draw).to_the_end()
 
 
 def require_trainable(config: PretrainConfig) -> None:
@@ -94,10 +99,15 @@ class _Run:
     state: TrainState
     checkpoints: Checkpoints
     log: _StepLog
+    validation: Validation
+    probe: LinearProbe
     newest: Path | None = None
 
     @classmethod
-    def prepare(cls, config: PretrainConfig, ctx: TaskContext, ranks: Ranks, source: CropSource) -> _Run:
+    def prepare(
+        cls, config: PretrainConfig, ctx: TaskContext, ranks: Ranks, source: CropSource, draw: Draw | None
+    ) -> _Run:
+        require_validation(config, source)
         model = build_mae(source.num_channels, seed=config.seed, **config.model.model_dump()).to(ranks.device)
         state = TrainState(model=model.train(), optimiser=make_optimiser(model, config.optim))
         checkpoints = Checkpoints(
@@ -111,6 +121,7 @@ class _Run:
         newest = checkpoints.resume(state, ctx.progress.say)
         if newest is None and config.init_from is not None:
             begin_from(config.init_from, Path(config.runs), state, source.corpus.channels, ranks, ctx)
+        meter = Meter.of_run(config, ctx.paths, ranks, num_channels=source.num_channels, step=state.step)
         return cls(
             config=config,
             ctx=ctx,
@@ -118,7 +129,11 @@ class _Run:
             source=source,
             state=state,
             checkpoints=checkpoints,
-            log=_StepLog(config=config, ranks=ranks, metrics=MetricsLog(ctx), crop_bytes=source.crop_bytes),
+            log=_StepLog(
+                config=config, ranks=ranks, metrics=MetricsLog(ctx), meter=meter, crop_bytes=source.crop_bytes
+            ),
+            validation=Validation(config=config, ctx=ctx, ranks=ranks, source=source, draw=draw),
+            probe=LinearProbe(config=config, ctx=ctx, ranks=ranks, source=source, wells=wells_of(config, source)),
             newest=newest,
         )
 
@@ -154,6 +169,9 @@ class _Run:
             precision=config.precision,
             clip_grad_norm=optim.clip_grad_norm,
         )
+        for watcher in (self.validation, self.probe):
+            if watcher.missing(self.state.step):  # of the untrained model, or a stop came before it
+                watcher.run(self.state)
         replica = replicate(self.state.model, self.ranks, optim.micro_batch)
         patches = self.state.model.num_patches
         tell, say = self._tell, self.ctx.progress.say
@@ -186,6 +204,12 @@ class _Run:
         if due or done % interval == 0:
             self.log.settle(flush=due or done % (interval * FLUSH_INTERVALS) == 0)
         figures = self.log.figures() if done % interval == 0 or due else {}
+        # Before the checkpoint: a start that goes on from it does not come by here again.
+        for watcher in (self.validation, self.probe):
+            if watcher.due(done) and not stop:
+                watcher.run(self.state)
+        watched = {"val_loss": self.validation.last_loss, "probe": self.probe.last_accuracy}
+        figures |= {name: value for name, value in watched.items() if value is not None and figures}
         if due:
             beat("checkpoint", done)
             self.newest = self.checkpoints.save(self.state)
@@ -219,6 +243,7 @@ class _StepLog:
     config: PretrainConfig
     ranks: Ranks
     metrics: MetricsLog
+    meter: Meter
     crop_bytes: int
     last_loss: float | None = None
     _pending: list[_Pending] = field(default_factory=list)
@@ -227,6 +252,7 @@ class _StepLog:
     _cache_hits: float = 0.0
     _lr: float = 0.0
     _since: float = 0.0
+    _last: StepRow | None = None
 
     def start(self) -> None:
         """A step begins now; what lies between two steps (a checkpoint, say) is in no step's time."""
@@ -256,7 +282,7 @@ class _StepLog:
             sums = self.ranks.sum_in_order(torch.cat([losses, counts.to(losses)], dim=1)).tolist()
             norms = torch.stack([entry.sums.grad_norm for entry in self._pending]).tolist()
             rows = [self._row(*row) for row in zip(self._pending, sums, norms, strict=True)]
-            self.last_loss, self._lr = rows[-1].loss, rows[-1].lr
+            self.last_loss, self._lr, self._last = rows[-1].loss, rows[-1].lr, rows[-1]
             seconds = sum(entry.seconds for entry in self._pending)
             self._crops_per_s = self.config.optim.global_batch * len(rows) / seconds
             self._data_wait = sum(entry.data_wait for entry in self._pending) / seconds
@@ -276,6 +302,9 @@ class _StepLog:
             "mb_per_s": self._crops_per_s * self.crop_bytes / MEGABYTE,
             "data_wait": self._data_wait,
         }
+        if self._last is not None:
+            rates = {"tflops": self._last.tflops, "mfu": self._last.mfu, "goodput": self._last.goodput}
+            figures |= {name: value for name, value in rates.items() if value is not None}
         return figures | ({"cache_hits": self._cache_hits} if self.config.data.cache else {})
 
     def _row(self, entry: _Pending, sums: list[float], grad_norm: float) -> StepRow:
@@ -295,6 +324,7 @@ class _StepLog:
             crops_per_s=self.config.optim.global_batch / entry.seconds,
             data_wait=entry.data_wait,
             **rates_of(traffic, self.crop_bytes, entry.seconds),
+            **self.meter.rates(crops=self.config.optim.global_batch, seconds=entry.seconds, ended=entry.time),
             mem_bytes=_peak_memory(self.ranks),
         )
 

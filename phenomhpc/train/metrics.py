@@ -41,10 +41,10 @@ class StepRow:
     cache_hit_share: float | None = None  # of the crops, those that came from a node's cache
     reads_s: float | None = None  # requests per second to the store's file system
     opens_s: float | None = None  # files of the store opened per second
-    tflops: float | None = None
-    mfu: float | None = None
+    tflops: float | None = None  # of one rank's device
+    mfu: float | None = None  # of its published peak
     mem_bytes: int | None = None  # peak of rank 0: resident on a CPU, allocated on a GPU
-    goodput: float | None = None
+    goodput: float | None = None  # since the run's first start
     skipped: bool = False
 
 

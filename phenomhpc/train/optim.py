@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from phenomhpc.config.models import OptimConfig
+if TYPE_CHECKING:
+    from phenomhpc.config.models import OptimConfig
 
 # torch's OneCycleLR with its defaults: the rate starts at peak / 25 and ends at peak / 25 / 10,000.
 _START_DIVISOR = 25.0

@@ -87,6 +87,12 @@ class Ranks:
             total = total + part
         return total
 
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the ranks, in no order: for values of which all but one rank's are 0.  On every rank, on its device."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
     def max(self, value: float) -> float:
         """The largest of the ranks' values."""
         if self.world == 1:

@@ -8,8 +8,8 @@ import torch
 
 from phenomhpc.embed.channels import match_channels
 from phenomhpc.embed.encode import ModelEncoder
-from phenomhpc.embed.intensity import PERCENTILES, IntensityStatistics
 from phenomhpc.errors import UsageError
+from phenomhpc.models.intensity import PERCENTILES, IntensityStatistics
 from phenomhpc.models.mae import MaskedAutoencoder, build_mae
 
 FIELDS = {

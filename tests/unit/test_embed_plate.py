@@ -12,11 +12,11 @@ import pytest
 
 from phenomhpc.embed.encode import CropEncoder
 from phenomhpc.embed.folder import EmbeddingsPaths
-from phenomhpc.embed.intensity import IntensityStatistics
 from phenomhpc.embed.table import feature_columns, read_embeddings
 from phenomhpc.embed.unit import CHECKPOINT, Pixels, Writer, embed_unit, is_done
 from phenomhpc.embed.wells import plan_wells
 from phenomhpc.errors import FencedError
+from phenomhpc.models.intensity import IntensityStatistics
 from phenomhpc.progress import silent
 from phenomhpc.runs import CompletionRecord
 from phenomhpc.store.shardfiles import Traffic

@@ -1,0 +1,51 @@
+"""What a training step needs of a GPU's memory, and a checkpoint of a disk.  Numbers in, numbers out; without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from phenomhpc.models.costs import ModelCost
+
+FP32, BF16 = 4, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """Bytes of one rank, every rank holding the whole model.
+
+    weights and gradients in fp32; copies: of the weights in bf16, for a step's length; batch: a micro-batch's pixels.
+    """
+
+    weights: float
+    gradients: float
+    moments: float
+    copies: float
+    activations: float
+    batch: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.moments + self.copies + self.activations + self.batch
+
+
+MOMENTS = {"lion": 1, "adamw": 2}
+
+
+def step_memory(
+    cost: ModelCost, *, optimiser: str, precision: str, micro_batch: int, crop_values: int, itemsize: int
+) -> StepMemory:
+    """crop_values: pixels of a crop times its channels; itemsize: of the store's pixels, bytes."""
+    weights = float(FP32 * cost.parameters)
+    return StepMemory(
+        weights=weights,
+        gradients=weights,
+        moments=MOMENTS[optimiser] * weights,
+        copies=BF16 * cost.parameters if precision == "bf16" else 0.0,
+        activations=micro_batch * cost.activation_bytes,
+        batch=float(micro_batch * crop_values * itemsize),
+    )
+
+
+def checkpoint_bytes(cost: ModelCost, optimiser: str) -> int:
+    """Weights and the optimiser's moments, fp32."""
+    return FP32 * (1 + MOMENTS[optimiser]) * cost.parameters
