@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # torch's OneCycleLR with its defaults: the rate starts at peak / 25 and ends at peak / 25 / 10,000.
 _START_DIVISOR = 25.0
 _FINAL_DIVISOR = 1e4
+# Of parameters of more than one dimension.
+_NOT_DECAYED = ("_token", "_tokens", "positions")
 
 
 def one_cycle_lr(step: int, *, steps: int, peak_lr: float, warmup_fraction: float) -> float:
@@ -73,11 +75,11 @@ class Lion(torch.optim.Optimizer):
 def make_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser over two groups: weight decay for matrices, none for the rest.
 
-    Biases, norms, LayerScale, class and mask token are not decayed, as in the public masked-autoencoder code (He et al.
+    Biases, norms, LayerScale, tokens and learned positions are not decayed, as in the public masked-autoencoder code (He et al.
     2022); the notes are silent.
     """
     named = dict(model.named_parameters())
-    plain = {name for name, p in named.items() if p.ndim < 2 or name.endswith("_token")}
+    plain = {name for name, p in named.items() if p.ndim < 2 or name.endswith(_NOT_DECAYED)}
     groups = [
         {"params": [p for name, p in named.items() if name not in plain], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named.items() if name in plain], "weight_decay": 0.0},

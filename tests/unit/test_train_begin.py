@@ -221,3 +221,14 @@ def test_every_architecture_trains_resumes_and_begins(store: Path, tmp_path: Pat
     )
     other, _ = run(begun(store, tmp_path, last(whole), **{k: v for k, v in shape.items() if k.startswith("model")}))
     assert all(torch.equal(p, weights(last(whole))[name]) for name, p in weights(last(other)).items())
+
+
+@pytest.mark.parametrize("kind", ["mae_vit", "ca_mae_vit"])
+def test_two_ranks_begin_with_it_too(store: Path, tmp_path: Path, kind: str) -> None:
+    """After a step of no length the weights are those given; all ranks agree on which checkpoint that is."""
+    first, _ = run(settings(store, tmp_path / "first", optim__steps=2, model__kind=kind))
+    config = begun(store, tmp_path, last(first), ranks_per_node=2, model__kind=kind)
+    paths, _ = run_here(config, command=["pretrain"], progress=silent(), fresh=True)
+    meta = read_meta(last(paths))
+    assert meta.world_size == 2 and meta.init_from is not None
+    assert all(torch.equal(p, weights(last(first))[name]) for name, p in weights(last(paths)).items())

@@ -18,6 +18,18 @@ def small_model() -> torch.nn.Module:
     return build_mae(2, seed=0, **{**TINY, "drop_path": 0.0})
 
 
+@pytest.mark.parametrize("kind", ["mae_vit", "ca_mae_vit", "unet_mae"])
+def test_only_matrices_are_decayed(kind: str) -> None:
+    """Not biases, norms and scales, nor tokens and positions, whatever their shape."""
+    shared = {"crop_px": 32, "patch_px": 8, "mask_ratio": 0.75, "fourier_weight": 0.01}
+    own = {"options": {"width": 4}} if kind == "unet_mae" else {**TINY, "registers": 2, "positions": "learned"}
+    model = build_mae(2, kind=kind, **{**shared, **own})
+    decayed, plain = (set(map(id, group["params"])) for group in make_optimiser(model, OptimConfig()).param_groups)
+    names = {name for name, p in model.named_parameters() if id(p) in decayed}
+    assert names == {name for name, p in model.named_parameters() if name.endswith("weight") and p.ndim > 1}
+    assert len(decayed) + len(plain) == len(list(model.parameters()))
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(100, 0.1), (37, 0.3), (1000, 0.05)])
 def test_schedule_is_torchs_one_cycle(steps: int, warmup: float) -> None:
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
