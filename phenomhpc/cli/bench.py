@@ -123,7 +123,7 @@ def _print_train(found: TrainBench, *, as_json: bool) -> None:
     from phenomhpc.train.bench import COLUMNS, cells
 
     if as_json:
-        print_json(asdict(found) | {"overhead": found.overhead})
+        print_json(asdict(found))
         return
     title = (
         f"{found.model}, {found.cases[0].batch} crops a step and rank, {found.world} rank(s), {found.precision}, "

@@ -428,6 +428,12 @@ class EvalConfig(Model):
     probe_crops: PositiveInt = Field(4, description="crops of each of them")
 
 
+class TrackingConfig(Model):
+    """Where else metrics go, beside the run's own Parquet files."""
+
+    tensorboard: bool = Field(False, description="event files in RUN/tensorboard (extra tracking)")
+
+
 class PretrainConfig(JobModel):
     """Masked-autoencoder pretraining on crops of one or more stores."""
 
@@ -442,6 +448,7 @@ class PretrainConfig(JobModel):
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
     ranks_per_node: PositiveInt | None = Field(

@@ -128,6 +128,7 @@ def refusal_of(problems: Sequence[str]) -> UsageError:
 def _of_training(config: PretrainConfig) -> list[str]:
     """What is seen of a training without torch."""
     from phenomhpc.jobs.pretrain import require_backend
+    from phenomhpc.train.tracking import require_tracking
 
     absent = [
         f"store {store}: does not exist; phenomhpc convert makes one"
@@ -136,6 +137,7 @@ def _of_training(config: PretrainConfig) -> list[str]:
     ]
     try:
         require_backend(config)
+        require_tracking(config)
     except UsageError as error:
         absent.append(str(error))
     return absent

@@ -48,10 +48,12 @@ def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
     from phenomhpc.train.loop import require_trainable
     from phenomhpc.train.named import named_checkpoint
     from phenomhpc.train.probe import wells_of
+    from phenomhpc.train.tracking import require_tracking
     from phenomhpc.train.validation import require_validation
 
     require_trainable(config)
     require_backend(config)
+    require_tracking(config)
     source = CropSource.open(config)
     if config.data.illumination == "apply":
         source.corpus.require_light()

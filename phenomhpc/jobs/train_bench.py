@@ -37,7 +37,8 @@ LEFT_OUT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBench:
-    """device: its name; loop_s, bare_s: medians of our loop's step and of the bare one on ready crops beside it; None where
+    """device: its name; loop_s, bare_s: medians of our loop's step and of the bare one on ready crops beside it; overhead: the
+    median over our steps of what each takes more than the mean of the bare ones before and after it, as a share; None where
     that was not measured (no store, or several ranks)."""
 
     device: str
@@ -49,11 +50,7 @@ class TrainBench:
     cases: tuple[Measured, ...]
     loop_s: float | None = None
     bare_s: float | None = None
-
-    @property
-    def overhead(self) -> float | None:
-        """Of our loop, as a share of the bare step."""
-        return None if self.loop_s is None or self.bare_s is None else self.loop_s / self.bare_s - 1
+    overhead: float | None = None
 
 
 def bench_train(
@@ -96,7 +93,7 @@ def bench_train(
                 steps=steps,
                 advance=stage.advance,
             )
-        loop_s, bare_s = _overhead(config, model, bare, random, steps) if source and ranks.world == 1 else (None, None)
+        beside = _overhead(config, model, bare, random, steps) if source and ranks.world == 1 else (None, None, None)
         on_gpu = ranks.device.type == "cuda"
         return TrainBench(
             device=torch.cuda.get_device_name(ranks.device) if on_gpu else "CPU",
@@ -106,8 +103,9 @@ def bench_train(
             world=ranks.world,
             matmul_tflops=matmul_tflops(ranks.device, config.precision),
             cases=tuple(found),
-            loop_s=loop_s,
-            bare_s=bare_s,
+            loop_s=beside[0],
+            bare_s=beside[1],
+            overhead=beside[2],
         )
 
 
@@ -174,8 +172,8 @@ class _Between:
 
 def _overhead(
     config: PretrainConfig, model: MaskedAutoencoder, bare: BareStep, random: Iterator[Crops], steps: int
-) -> tuple[float, float]:
-    """Medians of our loop's step and of a bare step between two of them, seconds."""
+) -> tuple[float, float, float]:
+    """Medians of our loop's step and of a bare step between two of them, seconds; and of what the first takes more."""
     if config.data.backend != "plain":
         raise UsageError(f"data.backend={config.data.backend}: bench train measures the plain one")
     total = LEFT_OUT + steps + 1
@@ -190,5 +188,7 @@ def _overhead(
         attempt, _ = open_attempt(paths)
         token = claim_start(paths, attempt, 0, 0)
         train(own, TaskContext(paths=paths, attempt=attempt, task=0, token=token, units=(), progress=between))
-    # The first step is not timed by us, the last has a checkpoint in it.
-    return statistics.median(between.loop[LEFT_OUT - 1 : -1]), statistics.median(between.bare[LEFT_OUT:-1])
+    # loop[i] lies between bare[i] and bare[i + 1].  The last has a checkpoint in it.
+    loop, beside = between.loop[LEFT_OUT - 1 : -1], between.bare[LEFT_OUT - 1 : -1]
+    ratios = [2 * step / (before + after) for step, before, after in zip(loop, beside, beside[1:], strict=False)]
+    return statistics.median(loop), statistics.median(beside), statistics.median(ratios) - 1

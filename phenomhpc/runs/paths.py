@@ -6,7 +6,7 @@ RUNS/ID/
   code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/ rounds-START/
                         parting-START/ outcome.json retry.json code/ code-script/}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
-  validation/{ATTEMPT-STEP.parquet step-STEP.npz step-STEP.png}  probe/ATTEMPT-STEP.parquet
+  validation/{ATTEMPT-STEP.parquet step-STEP.npz step-STEP.png}  probe/ATTEMPT-STEP.parquet  tensorboard/
   checkpoints/step-XXXXXXXX/  embeddings/  output/  code-script/  survey/PLATE.{json,parquet}
 """
 
@@ -266,6 +266,11 @@ class RunPaths:
     def validation_crops(self, step: int) -> Path:
         """npz, and a png beside it: original, masked, reconstructed f32 [n, C, h, w] of fixed held-out crops after a step."""
         return self.validation / f"step-{step:08d}.npz"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files, of all attempts."""
+        return self.root / "tensorboard"
 
     @property
     def probe(self) -> Path:

@@ -38,6 +38,7 @@ from phenomhpc.train.probe import LinearProbe, wells_of
 from phenomhpc.train.ranks import Ranks, joined
 from phenomhpc.train.state import TrainState, replicate
 from phenomhpc.train.step import NUM_LOSSES, StepSettings, StepSums, run_step
+from phenomhpc.train.tracking import Tracker
 from phenomhpc.train.validation import Draw, Validation, require_validation
 
 # Metrics become a file at every checkpoint and at every so many logged intervals.
@@ -121,6 +122,7 @@ class _Run:
         newest = checkpoints.resume(state, ctx.progress.say)
         if newest is None and config.init_from is not None:
             begin_from(config.init_from, Path(config.runs), state, source.corpus.channels, ranks, ctx)
+        tracker = Tracker.of_run(config, ctx, state.step) if ranks.is_first else None
         meter = Meter.of_run(config, ctx.paths, ranks, num_channels=source.num_channels, step=state.step)
         return cls(
             config=config,
@@ -130,10 +132,17 @@ class _Run:
             state=state,
             checkpoints=checkpoints,
             log=_StepLog(
-                config=config, ranks=ranks, metrics=MetricsLog(ctx), meter=meter, crop_bytes=source.crop_bytes
+                config=config,
+                ranks=ranks,
+                metrics=MetricsLog(ctx),
+                meter=meter,
+                crop_bytes=source.crop_bytes,
+                tracker=tracker,
             ),
-            validation=Validation(config=config, ctx=ctx, ranks=ranks, source=source, draw=draw),
-            probe=LinearProbe(config=config, ctx=ctx, ranks=ranks, source=source, wells=wells_of(config, source)),
+            validation=Validation(config=config, ctx=ctx, ranks=ranks, source=source, draw=draw, tracker=tracker),
+            probe=LinearProbe(
+                config=config, ctx=ctx, ranks=ranks, source=source, wells=wells_of(config, source), tracker=tracker
+            ),
             newest=newest,
         )
 
@@ -145,7 +154,11 @@ class _Run:
             with self.ctx.progress.stage("pretrain", steps, "steps") as stage:
                 if self.state.step:
                     stage.advance(self.state.step)
-                self._steps(stage)
+                try:
+                    self._steps(stage)
+                finally:
+                    if self.log.tracker is not None:
+                        self.log.tracker.close()
         assert self.newest is not None
         return TrainResult(steps=self.state.step, checkpoint=self.newest, loss=self.log.last_loss)
 
@@ -245,6 +258,7 @@ class _StepLog:
     metrics: MetricsLog
     meter: Meter
     crop_bytes: int
+    tracker: Tracker | None
     last_loss: float | None = None
     _pending: list[_Pending] = field(default_factory=list)
     _crops_per_s: float = 0.0
@@ -290,6 +304,8 @@ class _StepLog:
             self._pending.clear()
             if self.ranks.is_first:
                 self.metrics.add(rows)
+            if self.tracker is not None:
+                self.tracker.steps(rows)
         if flush:
             self.ranks.on_first(self.metrics.flush)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from phenomhpc.runs.heartbeat import STEP, beat
 from phenomhpc.train.data import CropSource
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.state import TrainState
+from phenomhpc.train.tracking import Tracker
 
 PHASE = "probe"
 ENCODER, UNTRAINED, INTENSITY = "encoder", "untrained encoder", "pixel statistics"
@@ -101,7 +102,8 @@ class LinearProbe:
     ranks: Ranks
     source: CropSource
     wells: ProbeWells | None
-    last_accuracy: float | None = field(default=None)
+    tracker: Tracker | None = None
+    last_accuracy: float | None = None
 
     def due(self, step: int) -> bool:
         """Is there a probe after so many steps?  At the beginning of the baselines, at the end always."""
@@ -191,3 +193,6 @@ class LinearProbe:
         self.ctx.check_fence()
         with committing(self.ctx.paths.probe_file(self.ctx.attempt, rows[0].step), token=self.ctx.token) as file:
             pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA), file)
+        if self.tracker is not None:
+            for row in rows:
+                self.tracker.watched(f"probe/{row.source.replace(' ', '_')}", row)

@@ -35,6 +35,7 @@ from phenomhpc.train.data import CropSource
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.state import TrainState
 from phenomhpc.train.step import NUM_LOSSES
+from phenomhpc.train.tracking import Tracker
 
 # original, masked, reconstructed f32[n, C, h, w] to PNG bytes; given from outside, since training draws nothing itself.
 Draw = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]], bytes]
@@ -94,6 +95,7 @@ class Validation:
     ranks: Ranks
     source: CropSource
     draw: Draw | None = None
+    tracker: Tracker | None = None
     last_loss: float | None = None
     _kept: tuple[_Crops, _Crops] | None = field(default=None, repr=False)
 
@@ -191,6 +193,8 @@ class Validation:
         # Last, since it says that this validation is done.
         with committing(paths.validation_file(self.ctx.attempt, row.step), token=token) as file:
             pq.write_table(pa.Table.from_pylist([asdict(row)], schema=SCHEMA), file)
+        if self.tracker is not None:
+            self.tracker.watched("validation", row)
 
     def _standardised(self, pixels: NDArray[np.generic]) -> Tensor:
         return standardise(self._here(pixels), self.source.scale(self.ranks.device))
