@@ -20,7 +20,7 @@ from phenomhpc.config.models import PretrainConfig
 from phenomhpc.crops import StepBatch
 from phenomhpc.crops.mending import Replaced
 from phenomhpc.errors import StopRequested, UsageError
-from phenomhpc.models.checkpoint import newest_committed, read_meta
+from phenomhpc.models.checkpoint import newest_committed, read_meta, step_folder
 from phenomhpc.models.mae import build_mae
 from phenomhpc.models.standardise import Standardiser
 from phenomhpc.progress import Stage
@@ -92,7 +92,6 @@ class _Run:
     state: TrainState
     checkpoints: Checkpoints
     log: _StepLog
-    newest: Path | None = None
 
     @classmethod
     def prepare(cls, config: PretrainConfig, ctx: TaskContext, ranks: Ranks, source: CropSource) -> _Run:
@@ -101,10 +100,10 @@ class _Run:
         checkpoints = Checkpoints(
             ctx=ctx,
             ranks=ranks,
-            keep=config.checkpoint.keep,
+            config=config.checkpoint,
             describe=lambda state, weights: source.describe(state, weights, ranks.world),
         )
-        newest = checkpoints.resume(state, ctx.progress.say)
+        checkpoints.resume(state, ctx.progress.say)
         return cls(
             config=config,
             ctx=ctx,
@@ -113,7 +112,6 @@ class _Run:
             state=state,
             checkpoints=checkpoints,
             log=_StepLog(config=config, ranks=ranks, metrics=MetricsLog(ctx), crop_bytes=source.crop_bytes),
-            newest=newest,
         )
 
     def to_the_end(self) -> TrainResult:
@@ -124,9 +122,9 @@ class _Run:
             with self.ctx.progress.stage("pretrain", steps, "steps") as stage:
                 if self.state.step:
                     stage.advance(self.state.step)
-                self._steps(stage)
-        assert self.newest is not None
-        return TrainResult(steps=self.state.step, checkpoint=self.newest, loss=self.log.last_loss)
+                with self.checkpoints:
+                    self._steps(stage)
+        return TrainResult(steps=self.state.step, checkpoint=self.checkpoints.finish(), loss=self.log.last_loss)
 
     def _tell_start(self) -> None:
         origin = f"resuming after step {self.state.step}" if self.state.step else "starting"
@@ -166,7 +164,9 @@ class _Run:
     def _boundary(self, stage: Stage) -> None:
         """Between two steps: log, commit, leave when asked."""
         done, config = self.state.step, self.config
-        stop = self.ranks.any(self.ctx.stop_requested())
+        stop, failed = self.ranks.any_of(self.ctx.stop_requested(), self.checkpoints.failed)
+        if failed:
+            self.checkpoints.wait()
         due = done % config.checkpoint.every_steps == 0 or done == config.optim.steps or stop
         interval = config.log_every_steps
         if due or done % interval == 0:
@@ -174,13 +174,18 @@ class _Run:
         figures = self.log.figures() if done % interval == 0 or due else {}
         if due:
             beat("checkpoint", done)
-            self.newest = self.checkpoints.save(self.state)
+            self.checkpoints.begin(self.state)
+            if done == config.optim.steps:
+                self.checkpoints.finish()
             beat(STEP, done)
         stage.advance(1, **figures)
         if stop and done < config.optim.steps:
-            raise StopRequested(
-                f"run {self.ctx.paths.id}: stopped as asked after step {done}; its checkpoint is committed"
-            )
+            beat("checkpoint", done)
+            newest = self.checkpoints.wait()
+            told = "no checkpoint is committed yet" if newest is None else f"the newest checkpoint is {newest.name}"
+            if newest is not None and newest.name == step_folder(newest.parent, done).name:
+                told = "its checkpoint is committed"
+            raise StopRequested(f"run {self.ctx.paths.id}: stopped as asked after step {done}; {told}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from phenomhpc.commit import is_full
 from phenomhpc.runs import TaskContext, committing
 from phenomhpc.store.shardfiles import Traffic
 
@@ -99,14 +100,22 @@ class MetricsLog:
         self._rows.extend(rows)
 
     def flush(self) -> None:
-        """Commit what was added since the last flush; nothing where nothing was.  Raises FencedError before writing."""
+        """Commit what was added since the last flush; nothing where nothing was.  Raises FencedError before writing.
+
+        A disk without room does not end the run: the rows are kept for the next flush.
+        """
         if not self._rows:
             return
         self._ctx.check_fence()
         path = self._ctx.paths.metrics_file(self._ctx.attempt, self._rows[-1].step)
         table = pa.Table.from_pylist([asdict(row) for row in self._rows], schema=SCHEMA)
-        with committing(path, token=self._ctx.token) as file:
-            pq.write_table(table, file)
+        try:
+            with committing(path, token=self._ctx.token) as file:
+                pq.write_table(table, file)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            return
         self._rows.clear()
 
 

@@ -20,7 +20,7 @@ from phenomhpc.config import PretrainConfig, dump, load_run_config
 from phenomhpc.errors import FencedError, StopRequested, UsageError, WorkError
 from phenomhpc.jobs.here import run_here
 from phenomhpc.jobs.pretrain import data_words
-from phenomhpc.models.checkpoint import newest_committed, read_meta
+from phenomhpc.models.checkpoint import damage, newest_committed, read_meta, step_folder
 from phenomhpc.nodes.interface import interface_of
 from phenomhpc.progress import Stage, silent
 from phenomhpc.runs import (
@@ -79,6 +79,18 @@ class Acting(type(silent())):  # type: ignore[misc]
 
 def ask_to_stop(ctx: TaskContext) -> None:
     ctx.paths.attempt(ctx.attempt).stop_file(ctx.task).touch()
+
+
+def wait_for(step: int) -> Callable[[TaskContext], None]:
+    """Return when the checkpoint of this step, which is written while training goes on, is committed."""
+
+    def wait(ctx: TaskContext) -> None:
+        deadline = time.monotonic() + 60
+        while damage(step_folder(ctx.paths.checkpoints, step)) is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    return wait
 
 
 def losses(paths: RunPaths) -> np.ndarray:
@@ -222,7 +234,7 @@ def test_a_replaced_attempt_leaves_without_a_further_checkpoint(store: Path, tmp
     config = settings(store, tmp_path)
     paths = new_run(config)
     with pytest.raises(FencedError):
-        train(config, start(paths, at_step={7: lambda ctx: void(open_attempt(ctx.paths))}))
+        train(config, start(paths, at_step={5: wait_for(5), 7: lambda ctx: void(open_attempt(ctx.paths))}))
     assert [path.name for path in paths.checkpoints.iterdir()] == ["step-00000005"]
     assert read_metrics(paths.metrics).num_rows == 5
 

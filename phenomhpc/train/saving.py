@@ -1,0 +1,121 @@
+"""The files of one checkpoint, in DCP's format, each rank writing its share; and the thread in which that happens.
+
+DCP's own save asks every rank for its plan, on the training's process group, and copies while it writes.  Here the plan
+follows from names and shapes alone, so that each rank works it out by itself and copies what is its own before training
+goes on: with N ranks that hold the same state, about an N-th of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.storage import WriteResult
+
+from phenomhpc.errors import WorkError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPlan:
+    """Which rank writes which tensors of a state that every rank holds as a whole: balanced by size, the same on all ranks."""
+
+    plans: list[SavePlan]
+    metadata: Metadata
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], world: int) -> SharedPlan:
+        planner = DefaultSavePlanner()
+        planner.set_up_planner(dict(tensors), is_coordinator=True)
+        local = planner.create_local_plan()
+        plans, metadata = planner.create_global_plan([local] * world)
+        return cls(plans=plans, metadata=metadata)
+
+    def names(self, rank: int) -> list[str]:
+        """Of the tensors that `rank` writes."""
+        return [item.index.fqn for item in self.plans[rank].items]
+
+
+class _Held(DefaultSavePlanner):
+    """Looks tensors up where they are held for the writer."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._tensors = tensors
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        return self._tensors[index.fqn]
+
+
+def write_share(folder: Path, tensors: Mapping[str, Tensor], plan: SharedPlan, rank: int) -> list[WriteResult]:
+    """Write this rank's tensors into `folder`, durable on return; what is to be told to the first rank."""
+    writer = FileSystemWriter(folder, sync_files=True)
+    return writer.write_data(writer.prepare_global_plan(plan.plans)[rank], _Held(tensors)).wait()
+
+
+def write_index(folder: Path, plan: SharedPlan, results: Sequence[list[WriteResult]]) -> None:
+    """DCP's index over what all ranks have written.  Raises WorkError where that is not all there is to write."""
+    written = {result.index for share in results for result in share}
+    wanted = {item.index for share in plan.plans for item in share.items}
+    if written != wanted:
+        names = sorted(index.fqn for index in written ^ wanted)
+        raise WorkError(f"checkpoint {folder}: the ranks do not agree who writes {names[0]} ({len(names)} in all)")
+    FileSystemWriter(folder, sync_files=True).finish(replace(plan.metadata), list(results))
+
+
+class HostCopies:
+    """Memory of the host for tensors of a state, kept from save to save: pages that are there already take no time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of these tensors, complete on return; they overwrite those taken before."""
+        devices = set()
+        for name, tensor in tensors.items():
+            if name not in self._kept:
+                on_gpu = tensor.device.type == "cuda"
+                self._kept[name] = torch.empty_like(tensor, device="cpu", pin_memory=on_gpu)
+            self._kept[name].copy_(tensor, non_blocking=True)
+            devices.add(tensor.device)
+        for device in devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        return {name: self._kept[name] for name in tensors}
+
+
+@dataclass(kw_only=True)
+class Flight:
+    """One save under way in a thread: its step, and in the end what it came to."""
+
+    step: int
+    work: Callable[[], Path]
+    folder: Path | None = None
+    failure: BaseException | None = None
+    _thread: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A daemon: a process that leaves because of an error must not be held by a rank that will never answer.
+        self._thread = threading.Thread(target=self._run, name=f"checkpoint-{self.step}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.folder = self.work()
+        except BaseException as error:
+            self.failure = error
+
+    @property
+    def landed(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self) -> None:
+        self._thread.join()
