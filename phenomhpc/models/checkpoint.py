@@ -4,7 +4,7 @@ CHECKPOINTS/
   step-00001000/
     __0_0.distcp ... .metadata   torch.distributed.checkpoint: model.*, optimiser.*
     meta.json                    CheckpointMeta
-    COMMITTED                    the files above with their sizes, and the sha256 of that list; written last
+    COMMITTED                    the files above with their sizes and crc32c, and the sha256 of that list; written last
 
 A folder without COMMITTED, or whose files differ from its list, is torn: it is passed over, and said so.  DCP's index is
 a pickle, so a folder that belongs to another user is refused before anything in it is opened.
@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # what a checkpoint says of itself is read without torch, who
 COMMITTED = "COMMITTED"
 META = "meta.json"
 SCHEMA = 1
+_BLOCK = 2**24  # bytes read at once for a checksum
 _STEP = re.compile(r"^step-(\d{8,})$")
 
 
@@ -91,29 +92,74 @@ def list_files(folder: Path) -> list[tuple[str, int]]:
     return sorted((entry.name, entry.stat().st_size) for entry in folder.iterdir() if entry.name != COMMITTED)
 
 
-def files_digest(files: list[tuple[str, int]]) -> str:
-    """sha256 of the list of names and sizes."""
-    return hashlib.sha256(json.dumps([list(file) for file in files]).encode()).hexdigest()
+def checksum(path: Path) -> int:
+    """crc32c of a file's bytes."""
+    import google_crc32c
+
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            crc = google_crc32c.extend(crc, block)
+    return crc
 
 
-def damage(folder: Path) -> str | None:
-    """Why a step folder must not be used; None when it is committed and its files are those it was committed with."""
+def make_mark(folder: Path, known: Mapping[str, int]) -> str:
+    """The content of COMMITTED for the files that are there; `known`: checksums of some of them."""
+    files = [
+        [name, size, known[name] if name in known else checksum(folder / name)] for name, size in list_files(folder)
+    ]
+    return json.dumps({"files": files, "sha256": _mark_digest(files)})
+
+
+def _mark_digest(files: list[list[Any]]) -> str:
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _read_mark(folder: Path) -> list[tuple[str, int, int | None]] | str:
+    """Name, size and crc32c (None in those of older versions) of the files that COMMITTED lists; or what is wrong with it."""
     try:
         mark = json.loads((folder / COMMITTED).read_bytes())
-        listed = [(name, size) for name, size in mark["files"]]
+        listed = [(name, size, *(crc or [None])) for name, size, *crc in mark["files"]]
         digest = mark["sha256"]
     except FileNotFoundError:
         return f"not committed ({COMMITTED} is missing)"
     except (ValueError, KeyError, TypeError):
         return f"{COMMITTED} is malformed"
-    if files_digest(listed) != digest:
+    if _mark_digest(mark["files"]) != digest:
         return f"{COMMITTED} does not match its own digest"
+    return listed
+
+
+def damage(folder: Path) -> str | None:
+    """Why a step folder must not be used; None when it is committed and its files are those it was committed with.
+
+    Of the files other than meta.json the lengths are compared, not the bytes: see `damaged_bytes`.
+    """
+    listed = _read_mark(folder)
+    if isinstance(listed, str):
+        return listed
     present = dict(list_files(folder))
-    for name, size in listed:
+    for name, size, crc in listed:
         if name not in present:
             return f"{name} is missing"
         if present[name] != size:
             return f"{name} has {present[name]} bytes, not {size}"
+        if name == META and crc not in (None, checksum(folder / name)):
+            return f"{name} has other bytes than were written"
+    return None
+
+
+def damaged_bytes(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """Read every `parts`-th file of a committed step folder, from `part` on: which has other bytes than were written, if any.
+
+    DCP does not find that out: torch reads a tensor with a flipped bit as it is.
+    """
+    listed = _read_mark(folder)
+    if isinstance(listed, str):
+        return listed
+    for name, _, crc in listed[part::parts]:
+        if crc not in (None, checksum(folder / name)):
+            return f"{name} has other bytes than were written"
     return None
 
 
@@ -180,6 +226,7 @@ def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
 
     Raises UsageError for a folder of another user or of other tensors, WorkError when its files cannot be read.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -192,8 +239,10 @@ def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
             load(dict(state), storage_reader=reader, no_dist=True)
     except UsageError:
         raise
-    except Exception as error:  # unpickling and unzipping damaged files raise what they please
-        raise WorkError(f"checkpoint {folder}: unreadable ({type(error).__name__}: {error})") from error
+    # Unpickling and unzipping damaged files raise what they please; DCP's own exception is no Exception.
+    except (Exception, CheckpointException) as error:
+        first = str(error).strip().splitlines() or [""]
+        raise WorkError(f"checkpoint {folder}: unreadable ({type(error).__name__}: {first[0]})") from error
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:

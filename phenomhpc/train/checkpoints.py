@@ -15,7 +15,6 @@ without room stops the saving of this step, with an alarm, and not the training.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import time
@@ -27,7 +26,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.storage import WriteResult
 
 from phenomhpc.commit import fsync_folder, is_full, make_folder
 from phenomhpc.config.models import CheckpointConfig
@@ -38,9 +36,10 @@ from phenomhpc.models.checkpoint import (
     CheckpointMeta,
     committed,
     damage,
-    files_digest,
+    damaged_bytes,
     list_files,
     load_tensors,
+    make_mark,
     model_key,
     read_meta,
     require_same,
@@ -51,7 +50,7 @@ from phenomhpc.runs import TEMPORARY, TaskContext, commit
 from phenomhpc.runs.heartbeat import beat
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.retention import column, read_scores, retained
-from phenomhpc.train.saving import Flight, HostCopies, SharedPlan, write_index, write_share
+from phenomhpc.train.saving import Flight, HostCopies, SharedPlan, Written, write_index, write_share
 from phenomhpc.train.state import TrainState
 
 T = TypeVar("T")
@@ -182,17 +181,16 @@ class Checkpoints:
         plan, rank = self._plan, self.ranks.rank
         try:
             self._agreed_on(final, lambda: self._begin(temporary), first=True)
-            results = self._agreed_on(final, lambda: write_share(temporary, held.tensors, plan, rank))
-            self._agreed_on(final, lambda: self._publish(held, temporary, final, results), first=True)
+            shares = self._agreed_on(final, lambda: write_share(temporary, held.tensors, plan, rank))
+            self._agreed_on(final, lambda: self._publish(held, temporary, final, shares), first=True)
         except PhenomError as error:
             if self.ranks.is_first:
                 self._clear(temporary, final)
                 if isinstance(error, DiskFullError):
                     self._alarm(held.meta.step, error)
             raise
-        if self.ranks.is_first:
-            self._tell(held, final)
-            self._retain()
+        self._agreed_on(final, lambda: self._tell(held, final), first=True)
+        self._agreed_on(final, self._retain, first=True)
         return final
 
     def _agreed_on(self, final: Path, work: Callable[[], T], *, first: bool = False) -> list[T]:
@@ -221,20 +219,20 @@ class Checkpoints:
             shutil.rmtree(leftover)
         temporary.mkdir()
 
-    def _publish(self, held: _Held, temporary: Path, final: Path, results: list[list[WriteResult]]) -> None:
+    def _publish(self, held: _Held, temporary: Path, final: Path, shares: list[Written]) -> None:
         assert self._plan is not None
-        write_index(temporary, self._plan, results)
+        write_index(temporary, self._plan, shares)
         digest = weights_digest({name: tensor.cpu() for name, tensor in held.weights.items()})
         commit(temporary / META, replace(held.meta, weights=digest).to_json(), token=self.ctx.token)
-        files = list_files(temporary)
+        known = {name: crc for share in shares for name, crc in share.checksums.items()}
+        mark = make_mark(temporary, known)
         fsync_folder(temporary)
         self.ctx.check_fence()
         if final.exists():  # torn, or found unreadable: a usable one would have been resumed from
             _delete(final)
         temporary.rename(final)
         fsync_folder(self.folder)
-        mark = {"files": [list(file) for file in files], "sha256": files_digest(files)}
-        commit(final / COMMITTED, json.dumps(mark), token=self.ctx.token)
+        commit(final / COMMITTED, mark, token=self.ctx.token)
 
     def _clear(self, temporary: Path, final: Path) -> None:
         """Leave nothing half-written: nobody reads it, and it may be what fills the disk."""
@@ -313,7 +311,10 @@ class Checkpoints:
         return there
 
     def _load(self, folder: Path, meta: CheckpointMeta, state: TrainState) -> str | None:
-        """Fill the state; why it could not be done, or None."""
+        """Fill the state; why it could not be done, or None.  The ranks share the reading of every byte."""
+        reason = damaged_bytes(folder, self.ranks.rank, self.ranks.world)
+        if self.ranks.any(reason is not None):
+            return reason or "another rank finds it damaged"
         tensors = state.tensors()
         on_cpu = {
             name: tensor if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 
 from phenomhpc.errors import WorkError
+from phenomhpc.models.checkpoint import checksum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +56,30 @@ class _Held(DefaultSavePlanner):
         return self._tensors[index.fqn]
 
 
-def write_share(folder: Path, tensors: Mapping[str, Tensor], plan: SharedPlan, rank: int) -> list[WriteResult]:
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a rank has written: where each tensor lies, and crc32c by name of file."""
+
+    results: list[WriteResult]
+    checksums: dict[str, int]
+
+
+def write_share(folder: Path, tensors: Mapping[str, Tensor], plan: SharedPlan, rank: int) -> Written:
     """Write this rank's tensors into `folder`, durable on return; what is to be told to the first rank."""
     writer = FileSystemWriter(folder, sync_files=True)
-    return writer.write_data(writer.prepare_global_plan(plan.plans)[rank], _Held(tensors)).wait()
+    results = writer.write_data(writer.prepare_global_plan(plan.plans)[rank], _Held(tensors)).wait()
+    files = {result.storage_data.relative_path for result in results}
+    return Written(results=results, checksums={name: checksum(folder / name) for name in sorted(files)})
 
 
-def write_index(folder: Path, plan: SharedPlan, results: Sequence[list[WriteResult]]) -> None:
+def write_index(folder: Path, plan: SharedPlan, shares: Sequence[Written]) -> None:
     """DCP's index over what all ranks have written.  Raises WorkError where that is not all there is to write."""
-    written = {result.index for share in results for result in share}
+    written = {result.index for share in shares for result in share.results}
     wanted = {item.index for share in plan.plans for item in share.items}
     if written != wanted:
         names = sorted(index.fqn for index in written ^ wanted)
         raise WorkError(f"checkpoint {folder}: the ranks do not agree who writes {names[0]} ({len(names)} in all)")
-    FileSystemWriter(folder, sync_files=True).finish(replace(plan.metadata), list(results))
+    FileSystemWriter(folder, sync_files=True).finish(replace(plan.metadata), [share.results for share in shares])
 
 
 class HostCopies:

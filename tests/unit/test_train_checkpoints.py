@@ -127,6 +127,25 @@ def _flip(folder: Path) -> None:
     path.write_bytes(data)
 
 
+def _flip_a_moment(folder: Path) -> None:
+    """In the last tensor of the file, which is the optimiser's: torch reads it without a word."""
+    path = next(folder.glob("*.distcp"))
+    data = bytearray(path.read_bytes())
+    data[len(data) * 9 // 10] ^= 1
+    path.write_bytes(data)
+
+
+def _flip_meta(folder: Path) -> None:
+    text = (folder / "meta.json").read_text()
+    (folder / "meta.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+
+
+def _flip_index(folder: Path) -> None:
+    data = bytearray((folder / ".metadata").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / ".metadata").write_bytes(data)
+
+
 def _garble_mark(folder: Path) -> None:
     (folder / COMMITTED).write_text("{")
 
@@ -137,7 +156,11 @@ def _garble_mark(folder: Path) -> None:
         (_unmark, "not committed"),
         (_truncate, "bytes, not"),
         (_lose, "is missing"),
-        (_flip, ""),
+        (_flip, "other bytes than were written"),
+        (_flip_a_moment, "other bytes than were written"),
+        (_flip_meta, "meta.json has other bytes than were written"),
+        (_flip_index, ".metadata has other bytes than were written"),
+        (lambda folder: (folder / "meta.json").unlink(), "meta.json is missing"),
         (_garble_mark, "malformed"),
     ],
 )
