@@ -365,6 +365,22 @@ class CheckpointConfig(Model):
     )
 
 
+class FaultsConfig(Model):
+    """What happens when a step goes wrong."""
+
+    max_skipped: PositiveInt = Field(
+        100,
+        description="a step without a finite gradient changes nothing and is counted; so many in a row end the run",
+    )
+    spike_mads: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="a loss so many deviations (by the median absolute one) above the median of the last steps rolls the "
+        "run back to its newest checkpoint and leaves that step's crops out; default: never",
+    )
+    spike_window: Annotated[int, Field(ge=20)] = Field(100, description="steps whose losses say what is usual")
+    max_rollbacks: PositiveInt = Field(5, description="rollbacks of one attempt; one more ends it")
+
+
 class PretrainConfig(JobModel):
     """Masked-autoencoder pretraining on crops of one or more stores."""
 
@@ -375,6 +391,7 @@ class PretrainConfig(JobModel):
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
     ranks_per_node: PositiveInt | None = Field(

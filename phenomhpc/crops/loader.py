@@ -150,7 +150,7 @@ class Loader:
         starts = range(0, self._num_micro * self._micro_size, self._micro_size)
         return StepBatch(
             step=step,
-            first_index=first * self._sampler.crops_per_visit,
+            first_index=self._sampler.first_index(first),
             index_digest=index_digest(dealt) if self._digest else "",
             micro=[
                 self._batch(share, slice(start, start + self._micro_size), pixels)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from phenomhpc.commit import fsync_folder, is_full, make_folder
 from phenomhpc.config.models import CheckpointConfig
+from phenomhpc.crops.ledger import Ledger, merged
 from phenomhpc.errors import NoCheckpointError, PhenomError, WorkError
 from phenomhpc.models.checkpoint import (
     COMMITTED,
@@ -48,6 +49,7 @@ from phenomhpc.models.checkpoint import (
 )
 from phenomhpc.runs import TEMPORARY, TaskContext, commit
 from phenomhpc.runs.heartbeat import beat
+from phenomhpc.train.faults import note_ledger, read_ledger
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.retention import column, read_scores, retained
 from phenomhpc.train.saving import Flight, HostCopies, SharedPlan, Written, write_index, write_share
@@ -280,6 +282,8 @@ class Checkpoints:
             failure = self._load(folder, meta, state)
             if not self.ranks.any(failure is not None):
                 state.step = meta.step
+                noted = self.ranks.on_first(lambda: read_ledger(self.folder))
+                state.skip_ledger = merged((*meta.skip_ledger, *noted))
                 self.newest = folder
                 return folder
             if self.ranks.is_first:
@@ -291,6 +295,22 @@ class Checkpoints:
                 f"restore one, or remove {self.folder} to begin again"
             )
         return None
+
+    def roll_back(self, state: TrainState, ledger: Ledger, say: Callable[[str], None]) -> Path | None:
+        """Go back to the newest usable checkpoint, from where these samples are left out as well; None where there is none.
+
+        All of them must lie behind what any checkpoint has seen.  Killed here, the run goes on from that checkpoint, with
+        or without the ledger.
+        """
+        if self.wait() is None:
+            return None
+
+        def note() -> None:
+            self.ctx.check_fence()
+            note_ledger(self.folder, merged((*state.skip_ledger, *ledger)), token=self.ctx.token)
+
+        self.ranks.on_first(note)
+        return self.resume(state, say)
 
     def _agreed(self, folder: Path, state: TrainState) -> CheckpointMeta:
         there, here = read_meta(folder), self.describe(state, "")

@@ -7,6 +7,7 @@ an undisturbed run: the order of the data, masks, stochastic depth and learning 
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -18,8 +19,9 @@ import torch
 
 from phenomhpc.config.models import PretrainConfig
 from phenomhpc.crops import StepBatch
+from phenomhpc.crops.ledger import merged
 from phenomhpc.crops.mending import Replaced
-from phenomhpc.errors import StopRequested, UsageError
+from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.models.checkpoint import newest_committed, read_meta, step_folder
 from phenomhpc.models.mae import build_mae
 from phenomhpc.models.standardise import Standardiser
@@ -29,10 +31,11 @@ from phenomhpc.runs.heartbeat import START, STEP, beat
 from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
+from phenomhpc.train.faults import Skips, Spikes, usual_before
 from phenomhpc.train.metrics import MEGABYTE, MetricsLog, StepRow, rates_of
 from phenomhpc.train.optim import make_optimiser, one_cycle_lr
 from phenomhpc.train.ranks import Ranks, joined
-from phenomhpc.train.state import TrainState, replicate
+from phenomhpc.train.state import Replica, TrainState, replicate
 from phenomhpc.train.step import NUM_LOSSES, StepSettings, StepSums, run_step
 
 # Metrics become a file at every checkpoint and at every so many logged intervals.
@@ -92,6 +95,8 @@ class _Run:
     state: TrainState
     checkpoints: Checkpoints
     log: _StepLog
+    skips: Skips
+    spikes: Spikes
 
     @classmethod
     def prepare(cls, config: PretrainConfig, ctx: TaskContext, ranks: Ranks, source: CropSource) -> _Run:
@@ -112,6 +117,8 @@ class _Run:
             state=state,
             checkpoints=checkpoints,
             log=_StepLog(config=config, ranks=ranks, metrics=MetricsLog(ctx), crop_bytes=source.crop_bytes),
+            skips=Skips(config=config.faults),
+            spikes=ranks.on_first(lambda: usual_before(state.step, config.faults, ctx.paths.metrics)),
         )
 
     def to_the_end(self) -> TrainResult:
@@ -147,10 +154,15 @@ class _Run:
             clip_grad_norm=optim.clip_grad_norm,
         )
         replica = replicate(self.state.model, self.ranks, optim.micro_batch)
-        patches = self.state.model.num_patches
-        tell, say = self._tell, self.ctx.progress.say
-        with self.source.loader(self.ranks, self.state.step, patches, tell=tell, say=say) as loader:
-            while self.state.step < optim.steps:
+        while self.state.step < optim.steps:
+            self._until_rolled_back(stage, replica, settings)
+
+    def _until_rolled_back(self, stage: Stage, replica: Replica, settings: StepSettings) -> None:
+        """Steps to the last one, or to one after which the run went back: the order of the data is another one then."""
+        optim, patches = self.config.optim, self.state.model.num_patches
+        tell, say, skip = self._tell, self.ctx.progress.say, self.state.skip_ledger
+        with self.source.loader(self.ranks, self.state.step, patches, tell=tell, say=say, skip=skip) as loader:
+            while self.state.step < optim.steps and self.state.skip_ledger == skip:
                 self.log.start()
                 batch = next(loader)
                 lr = one_cycle_lr(
@@ -170,7 +182,10 @@ class _Run:
         due = done % config.checkpoint.every_steps == 0 or done == config.optim.steps or stop
         interval = config.log_every_steps
         if due or done % interval == 0:
-            self.log.settle(flush=due or done % (interval * FLUSH_INTERVALS) == 0)
+            settled = self.log.settle(flush=due or done % (interval * FLUSH_INTERVALS) == 0)
+            if self._look_for_faults(settled):
+                stage.advance(1 + self.state.step - done)
+                return
         figures = self.log.figures() if done % interval == 0 or due else {}
         if due:
             beat("checkpoint", done)
@@ -186,6 +201,49 @@ class _Run:
             if newest is not None and newest.name == step_folder(newest.parent, done).name:
                 told = "its checkpoint is committed"
             raise StopRequested(f"run {self.ctx.paths.id}: stopped as asked after step {done}; {told}")
+
+    def _look_for_faults(self, rows: list[StepRow]) -> bool:
+        """Tell of steps that changed nothing; go back where a loss leaps.  Did the run go back?"""
+        skipped = self.skips.count((row.step, row.skipped) for row in rows)
+        if skipped and self.ranks.is_first:
+            self.ctx.progress.say(f"steps without a finite gradient: {skipped} ({self.skips.total} in this attempt)")
+            self.ctx.events.emit("skipped", steps=skipped, total=self.skips.total)
+        spikes = self.spikes.look((row.step, row.loss) for row in rows)
+        if not spikes:
+            return False
+        ledger = merged(self._samples(step) for step in spikes)
+        losses = {row.step: row.loss for row in rows}
+        reached = self.state.step
+        if self.spikes.num_rollbacks == self.config.faults.max_rollbacks:
+            raise WorkError(
+                f"run {self.ctx.paths.id}: the loss leaps again at step {spikes[0]} ({losses[spikes[0]]:.4g}) after "
+                f"{self.spikes.num_rollbacks} rollbacks; lower optim.peak_lr, or raise faults.spike_mads"
+            )
+        beat("checkpoint", reached)
+        back_at = self.checkpoints.roll_back(self.state, ledger, self.ctx.progress.say)
+        beat(STEP, self.state.step)
+        if self.ranks.is_first:
+            where = "no checkpoint to go back to" if back_at is None else f"back to {back_at.name}, without their crops"
+            self.ctx.progress.say(f"the loss leaps at step(s) {spikes} ({losses[spikes[0]]:.4g}): {where}")
+            told = {"steps": spikes, "losses": [losses[step] for step in spikes], "samples": ledger}
+            self.ctx.events.emit("spike", **told)
+            if back_at is not None:
+                self.ctx.events.emit(
+                    "rollback", step=self.state.step, reached=reached, skip_ledger=self.state.skip_ledger
+                )
+        if back_at is None:
+            return False
+        num_rollbacks = self.spikes.num_rollbacks + 1
+        self.spikes = self.ranks.on_first(
+            lambda: usual_before(self.state.step, self.config.faults, self.ctx.paths.metrics)
+        )
+        self.spikes.num_rollbacks = num_rollbacks
+        return True
+
+    def _samples(self, step: int) -> tuple[int, int]:
+        """The samples of a step, [first, last); with what was left out between them."""
+        first, last = (self.source.first_index(at, self.state.skip_ledger) for at in (step, step + 1))
+        return first, last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +296,9 @@ class _StepLog:
             )
         )
 
-    def settle(self, *, flush: bool) -> None:
+    def settle(self, *, flush: bool) -> list[StepRow]:
         """Turn what is pending into rows: the one place where the host waits for the device."""
+        rows: list[StepRow] = []
         if self._pending:
             losses = torch.stack([entry.sums.losses for entry in self._pending])
             counts = torch.tensor([list(vars(entry.traffic).values()) for entry in self._pending])
@@ -257,6 +316,7 @@ class _StepLog:
                 self.metrics.add(rows)
         if flush:
             self.ranks.on_first(self.metrics.flush)
+        return rows
 
     def figures(self) -> dict[str, float]:
         """For a person; data_wait: the share of the time that rank 0 waited for crops; mb_per_s: of their pixels."""
@@ -287,6 +347,7 @@ class _StepLog:
             data_wait=entry.data_wait,
             **rates_of(traffic, self.crop_bytes, entry.seconds),
             mem_bytes=_peak_memory(self.ranks),
+            skipped=not math.isfinite(grad_norm),
         )
 
 

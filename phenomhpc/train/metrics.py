@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,7 +46,7 @@ class StepRow:
     mfu: float | None = None
     mem_bytes: int | None = None  # peak of rank 0: resident on a CPU, allocated on a GPU
     goodput: float | None = None
-    skipped: bool = False
+    skipped: bool = False  # the gradient was not finite, and nothing was changed
 
 
 _TYPES = {
@@ -120,12 +120,16 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> pa.Table:
-    """All steps of a run in order, one row per step: of a repeated step the latest attempt's.
+    """All steps of a run in order, one row per step: of a repeated step the latest attempt's, and of those the latest.
 
     What a file of an older version does not have is null.
     """
-    rows: dict[int, dict[str, object]] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    attempts: dict[int, str] = {}
     for path in sorted(folder.glob("*.parquet")) if folder.is_dir() else []:
+        attempt = path.name.split("-")[0]
         for row in pq.read_table(path).to_pylist():
-            rows[row["step"]] = row
+            step = row["step"]
+            if attempts.get(step) != attempt or row["time"] >= rows[step]["time"]:
+                rows[step], attempts[step] = row, attempt
     return pa.Table.from_pylist([rows[step] for step in sorted(rows)], schema=SCHEMA)
