@@ -422,7 +422,9 @@ class EmbedConfig(JobModel):
     kind: ClassVar[str] = "embed"
     store: str = ""
     snapshot: str | None = None
-    checkpoint: str = Field("", description="a step folder, or a run (its newest committed checkpoint)")
+    checkpoint: str = Field(
+        "", description="a step folder, an exported file, or a run (its newest committed checkpoint)"
+    )
     out: str | None = Field(None, description="folder of the embeddings; default RUN/embeddings")
     block: PositiveInt | None = Field(
         None, description="encoder block whose output is taken, 1-based; default the last"

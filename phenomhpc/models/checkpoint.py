@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phenomhpc.errors import UsageError, WorkError
+from phenomhpc.models.export import is_export, load_export, read_export_meta
 
 if TYPE_CHECKING:  # what a checkpoint says of itself is read without torch, whose import takes seconds
     import torch
@@ -72,10 +73,9 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def read_meta(folder: Path) -> CheckpointMeta:
-    """meta.json of a step folder.  Raises UsageError where it is missing, malformed or of another schema."""
-    path = folder / META
+    """meta.json of a step folder or of an export.  Raises UsageError where it is missing, malformed or of another schema."""
     try:
-        value = json.loads(path.read_bytes())
+        value = read_export_meta(folder) if is_export(folder) else json.loads((folder / META).read_bytes())
         expected = {field.name for field in fields(CheckpointMeta)}
         if value.get("schema") != SCHEMA:
             raise UsageError(f"checkpoint {folder}: schema {value.get('schema')}; this version reads {SCHEMA}")
@@ -167,17 +167,21 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def step_folders(checkpoints: Path) -> dict[int, Path]:
+    """Every step folder that is there, usable or torn, by step, ascending."""
+    entries = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    found = {int(match[1]): entry for entry in entries if (match := _STEP.match(entry.name))}
+    return dict(sorted(found.items()))
+
+
 def committed(checkpoints: Path, say: Callable[[str], None] = _say) -> Iterator[Path]:
     """The usable step folders, newest first; each torn one is passed over with a line that says why."""
-    if not checkpoints.is_dir():
-        return
-    steps = {int(match[1]): entry for entry in checkpoints.iterdir() if (match := _STEP.match(entry.name))}
-    for step in sorted(steps, reverse=True):
-        reason = damage(steps[step])
+    for folder in reversed(step_folders(checkpoints).values()):
+        reason = damage(folder)
         if reason is None:
-            yield steps[step]
+            yield folder
         else:
-            say(f"checkpoint {steps[step]}: passed over, {reason}")
+            say(f"checkpoint {folder}: passed over, {reason}")
 
 
 def newest_committed(checkpoints: Path, say: Callable[[str], None] = _say) -> Path | None:
@@ -245,6 +249,14 @@ def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
         raise WorkError(f"checkpoint {folder}: unreadable ({type(error).__name__}: {first[0]})") from error
 
 
+def load_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Fill CPU tensors by parameter name from a step folder or an export; raises as `load_tensors`."""
+    if is_export(path):
+        load_export(path, state)
+    else:
+        load_tensors(path, {model_key(name): tensor for name, tensor in state.items()})
+
+
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """sha256 over names, dtypes, shapes and bytes of CPU tensors, in the order of their names."""
     import torch
@@ -258,14 +270,14 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[MaskedAutoencoder, CheckpointMeta]:
-    """The model of a step folder in eval mode, and its meta.  Its weights are checked against their digest.
+    """The model of a step folder, or of an export, in eval mode, and its meta.  Its weights are checked against their digest.
 
     Raises UsageError for a folder that is no checkpoint of this model, WorkError for a damaged one.
     """
     from phenomhpc.models.mae import outline_mae
 
     meta = read_meta(folder)
-    reason = damage(folder)
+    reason = None if is_export(folder) else damage(folder)
     if reason is not None:
         raise WorkError(f"checkpoint {folder}: {reason}; choose another step")
     try:
@@ -274,7 +286,7 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[Mask
         raise UsageError(f"checkpoint {folder}: {META} describes another kind of model ({error})") from error
     model = model.to_empty(device="cpu")
     state = dict(model.named_parameters())
-    load_tensors(folder, {model_key(name): parameter.data for name, parameter in state.items()})
+    load_weights(folder, {name: parameter.data for name, parameter in state.items()})
     if weights_digest(state) != meta.weights:
         raise WorkError(f"checkpoint {folder}: the weights are not those that were saved; choose another step")
     model.lay_positions()

@@ -15,7 +15,6 @@ without room stops the saving of this step, with an alarm, and not the training.
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -36,7 +35,6 @@ from phenomhpc.models.checkpoint import (
     META,
     CheckpointMeta,
     committed,
-    damage,
     damaged_bytes,
     list_files,
     load_tensors,
@@ -51,12 +49,11 @@ from phenomhpc.runs import TEMPORARY, TaskContext, commit
 from phenomhpc.runs.heartbeat import beat
 from phenomhpc.train.faults import note_ledger, read_ledger
 from phenomhpc.train.ranks import Ranks
-from phenomhpc.train.retention import column, read_scores, retained
+from phenomhpc.train.retention import delete, superseded
 from phenomhpc.train.saving import Flight, HostCopies, SharedPlan, Written, write_index, write_share
 from phenomhpc.train.state import TrainState
 
 T = TypeVar("T")
-_STEP = re.compile(r"^step-(\d{8,})$")
 
 
 class DiskFullError(WorkError):
@@ -231,7 +228,7 @@ class Checkpoints:
         fsync_folder(temporary)
         self.ctx.check_fence()
         if final.exists():  # torn, or found unreadable: a usable one would have been resumed from
-            _delete(final)
+            delete(final)
         temporary.rename(final)
         fsync_folder(self.folder)
         commit(final / COMMITTED, mark, token=self.ctx.token)
@@ -258,17 +255,8 @@ class Checkpoints:
             self.ctx.events.emit("checkpoint", step=held.meta.step, bytes=size, seconds=seconds, blocked_s=held.blocked)
 
     def _retain(self) -> None:
-        """Delete what `retained` does not name, of the usable and the torn ones alike; never what is newer than all of them."""
-        found = {int(match[1]): entry for entry in self.folder.iterdir() if (match := _STEP.match(entry.name))}
-        usable = [step for step, entry in found.items() if damage(entry) is None]
-        config, best = self.config, None
-        if config.keep_best is not None:
-            best = column(read_scores(self.folder), config.keep_best, highest=config.best_is == "highest")
-        stay = retained(usable, keep=config.keep, keep_every=config.keep_every, best=best)
-        oldest = sorted(usable)[-config.keep :][0]
-        for step, entry in found.items():
-            if step not in stay and step < oldest:
-                _delete(entry)
+        for entry in superseded(self.folder, self.config):
+            delete(entry)
 
     def resume(self, state: TrainState, say: Callable[[str], None]) -> Path | None:
         """Put the newest usable checkpoint into `state` and return its folder; None where no step was ever committed.
@@ -350,13 +338,6 @@ class Checkpoints:
         if weights_digest({name: tensor.cpu() for name, tensor in state.weights().items()}) != meta.weights:
             return "its weights are not those that were saved"
         return None
-
-
-def _delete(folder: Path) -> None:
-    """Remove a step folder; a kill in between leaves one without its mark, which is never read."""
-    (folder / COMMITTED).unlink(missing_ok=True)
-    fsync_folder(folder)
-    shutil.rmtree(folder)
 
 
 def _reason(error: BaseException) -> str:

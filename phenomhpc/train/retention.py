@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from phenomhpc.commit import fsync_folder
+from phenomhpc.config.models import CheckpointConfig
+from phenomhpc.models.checkpoint import COMMITTED, damage, step_folders
 from phenomhpc.runs import commit
 
 SCORES = "scores.json"
@@ -53,3 +57,28 @@ def column(scores: Scores, metric: str, *, highest: bool) -> dict[int, float]:
     """One metric by step, turned so that lower is better."""
     sign = -1.0 if highest else 1.0
     return {step: sign * values[metric] for step, values in scores.items() if metric in values}
+
+
+def superseded(checkpoints: Path, config: CheckpointConfig) -> list[Path]:
+    """Step folders that nothing keeps, oldest first.
+
+    Torn ones go with those that are older than the newest `keep`; nothing newer than the oldest of these is ever named, so
+    that the newest usable one is safe whatever becomes of others.
+    """
+    found = step_folders(checkpoints)
+    usable = [step for step, entry in found.items() if damage(entry) is None]
+    if not usable:
+        return []
+    best = None
+    if config.keep_best is not None:
+        best = column(read_scores(checkpoints), config.keep_best, highest=config.best_is == "highest")
+    stay = retained(usable, keep=config.keep, keep_every=config.keep_every, best=best)
+    oldest = usable[-config.keep :][0]
+    return [entry for step, entry in found.items() if step < oldest and step not in stay]
+
+
+def delete(folder: Path) -> None:
+    """Remove a step folder; a kill in between leaves one without its mark, which is never read."""
+    (folder / COMMITTED).unlink(missing_ok=True)
+    fsync_folder(folder)
+    shutil.rmtree(folder)
