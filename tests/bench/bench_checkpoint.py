@@ -47,6 +47,8 @@ def measure(folder: Path, passes: int) -> dict[str, float]:
     """Medians over the passes, seconds; and bytes of the state."""
     model = build_mae(len(CHANNELS), seed=0, **MODEL)
     state = TrainState(model=model, optimiser=make_optimiser(model, OptimConfig(name="adamw")))
+    for tensor in state.tensors().values():  # moments that were never written to are no memory yet
+        tensor.uniform_()
     paths = create_run(folder, "pretrain", "kind: pretrain\n", {}, name="run")
     attempt, _ = open_attempt(paths)
     token = claim_start(paths, attempt, 0, 0)
