@@ -11,6 +11,7 @@ Readers therefore never see a half-written NAME.  Two writers of one NAME need d
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".tmp-"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def new_token() -> str:
@@ -34,6 +36,15 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Was it a full disk or a used-up quota, here or in what the error came from?"""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def fsync_folder(folder: Path) -> None:

@@ -86,7 +86,7 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
     ),
     "embed": (
         _STORE,
-        _path("checkpoint", "A step folder, or a run (its newest committed checkpoint)."),
+        _path("checkpoint", "A step folder, an exported file, or a run (its newest committed checkpoint)."),
         _path("out", "Folder of the embeddings; default RUN/embeddings."),
         Flag(name="new", help="Take only what is absent under this checkpoint's digest.", type=bool, key="new"),
         _RUNS,

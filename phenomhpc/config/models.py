@@ -409,6 +409,31 @@ class CheckpointConfig(Model):
 
     every_steps: PositiveInt = 500
     keep: PositiveInt = Field(3, description="newest committed checkpoints kept; the last step's is always kept")
+    keep_every: PositiveInt | None = Field(None, description="those of every so many steps are kept for good, too")
+    keep_best: str | None = Field(
+        None, description="name of a validation metric; the checkpoint with its best value is kept, too"
+    )
+    best_is: Literal["lowest", "highest"] = Field("lowest", description="which value of keep_best is the best")
+    background: bool = Field(
+        True,
+        description="training goes on while a checkpoint is written, from a copy of the state in the host's memory",
+    )
+
+
+class FaultsConfig(Model):
+    """What happens when a step goes wrong."""
+
+    max_skipped: PositiveInt = Field(
+        100,
+        description="a step without a finite gradient changes nothing and is counted; so many in a row end the run",
+    )
+    spike_mads: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="a loss so many deviations (by the median absolute one) above the median of the last steps rolls the "
+        "run back to its newest checkpoint and leaves that step's crops out; default: never",
+    )
+    spike_window: Annotated[int, Field(ge=20)] = Field(100, description="steps whose losses say what is usual")
+    max_rollbacks: PositiveInt = Field(5, description="rollbacks of one attempt; one more ends it")
 
 
 class EvalConfig(Model):
@@ -449,6 +474,7 @@ class PretrainConfig(JobModel):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()
+    faults: FaultsConfig = FaultsConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
     ranks_per_node: PositiveInt | None = Field(
@@ -479,7 +505,9 @@ class EmbedConfig(JobModel):
     kind: ClassVar[str] = "embed"
     store: str = ""
     snapshot: str | None = None
-    checkpoint: str = Field("", description="a step folder, or a run (its newest committed checkpoint)")
+    checkpoint: str = Field(
+        "", description="a step folder, an exported file, or a run (its newest committed checkpoint)"
+    )
     out: str | None = Field(None, description="folder of the embeddings; default RUN/embeddings")
     block: PositiveInt | None = Field(
         None, description="encoder block whose output is taken, 1-based; default the last"

@@ -71,7 +71,7 @@ class Dealer:
         none = np.zeros_like(flip)
         return Dealt(
             step=step,
-            first_index=first * self.sampler.crops_per_visit,
+            first_index=self.sampler.first_index(first),
             index_digest=index_digest(visits) if self._digest else "",
             index=visits.index[kept].ravel(),
             field_no=np.repeat(visits.field_no[kept], self.sampler.crops_per_visit),

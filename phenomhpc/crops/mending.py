@@ -59,7 +59,8 @@ Draws = Callable[[int], Sequence[Candidate]]
 
 
 def draws_of(sampler: Sampler) -> Draws:
-    """Fields that the sampler deals, by the damaged one's number alone."""
+    """Fields that the sampler deals, by the damaged one's number alone: whatever is skipped."""
+    sampler = sampler.skipping(())
 
     def drawn(field_no: int) -> Sequence[Candidate]:
         places = philox(sampler.seed, REPLACE, field_no, np.arange(DRAWS))[..., 0] % np.uint64(sampler.visits_per_epoch)

@@ -6,6 +6,7 @@ the epoch's positions, so that every field comes once per epoch (with weights: s
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from phenomhpc.crops.ledger import Ledger, visits_left
 from phenomhpc.crops.permutation import permute
 from phenomhpc.errors import UsageError
 from phenomhpc.philox import FLIP, MASK, OFFSET, SUBSET, WITHIN, philox, uniform, uniform32
@@ -125,11 +127,23 @@ class Sampler:
             raise UsageError(
                 f"model.crop_px={crop_px}: the smallest field has {height}x{width} pixels; choose a smaller crop"
             )
+        self._ledger: Ledger = ()
         self._groups = _groups(groups)
         self.visits_per_epoch = sum(group.times for group in self._groups) if self._groups else self.num_fields
 
+    def skipping(self, ledger: Ledger) -> Sampler:
+        """The same order without the samples that the ledger leaves out; visits are numbered by what remains."""
+        other = copy.copy(self)
+        other._ledger = ledger
+        return other
+
+    def first_index(self, visit: int) -> int:
+        """The first sample index of a visit."""
+        return int(visits_left(np.array([visit]), self._ledger, self.crops_per_visit)[0]) * self.crops_per_visit
+
     def visits(self, visit: NDArray[np.int64]) -> Visits:
         """The crops of visits `visit` (i64[n], each 0 or more)."""
+        visit = visits_left(visit, self._ledger, self.crops_per_visit)
         field_no = self._fields(visit.astype(np.uint64))
         index = visit[:, None] * self.crops_per_visit + np.arange(self.crops_per_visit)
         height, width = self._tables.sizes(field_no)

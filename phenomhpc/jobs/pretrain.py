@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,12 @@ def num_parameters(config: PretrainConfig) -> int:
 def output_bytes(config: PretrainConfig) -> int:
     """About what the checkpoints of a run take: weights and the optimiser's moments in fp32, those kept and one in the making."""
     copies = {"lion": 2, "adamw": 3}[config.optim.name]
-    made = -(-config.optim.steps // config.checkpoint.every_steps)
-    return 4 * copies * num_parameters(config) * min(made, config.checkpoint.keep + 1)
+    kept, steps = config.checkpoint, config.optim.steps
+    made = -(-steps // kept.every_steps)
+    # A step that both cadences share is saved and kept for good.
+    for_good = 0 if kept.keep_every is None else steps // math.lcm(kept.keep_every, kept.every_steps)
+    held = kept.keep + 1 + for_good + (kept.keep_best is not None)
+    return 4 * copies * num_parameters(config) * min(made, held)
 
 
 def workers(config: PretrainConfig, units: Sequence[Unit]) -> int:

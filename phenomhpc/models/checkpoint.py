@@ -4,7 +4,7 @@ CHECKPOINTS/
   step-00001000/
     __0_0.distcp ... .metadata   torch.distributed.checkpoint: model.*, optimiser.*
     meta.json                    CheckpointMeta
-    COMMITTED                    the files above with their sizes, and the sha256 of that list; written last
+    COMMITTED                    the files above with their sizes and crc32c, and the sha256 of that list; written last
 
 A folder without COMMITTED, or whose files differ from its list, is torn: it is passed over, and said so.  DCP's index is
 a pickle, so a folder that belongs to another user is refused before anything in it is opened.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phenomhpc.errors import UsageError, WorkError
+from phenomhpc.models.export import is_export, load_export, read_export_meta
 from phenomhpc.models.kinds import complete_fields, identifying_fields
 
 if TYPE_CHECKING:  # what a checkpoint says of itself is read without torch, whose import takes seconds
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # what a checkpoint says of itself is read without torch, who
 COMMITTED = "COMMITTED"
 META = "meta.json"
 SCHEMA = 1
+_BLOCK = 2**24  # bytes read at once for a checksum
 _STEP = re.compile(r"^step-(\d{8,})$")
 
 
@@ -73,10 +75,9 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def read_meta(folder: Path) -> CheckpointMeta:
-    """meta.json of a step folder.  Raises UsageError where it is missing, malformed or of another schema."""
-    path = folder / META
+    """meta.json of a step folder or of an export.  Raises UsageError where it is missing, malformed or of another schema."""
     try:
-        value = json.loads(path.read_bytes())
+        value = read_export_meta(folder) if is_export(folder) else json.loads((folder / META).read_bytes())
         expected = {field.name for field in fields(CheckpointMeta)}
         later = {field.name for field in fields(CheckpointMeta) if field.default is not MISSING}
         if value.get("schema") != SCHEMA:
@@ -95,29 +96,74 @@ def list_files(folder: Path) -> list[tuple[str, int]]:
     return sorted((entry.name, entry.stat().st_size) for entry in folder.iterdir() if entry.name != COMMITTED)
 
 
-def files_digest(files: list[tuple[str, int]]) -> str:
-    """sha256 of the list of names and sizes."""
-    return hashlib.sha256(json.dumps([list(file) for file in files]).encode()).hexdigest()
+def checksum(path: Path) -> int:
+    """crc32c of a file's bytes."""
+    import google_crc32c
+
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            crc = google_crc32c.extend(crc, block)
+    return crc
 
 
-def damage(folder: Path) -> str | None:
-    """Why a step folder must not be used; None when it is committed and its files are those it was committed with."""
+def make_mark(folder: Path, known: Mapping[str, int]) -> str:
+    """The content of COMMITTED for the files that are there; `known`: checksums of some of them."""
+    files = [
+        [name, size, known[name] if name in known else checksum(folder / name)] for name, size in list_files(folder)
+    ]
+    return json.dumps({"files": files, "sha256": _mark_digest(files)})
+
+
+def _mark_digest(files: list[list[Any]]) -> str:
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _read_mark(folder: Path) -> list[tuple[str, int, int | None]] | str:
+    """Name, size and crc32c (None in those of older versions) of the files that COMMITTED lists; or what is wrong with it."""
     try:
         mark = json.loads((folder / COMMITTED).read_bytes())
-        listed = [(name, size) for name, size in mark["files"]]
+        listed = [(name, size, *(crc or [None])) for name, size, *crc in mark["files"]]
         digest = mark["sha256"]
     except FileNotFoundError:
         return f"not committed ({COMMITTED} is missing)"
     except (ValueError, KeyError, TypeError):
         return f"{COMMITTED} is malformed"
-    if files_digest(listed) != digest:
+    if _mark_digest(mark["files"]) != digest:
         return f"{COMMITTED} does not match its own digest"
+    return listed
+
+
+def damage(folder: Path) -> str | None:
+    """Why a step folder must not be used; None when it is committed and its files are those it was committed with.
+
+    Of the files other than meta.json the lengths are compared, not the bytes: see `damaged_bytes`.
+    """
+    listed = _read_mark(folder)
+    if isinstance(listed, str):
+        return listed
     present = dict(list_files(folder))
-    for name, size in listed:
+    for name, size, crc in listed:
         if name not in present:
             return f"{name} is missing"
         if present[name] != size:
             return f"{name} has {present[name]} bytes, not {size}"
+        if name == META and crc not in (None, checksum(folder / name)):
+            return f"{name} has other bytes than were written"
+    return None
+
+
+def damaged_bytes(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """Read every `parts`-th file of a committed step folder, from `part` on: which has other bytes than were written, if any.
+
+    DCP does not find that out: torch reads a tensor with a flipped bit as it is.
+    """
+    listed = _read_mark(folder)
+    if isinstance(listed, str):
+        return listed
+    for name, _, crc in listed[part::parts]:
+        if crc not in (None, checksum(folder / name)):
+            return f"{name} has other bytes than were written"
     return None
 
 
@@ -125,17 +171,21 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def step_folders(checkpoints: Path) -> dict[int, Path]:
+    """Every step folder that is there, usable or torn, by step, ascending."""
+    entries = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    found = {int(match[1]): entry for entry in entries if (match := _STEP.match(entry.name))}
+    return dict(sorted(found.items()))
+
+
 def committed(checkpoints: Path, say: Callable[[str], None] = _say) -> Iterator[Path]:
     """The usable step folders, newest first; each torn one is passed over with a line that says why."""
-    if not checkpoints.is_dir():
-        return
-    steps = {int(match[1]): entry for entry in checkpoints.iterdir() if (match := _STEP.match(entry.name))}
-    for step in sorted(steps, reverse=True):
-        reason = damage(steps[step])
+    for folder in reversed(step_folders(checkpoints).values()):
+        reason = damage(folder)
         if reason is None:
-            yield steps[step]
+            yield folder
         else:
-            say(f"checkpoint {steps[step]}: passed over, {reason}")
+            say(f"checkpoint {folder}: passed over, {reason}")
 
 
 def newest_committed(checkpoints: Path, say: Callable[[str], None] = _say) -> Path | None:
@@ -184,6 +234,7 @@ def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
 
     Raises UsageError for a folder of another user or of other tensors, WorkError when its files cannot be read.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -196,8 +247,18 @@ def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
             load(dict(state), storage_reader=reader, no_dist=True)
     except UsageError:
         raise
-    except Exception as error:  # unpickling and unzipping damaged files raise what they please
-        raise WorkError(f"checkpoint {folder}: unreadable ({type(error).__name__}: {error})") from error
+    # Unpickling and unzipping damaged files raise what they please; DCP's own exception is no Exception.
+    except (Exception, CheckpointException) as error:
+        first = str(error).strip().splitlines() or [""]
+        raise WorkError(f"checkpoint {folder}: unreadable ({type(error).__name__}: {first[0]})") from error
+
+
+def load_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Fill CPU tensors by parameter name from a step folder or an export; raises as `load_tensors`."""
+    if is_export(path):
+        load_export(path, state)
+    else:
+        load_tensors(path, {model_key(name): tensor for name, tensor in state.items()})
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -213,14 +274,14 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[MaskedAutoencoder, CheckpointMeta]:
-    """The model of a step folder in eval mode, and its meta.  Its weights are checked against their digest.
+    """The model of a step folder, or of an export, in eval mode, and its meta.  Its weights are checked against their digest.
 
     Raises UsageError for a folder that is no checkpoint of this model, WorkError for a damaged one.
     """
     from phenomhpc.models.mae import outline_mae
 
     meta = read_meta(folder)
-    reason = damage(folder)
+    reason = None if is_export(folder) else damage(folder)
     if reason is not None:
         raise WorkError(f"checkpoint {folder}: {reason}; choose another step")
     require_owned(folder)  # its kind names the class that is imported
@@ -230,7 +291,7 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[Mask
         raise UsageError(f"checkpoint {folder}: {META} describes another kind of model ({error})") from error
     model = model.to_empty(device="cpu")
     state = dict(model.named_parameters())
-    load_tensors(folder, {model_key(name): parameter.data for name, parameter in state.items()})
+    load_weights(folder, {name: parameter.data for name, parameter in state.items()})
     if weights_digest(state) != meta.weights:
         raise WorkError(f"checkpoint {folder}: the weights are not those that were saved; choose another step")
     model.lay_tables()

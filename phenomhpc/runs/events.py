@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -33,15 +34,14 @@ class EventWriter:
         self._check = check
         self._path = paths.events_file(attempt, task)
         self._fixed = {"attempt": attempt, "task": task, "token": token, "host": socket.gethostname(), "job_id": job_id}
-        self._seq = 0
+        self._seq = itertools.count()  # the thread that saves checkpoints emits too
 
     def emit(self, event: str, **fields: Any) -> None:
         """Append one event; durable on return.  Raises FencedError, and writes nothing, when the writer was replaced."""
         if self._check is not None:
             self._check()
         make_folder(self._path.parent)
-        line = canonical_json({"time": now(), "seq": self._seq, "event": event, **self._fixed, **fields}) + b"\n"
-        self._seq += 1
+        line = canonical_json({"time": now(), "seq": next(self._seq), "event": event, **self._fixed, **fields}) + b"\n"
         descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
         try:
             # A line torn by an earlier kill must not swallow this one.

@@ -16,6 +16,7 @@ from phenomhpc.crops.caching import CacheFiller
 from phenomhpc.crops.choice import Holdout, choose
 from phenomhpc.crops.corpus import Corpus
 from phenomhpc.crops.dali import DaliLoader
+from phenomhpc.crops.ledger import Ledger
 from phenomhpc.crops.mending import Mending, Replaced
 from phenomhpc.models.checkpoint import SCHEMA, CheckpointMeta
 from phenomhpc.runs import digest_of
@@ -76,6 +77,12 @@ class CropSource:
         """Of one crop's pixels."""
         return self.num_channels * self.sampler.crop_px**2 * np.dtype(self.corpus.dtype).itemsize
 
+    def first_index(self, step: int, skip: Ledger) -> int:
+        """The first sample index of a step, when these samples are left out."""
+        return self.sampler.skipping(skip).first_index(
+            step * self.config.optim.global_batch // self.sampler.crops_per_visit
+        )
+
     def scale(self, device: torch.device) -> torch.Tensor:
         """Grey levels that become 1, f32[C]."""
         return torch.from_numpy(self.corpus.scale.copy()).to(device)
@@ -90,11 +97,12 @@ class CropSource:
         hold_steps: int,
         tell: Callable[[Replaced], None],
         say: Callable[[str], None],
+        skip: Ledger = (),
     ) -> Iterator[Iterator[StepBatch]]:
         """This rank's batches from `start_step` on; with data.backend=dali, ready for the model.
 
         hold_steps: how many steps' pixels are valid at a time; tell: called once for each field that cannot be read; say: what the
-        node's cache holds, and which worker has died.
+        node's cache holds, and which worker has died; skip: samples left out.
         """
         optim, data = self.config.optim, self.config.data
         cache = None if data.cache is None else Path(data.cache)
@@ -102,7 +110,7 @@ class CropSource:
             CacheFiller(self.corpus, cache, data.cache_gb, say) if cache and ranks.local_rank == 0 else nullcontext(),
             Loader(
                 self.corpus.crops_of(data.illumination, cache, data.reader),
-                self.sampler,
+                self.sampler.skipping(skip),
                 num_channels=self.num_channels,
                 dtype=self.corpus.dtype,
                 num_patches=num_patches,
@@ -132,7 +140,7 @@ class CropSource:
         return CheckpointMeta(
             schema=SCHEMA,
             step=state.step,
-            next_index=state.step * config.optim.global_batch,
+            next_index=self.first_index(state.step, state.skip_ledger),
             global_batch=config.optim.global_batch,
             world_size=world_size,
             seed=config.seed,
@@ -144,7 +152,7 @@ class CropSource:
             illumination=config.data.illumination,
             snapshot=corpus.digest,
             config=digest_of(config.kind, config.model_dump(mode="json"), []),
-            skip_ledger=(),
+            skip_ledger=state.skip_ledger,
             random_scheme=RANDOM_SCHEME,
             torch=torch.__version__,
             weights=weights,

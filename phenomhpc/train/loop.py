@@ -7,6 +7,7 @@ an undisturbed run: the order of the data, masks, stochastic depth and learning 
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -18,9 +19,10 @@ import torch
 
 from phenomhpc.config.models import PretrainConfig
 from phenomhpc.crops import StepBatch
+from phenomhpc.crops.ledger import merged
 from phenomhpc.crops.mending import Replaced
-from phenomhpc.errors import StopRequested, UsageError
-from phenomhpc.models.checkpoint import newest_committed, read_meta
+from phenomhpc.errors import StopRequested, UsageError, WorkError
+from phenomhpc.models.checkpoint import newest_committed, read_meta, step_folder
 from phenomhpc.models.mae import build_mae
 from phenomhpc.models.standardise import Standardiser
 from phenomhpc.progress import Stage
@@ -30,13 +32,14 @@ from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.train.begin import begin_from
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
+from phenomhpc.train.faults import Skips, Spikes, usual_before
 from phenomhpc.train.feed import feed_for
 from phenomhpc.train.goodput import Meter
 from phenomhpc.train.metrics import MEGABYTE, MetricsLog, StepRow, rates_of
 from phenomhpc.train.optim import make_optimiser, one_cycle_lr
 from phenomhpc.train.probe import LinearProbe, wells_of
 from phenomhpc.train.ranks import Ranks, joined
-from phenomhpc.train.state import TrainState, replicate
+from phenomhpc.train.state import Replica, TrainState, replicate
 from phenomhpc.train.step import NUM_LOSSES, StepSettings, StepSums, run_step
 from phenomhpc.train.tracking import Tracker
 from phenomhpc.train.validation import Draw, Validation, require_validation
@@ -102,7 +105,8 @@ class _Run:
     log: _StepLog
     validation: Validation
     probe: LinearProbe
-    newest: Path | None = None
+    skips: Skips
+    spikes: Spikes
 
     @classmethod
     def prepare(
@@ -114,13 +118,12 @@ class _Run:
         checkpoints = Checkpoints(
             ctx=ctx,
             ranks=ranks,
-            keep=config.checkpoint.keep,
+            config=config.checkpoint,
             describe=lambda state, weights: replace(
                 source.describe(state, weights, ranks.world), init_from=state.init_from
             ),
         )
-        newest = checkpoints.resume(state, ctx.progress.say)
-        if newest is None and config.init_from is not None:
+        if checkpoints.resume(state, ctx.progress.say) is None and config.init_from is not None:
             begin_from(config.init_from, Path(config.runs), state, source.corpus.channels, ranks, ctx)
         tracker = Tracker.of_run(config, ctx, state.step) if ranks.is_first else None
         meter = Meter.of_run(config, ctx.paths, ranks, num_channels=source.num_channels, step=state.step)
@@ -143,7 +146,8 @@ class _Run:
             probe=LinearProbe(
                 config=config, ctx=ctx, ranks=ranks, source=source, wells=wells_of(config, source), tracker=tracker
             ),
-            newest=newest,
+            skips=Skips(config=config.faults),
+            spikes=ranks.on_first(lambda: usual_before(state.step, config.faults, ctx.paths.metrics)),
         )
 
     def to_the_end(self) -> TrainResult:
@@ -155,12 +159,12 @@ class _Run:
                 if self.state.step:
                     stage.advance(self.state.step)
                 try:
-                    self._steps(stage)
+                    with self.checkpoints:
+                        self._steps(stage)
                 finally:
                     if self.log.tracker is not None:
                         self.log.tracker.close()
-        assert self.newest is not None
-        return TrainResult(steps=self.state.step, checkpoint=self.newest, loss=self.log.last_loss)
+        return TrainResult(steps=self.state.step, checkpoint=self.checkpoints.finish(), loss=self.log.last_loss)
 
     def _tell_start(self) -> None:
         origin = f"resuming after step {self.state.step}" if self.state.step else "starting"
@@ -186,16 +190,21 @@ class _Run:
             if watcher.missing(self.state.step):  # of the untrained model, or a stop came before it
                 watcher.run(self.state)
         replica = replicate(self.state.model, self.ranks, optim.micro_batch)
-        patches = self.state.model.num_patches
-        tell, say = self._tell, self.ctx.progress.say
+        while self.state.step < optim.steps:
+            self._until_rolled_back(stage, replica, settings)
+
+    def _until_rolled_back(self, stage: Stage, replica: Replica, settings: StepSettings) -> None:
+        """Steps to the last one, or to one after which the run went back: the order of the data is another one then."""
+        optim, patches = self.config.optim, self.state.model.num_patches
+        tell, say, skip = self._tell, self.ctx.progress.say, self.state.skip_ledger
         feed = feed_for(self.ranks.device, say)
         with (
             self.source.loader(
-                self.ranks, self.state.step, patches, hold_steps=feed.hold_steps, tell=tell, say=say
+                self.ranks, self.state.step, patches, hold_steps=feed.hold_steps, tell=tell, say=say, skip=skip
             ) as loader,
             feed,
         ):
-            while self.state.step < optim.steps:
+            while self.state.step < optim.steps and self.state.skip_ledger == skip:
                 self.log.start()
                 feed.free_buffers()
                 batch = next(loader)
@@ -211,11 +220,16 @@ class _Run:
     def _boundary(self, stage: Stage) -> None:
         """Between two steps: log, commit, leave when asked."""
         done, config = self.state.step, self.config
-        stop = self.ranks.any(self.ctx.stop_requested())
+        stop, failed = self.ranks.any_of(self.ctx.stop_requested(), self.checkpoints.failed)
+        if failed:
+            self.checkpoints.wait()
         due = done % config.checkpoint.every_steps == 0 or done == config.optim.steps or stop
         interval = config.log_every_steps
         if due or done % interval == 0:
-            self.log.settle(flush=due or done % (interval * FLUSH_INTERVALS) == 0)
+            settled = self.log.settle(flush=due or done % (interval * FLUSH_INTERVALS) == 0)
+            if self._look_for_faults(settled):
+                stage.advance(1 + self.state.step - done)
+                return
         figures = self.log.figures() if done % interval == 0 or due else {}
         # Before the checkpoint: a start that goes on from it does not come by here again.
         for watcher in (self.validation, self.probe):
@@ -225,13 +239,61 @@ class _Run:
         figures |= {name: value for name, value in watched.items() if value is not None and figures}
         if due:
             beat("checkpoint", done)
-            self.newest = self.checkpoints.save(self.state)
+            self.checkpoints.begin(self.state)
+            if done == config.optim.steps:
+                self.checkpoints.finish()
             beat(STEP, done)
         stage.advance(1, **figures)
         if stop and done < config.optim.steps:
-            raise StopRequested(
-                f"run {self.ctx.paths.id}: stopped as asked after step {done}; its checkpoint is committed"
+            beat("checkpoint", done)
+            newest = self.checkpoints.wait()
+            told = "no checkpoint is committed yet" if newest is None else f"the newest checkpoint is {newest.name}"
+            if newest is not None and newest.name == step_folder(newest.parent, done).name:
+                told = "its checkpoint is committed"
+            raise StopRequested(f"run {self.ctx.paths.id}: stopped as asked after step {done}; {told}")
+
+    def _look_for_faults(self, rows: list[StepRow]) -> bool:
+        """Tell of steps that changed nothing; go back where a loss leaps.  Did the run go back?"""
+        skipped = self.skips.count((row.step, row.skipped) for row in rows)
+        if skipped and self.ranks.is_first:
+            self.ctx.progress.say(f"steps without a finite gradient: {skipped} ({self.skips.total} in this attempt)")
+            self.ctx.events.emit("skipped", steps=skipped, total=self.skips.total)
+        spikes = self.spikes.look((row.step, row.loss) for row in rows)
+        if not spikes:
+            return False
+        ledger = merged(self._samples(step) for step in spikes)
+        losses = {row.step: row.loss for row in rows}
+        reached = self.state.step
+        if self.spikes.num_rollbacks == self.config.faults.max_rollbacks:
+            raise WorkError(
+                f"run {self.ctx.paths.id}: the loss leaps again at step {spikes[0]} ({losses[spikes[0]]:.4g}) after "
+                f"{self.spikes.num_rollbacks} rollbacks; lower optim.peak_lr, or raise faults.spike_mads"
             )
+        beat("checkpoint", reached)
+        back_at = self.checkpoints.roll_back(self.state, ledger, self.ctx.progress.say)
+        beat(STEP, self.state.step)
+        if self.ranks.is_first:
+            where = "no checkpoint to go back to" if back_at is None else f"back to {back_at.name}, without their crops"
+            self.ctx.progress.say(f"the loss leaps at step(s) {spikes} ({losses[spikes[0]]:.4g}): {where}")
+            told = {"steps": spikes, "losses": [losses[step] for step in spikes], "samples": ledger}
+            self.ctx.events.emit("spike", **told)
+            if back_at is not None:
+                self.ctx.events.emit(
+                    "rollback", step=self.state.step, reached=reached, skip_ledger=self.state.skip_ledger
+                )
+        if back_at is None:
+            return False
+        num_rollbacks = self.spikes.num_rollbacks + 1
+        self.spikes = self.ranks.on_first(
+            lambda: usual_before(self.state.step, self.config.faults, self.ctx.paths.metrics)
+        )
+        self.spikes.num_rollbacks = num_rollbacks
+        return True
+
+    def _samples(self, step: int) -> tuple[int, int]:
+        """The samples of a step, [first, last); with what was left out between them."""
+        first, last = (self.source.first_index(at, self.state.skip_ledger) for at in (step, step + 1))
+        return first, last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,8 +349,9 @@ class _StepLog:
             )
         )
 
-    def settle(self, *, flush: bool) -> None:
+    def settle(self, *, flush: bool) -> list[StepRow]:
         """Turn what is pending into rows: the one place where the host waits for the device."""
+        rows: list[StepRow] = []
         if self._pending:
             losses = torch.stack([entry.sums.losses for entry in self._pending])
             counts = torch.tensor([list(vars(entry.traffic).values()) for entry in self._pending])
@@ -308,6 +371,7 @@ class _StepLog:
                 self.tracker.steps(rows)
         if flush:
             self.ranks.on_first(self.metrics.flush)
+        return rows
 
     def figures(self) -> dict[str, float]:
         """For a person; data_wait: the share of the time that rank 0 waited for crops; mb_per_s: of their pixels."""
@@ -342,6 +406,7 @@ class _StepLog:
             **rates_of(traffic, self.crop_bytes, entry.seconds),
             **self.meter.rates(crops=self.config.optim.global_batch, seconds=entry.seconds, ended=entry.time),
             mem_bytes=_peak_memory(self.ranks),
+            skipped=not math.isfinite(grad_norm),
         )
 
 

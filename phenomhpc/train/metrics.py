@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from phenomhpc.commit import is_full
 from phenomhpc.runs import TaskContext, committing
 from phenomhpc.store.shardfiles import Traffic
 
@@ -45,7 +46,7 @@ class StepRow:
     mfu: float | None = None  # of its published peak
     mem_bytes: int | None = None  # peak of rank 0: resident on a CPU, allocated on a GPU
     goodput: float | None = None  # since the run's first start
-    skipped: bool = False
+    skipped: bool = False  # the gradient was not finite, and nothing was changed
 
 
 _TYPES = {
@@ -99,24 +100,36 @@ class MetricsLog:
         self._rows.extend(rows)
 
     def flush(self) -> None:
-        """Commit what was added since the last flush; nothing where nothing was.  Raises FencedError before writing."""
+        """Commit what was added since the last flush; nothing where nothing was.  Raises FencedError before writing.
+
+        A disk without room does not end the run: the rows are kept for the next flush.
+        """
         if not self._rows:
             return
         self._ctx.check_fence()
         path = self._ctx.paths.metrics_file(self._ctx.attempt, self._rows[-1].step)
         table = pa.Table.from_pylist([asdict(row) for row in self._rows], schema=SCHEMA)
-        with committing(path, token=self._ctx.token) as file:
-            pq.write_table(table, file)
+        try:
+            with committing(path, token=self._ctx.token) as file:
+                pq.write_table(table, file)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            return
         self._rows.clear()
 
 
 def read_metrics(folder: Path) -> pa.Table:
-    """All steps of a run in order, one row per step: of a repeated step the latest attempt's.
+    """All steps of a run in order, one row per step: of a repeated step the latest attempt's, and of those the latest.
 
     What a file of an older version does not have is null.
     """
-    rows: dict[int, dict[str, object]] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    attempts: dict[int, str] = {}
     for path in sorted(folder.glob("*.parquet")) if folder.is_dir() else []:
+        attempt = path.name.split("-")[0]
         for row in pq.read_table(path).to_pylist():
-            rows[row["step"]] = row
+            step = row["step"]
+            if attempts.get(step) != attempt or row["time"] >= rows[step]["time"]:
+                rows[step], attempts[step] = row, attempt
     return pa.Table.from_pylist([rows[step] for step in sorted(rows)], schema=SCHEMA)

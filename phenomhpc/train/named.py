@@ -10,14 +10,14 @@ from phenomhpc.runs import find_run
 
 
 def named_checkpoint(name: str, runs: Path) -> Path:
-    """The step folder that `name` means: itself, or the newest committed one of a run.  Raises UsageError."""
+    """What `name` means: a step folder or an exported file itself, or the newest committed one of a run.  Raises UsageError."""
     folder = Path(name)
-    if (folder / META).is_file():
+    if folder.is_file() or (folder / META).is_file():
         return folder.absolute()
     try:
         run = find_run(runs, name)
     except UsageError as error:
-        raise UsageError(f"checkpoint {name}: is neither a step folder nor a run; {error}") from error
+        raise UsageError(f"checkpoint {name}: is no step folder, no exported file and no run; {error}") from error
     newest = newest_committed(run.checkpoints)
     if newest is None:
         raise UsageError(f"checkpoint {name}: run {run.id} has committed none yet; phenomhpc status {run.id} tells why")

@@ -48,9 +48,13 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; the gradients are left as they are."""
+        """One update of every parameter that has a gradient; the gradients are left as they are.
+
+        found_inf, set as torch's GradScaler sets it (f32[]): where it is 1 nothing changes, whatever the gradients are.
+        """
         if closure is not None:
             raise TypeError("Lion takes no closure")
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
             params = [p for p in group["params"] if p.grad is not None]
@@ -58,9 +62,17 @@ class Lion(torch.optim.Optimizer):
                 continue
             grads: list[Tensor] = [p.grad for p in params]
             momenta = [self._momentum(p) for p in params]
+            shrink: float | Tensor = 1 - lr * decay
+            if found_inf is not None:
+                # The momentum in place of a bad gradient leaves the momentum as it is, and is finite.
+                bad = found_inf > 0
+                grads = [torch.where(bad, m, g) for m, g in zip(momenta, grads, strict=True)]
+                shrink = torch.where(bad, 1.0, shrink).to(params[0].dtype)
             update = torch._foreach_lerp(momenta, grads, 1 - beta1)
             torch._foreach_sign_(update)
-            torch._foreach_mul_(params, 1 - lr * decay)
+            if found_inf is not None:
+                torch._foreach_mul_(update, 1 - found_inf)
+            torch._foreach_mul_(params, shrink)
             torch._foreach_add_(params, update, alpha=-lr)
             torch._foreach_lerp_(momenta, grads, 1 - beta2)
 
@@ -87,13 +99,23 @@ def make_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     betas = (config.beta1, config.beta2)
     if config.name == "lion":
         return Lion(groups, lr=config.peak_lr, betas=betas, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=betas, weight_decay=config.weight_decay, foreach=True)
+    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=betas, weight_decay=config.weight_decay, fused=True)
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
     """The rate of the next update, in every group."""
     for group in optimiser.param_groups:
         group["lr"] = lr
+
+
+def step_unless(optimiser: torch.optim.Optimizer, bad: Tensor) -> None:
+    """An update that leaves weights and state as they are where `bad` (bool[], on the device) is set; the host waits for nothing.
+
+    GradScaler's way to tell an optimiser: `found_inf`, which torch's fused AdamW and our Lion look at.
+    """
+    found_inf = bad.to(torch.float32)
+    optimiser.found_inf, optimiser.grad_scale = found_inf, None  # type: ignore[attr-defined]
+    optimiser.step()
 
 
 def state_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -107,7 +129,9 @@ def state_tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[st
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter)
             if isinstance(optimiser, torch.optim.AdamW):
-                state["step"] = torch.tensor(0.0)
+                state["step"] = torch.zeros(
+                    (), dtype=torch.float32, device=parameter.device
+                )  # as the fused one keeps it
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         tensors.update({f"{name}.{key}": value for key, value in state.items()})
     return tensors

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -33,6 +33,17 @@ class Ranks:
     world: int
     local_rank: int
     device: torch.device
+    group: dist.ProcessGroup | None = None  # None: the default one
+
+    def beside(self) -> Ranks:
+        """The same ranks on a process group of their own, on CPUs: for a thread beside the one that trains.
+
+        Called by all ranks together.
+        """
+        if self.world == 1:
+            return self
+        group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        return replace(self, device=torch.device("cpu"), group=group)
 
     @property
     def is_first(self) -> bool:
@@ -42,16 +53,30 @@ class Ranks:
         """Is the flag set on any rank?"""
         if self.world == 1:
             return flag
-        value = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> tuple[bool, ...]:
+        """Is each of the flags set on any rank?"""
+        if self.world == 1:
+            return flags
+        value = torch.tensor(flags, dtype=torch.int64, device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.group)
+        return tuple(map(bool, value.tolist()))
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank.  For small picklable values."""
+        if self.world == 1:
+            return [value]
+        box: list[T | None] = [None] * self.world
+        dist.all_gather_object(box, value, group=self.group)
+        return cast(list[T], box)
 
     def from_first(self, value: T) -> T:
         """Rank 0's value, on every rank; the others' is ignored.  For small picklable values."""
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, device=self.device, group=self.group)
         return box[0]
 
     def on_first(self, work: Callable[[], T]) -> T:
@@ -81,7 +106,7 @@ class Ranks:
         if self.world == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.world)]
-        dist.all_gather(parts, rows)
+        dist.all_gather(parts, rows, group=self.group)
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -98,13 +123,13 @@ class Ranks:
         if self.world == 1:
             return value
         box = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.group)
         return float(box.item())
 
     def barrier(self) -> None:
         """Return when every rank is here."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
 
 @contextmanager

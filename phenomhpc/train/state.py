@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from phenomhpc.crops.ledger import Ledger
 from phenomhpc.models.checkpoint import model_key
 from phenomhpc.models.mae import MaeOutput, MaskedAutoencoder
 from phenomhpc.train.optim import state_tensors
@@ -18,11 +19,15 @@ from phenomhpc.train.ranks import Ranks
 
 @dataclass(kw_only=True)
 class TrainState:
-    """One rank's copy of the training state.  `step` counts the steps done; it is the number of the next one."""
+    """One rank's copy of the training state.  `step` counts the steps done; it is the number of the next one.
+
+    skip_ledger: the samples that are left out, [first, last) each.
+    """
 
     model: MaskedAutoencoder
     optimiser: torch.optim.Optimizer
     step: int = 0
+    skip_ledger: Ledger = ()
     init_from: dict[str, str] | None = None
     """The checkpoint whose weights the run began with, as CheckpointMeta says it."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from phenomhpc.models.standardise import Standardiser
 from phenomhpc.train.feed import DeviceBatch
-from phenomhpc.train.optim import set_lr
+from phenomhpc.train.optim import set_lr, step_unless
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.state import Replica, TrainState, zero_gradients
 
@@ -48,6 +48,8 @@ def run_step(
 ) -> StepSums:
     """Accumulate over the `num_micro` micro-batches, exchange gradients with the last one, update.  The state is one step further.
 
+    Where the gradient is not finite, weights and optimiser stay as they are: on all ranks, since it is the exchanged one.
+
     Each micro-batch's loss is a mean over its weights; times their sum, over the global batch, it is its share of the
     global mean.  DDP divides by the world, so the share is multiplied by it first.
     """
@@ -63,7 +65,7 @@ def run_step(
     if settings.clip_grad_norm is not None:
         torch._foreach_mul_(gradients, (settings.clip_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
     set_lr(state.optimiser, lr)
-    state.optimiser.step()
+    step_unless(state.optimiser, ~torch.isfinite(grad_norm))
     state.step += 1
     return StepSums(losses=losses, grad_norm=grad_norm)
 
@@ -74,6 +76,8 @@ def _accumulate(replica: Replica, batch: DeviceBatch, settings: StepSettings, ra
     with torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         output = replica.forward(pixels, batch.mask_noise, batch.drop_key, batch.weight)
     share = batch.weight.sum() / settings.global_batch
-    (output.loss * (share * ranks.world)).backward()  # type: ignore[no-untyped-call]
+    # A loss that is not finite makes the gradient so, which the other ranks see.
+    certain = torch.where(torch.isfinite(output.loss.detach()), 1.0, torch.nan)
+    (output.loss * (share * ranks.world * certain)).backward()  # type: ignore[no-untyped-call]
     means = torch.stack([output.loss, output.loss_mse, output.loss_fourier]).detach()
     return means.double() * share

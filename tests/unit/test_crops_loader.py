@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from phenomhpc.crops import Loader, Sampler, StepBatch, flip_target
 from phenomhpc.crops.corpus import Corpus, CropsOf
+from phenomhpc.crops.ledger import Ledger
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.progress import silent
 from phenomhpc.store import ShardReader, Snapshot
@@ -41,8 +42,10 @@ def reader(snapshot: Snapshot) -> Iterator[ShardReader]:
         yield opened
 
 
-def loader_of(reader: Any, snapshot: Snapshot, *, per_visit: int = 1, flips: bool = True, **settings: Any) -> Loader:
-    sampler = Sampler(snapshot.table, seed=3, crop_px=CROP, crops_per_visit=per_visit, flips=flips)
+def loader_of(
+    reader: Any, snapshot: Snapshot, *, per_visit: int = 1, flips: bool = True, skip: Ledger = (), **settings: Any
+) -> Loader:
+    sampler = Sampler(snapshot.table, seed=3, crop_px=CROP, crops_per_visit=per_visit, flips=flips).skipping(skip)
     given: dict[str, Any] = {"global_batch": BATCH, "micro_batch": 5, "num_patches": PATCHES} | settings
     return Loader(reader, sampler, num_channels=CHANNELS, dtype=snapshot.dtype, **given)
 
@@ -63,6 +66,24 @@ def crops_of(step: StepBatch) -> dict[int, bytes]:
 def steps(loader: Loader, count: int) -> list[tuple[str, dict[int, bytes]]]:
     with loader:
         return [(step.index_digest, crops_of(step)) for step, _ in zip(loader, range(count), strict=False)]
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_what_is_left_out_is_jumped_over_on_any_number_of_ranks(
+    reader: ShardReader, snapshot: Snapshot, world: int
+) -> None:
+    """Samples 24 to 35 are step 2's; without them step 2 is what step 3 was."""
+    plain = steps(loader_of(reader, snapshot, per_visit=3), 5)
+    left = [
+        steps(loader_of(reader, snapshot, per_visit=3, skip=((24, 36),), rank=rank, world=world), 4)
+        for rank in range(world)
+    ]
+    expected = [plain[0], plain[1], plain[3], plain[4]]
+    assert [digest for digest, _ in left[0]] == [digest for digest, _ in expected]
+    for step, (_, crops) in enumerate(expected):
+        assert {index: crop for rank in left for index, crop in rank[step][1].items()} == crops
+    with loader_of(reader, snapshot, per_visit=3, skip=((24, 36),), start_step=1) as loader:
+        assert [step.first_index for step, _ in zip(loader, range(3), strict=False)] == [12, 36, 48]
 
 
 @pytest.mark.parametrize("per_visit", [1, 3])

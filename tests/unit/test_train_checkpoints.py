@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from phenomhpc.config import OptimConfig
+from phenomhpc.config.models import CheckpointConfig
 from phenomhpc.errors import FencedError, NoCheckpointError, UsageError, WorkError
 from phenomhpc.models.checkpoint import (
     COMMITTED,
@@ -68,9 +69,9 @@ def describe(state: TrainState, weights: str) -> CheckpointMeta:
     )
 
 
-def of(ctx: TaskContext, *, keep: int = 3) -> Checkpoints:
+def of(ctx: TaskContext, **config: object) -> Checkpoints:
     ranks = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
-    return Checkpoints(ctx=ctx, ranks=ranks, keep=keep, describe=describe)
+    return Checkpoints(ctx=ctx, ranks=ranks, config=CheckpointConfig.model_validate(config), describe=describe)
 
 
 def state_after(steps: int) -> TrainState:
@@ -126,6 +127,25 @@ def _flip(folder: Path) -> None:
     path.write_bytes(data)
 
 
+def _flip_a_moment(folder: Path) -> None:
+    """In the last tensor of the file, which is the optimiser's: torch reads it without a word."""
+    path = next(folder.glob("*.distcp"))
+    data = bytearray(path.read_bytes())
+    data[len(data) * 9 // 10] ^= 1
+    path.write_bytes(data)
+
+
+def _flip_meta(folder: Path) -> None:
+    text = (folder / "meta.json").read_text()
+    (folder / "meta.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+
+
+def _flip_index(folder: Path) -> None:
+    data = bytearray((folder / ".metadata").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / ".metadata").write_bytes(data)
+
+
 def _garble_mark(folder: Path) -> None:
     (folder / COMMITTED).write_text("{")
 
@@ -136,7 +156,11 @@ def _garble_mark(folder: Path) -> None:
         (_unmark, "not committed"),
         (_truncate, "bytes, not"),
         (_lose, "is missing"),
-        (_flip, ""),
+        (_flip, "other bytes than were written"),
+        (_flip_a_moment, "other bytes than were written"),
+        (_flip_meta, "meta.json has other bytes than were written"),
+        (_flip_index, ".metadata has other bytes than were written"),
+        (lambda folder: (folder / "meta.json").unlink(), "meta.json is missing"),
         (_garble_mark, "malformed"),
     ],
 )
@@ -206,13 +230,14 @@ def test_fenced_between_writing_and_publishing_nothing_is_published(
 ) -> None:
     import phenomhpc.train.checkpoints as module
 
-    real = module.save
+    real = module.write_share
 
-    def save_and_be_replaced(*args: object, **kwargs: object) -> None:
-        real(*args, **kwargs)
+    def write_and_be_replaced(*args: object) -> object:
+        results = real(*args)  # type: ignore[arg-type]
         open_attempt(ctx.paths)
+        return results
 
-    monkeypatch.setattr(module, "save", save_and_be_replaced)
+    monkeypatch.setattr(module, "write_share", write_and_be_replaced)
     with pytest.raises(FencedError):
         of(ctx).save(state_after(20))
     assert newest_committed(ctx.paths.checkpoints, pytest.fail) is None

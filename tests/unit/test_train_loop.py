@@ -20,7 +20,7 @@ from phenomhpc.config import PretrainConfig, dump, load_run_config
 from phenomhpc.errors import FencedError, StopRequested, UsageError, WorkError
 from phenomhpc.jobs.here import run_here
 from phenomhpc.jobs.pretrain import data_words
-from phenomhpc.models.checkpoint import newest_committed, read_meta
+from phenomhpc.models.checkpoint import damage, newest_committed, read_meta, step_folder
 from phenomhpc.nodes.interface import interface_of
 from phenomhpc.progress import Stage, silent
 from phenomhpc.runs import (
@@ -79,6 +79,18 @@ class Acting(type(silent())):  # type: ignore[misc]
 
 def ask_to_stop(ctx: TaskContext) -> None:
     ctx.paths.attempt(ctx.attempt).stop_file(ctx.task).touch()
+
+
+def wait_for(step: int) -> Callable[[TaskContext], None]:
+    """Return when the checkpoint of this step, which is written while training goes on, is committed."""
+
+    def wait(ctx: TaskContext) -> None:
+        deadline = time.monotonic() + 60
+        while damage(step_folder(ctx.paths.checkpoints, step)) is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    return wait
 
 
 def losses(paths: RunPaths) -> np.ndarray:
@@ -223,7 +235,7 @@ def test_a_replaced_attempt_leaves_without_a_further_checkpoint(store: Path, tmp
     config = settings(store, tmp_path)
     paths = new_run(config)
     with pytest.raises(FencedError):
-        train(config, start(paths, at_step={7: lambda ctx: void(open_attempt(ctx.paths))}))
+        train(config, start(paths, at_step={5: wait_for(5), 7: lambda ctx: void(open_attempt(ctx.paths))}))
     assert [path.name for path in paths.checkpoints.iterdir()] == ["step-00000005"]
     assert read_metrics(paths.metrics).num_rows == 5
 
@@ -303,19 +315,25 @@ def test_one_two_and_four_ranks_see_the_same_crops_and_agree(
     )
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_with_one(
-    store: Path, tmp_path: Path, two_ranks: RunPaths, undisturbed: RunPaths
+def test_a_checkpoint_of_four_ranks_goes_on_with_one_two_and_three(
+    store: Path, tmp_path: Path, four_ranks: RunPaths
 ) -> None:
-    """Both runs stand at step 12; one rank takes each three steps further, and they agree."""
-    config = settings(store, tmp_path, optim__steps=15)
-    further = []
-    for run in (two_ranks, undisturbed):
-        paths = RunPaths(tmp_path / run.root.parent.name)
-        shutil.copytree(run.root, paths.root)
-        assert train(config, start(paths)).steps == 15
+    """From step 12, where four ranks have left it, three steps further."""
+    digests, further = [], []
+    for world in (1, 2, 3):
+        config = settings(store, tmp_path, optim__steps=15, ranks_per_node=world)
+        paths = RunPaths(tmp_path / str(world))
+        shutil.copytree(four_ranks.root, paths.root)
+        launch(config, start(paths))
+        rows = read_metrics(paths.metrics)
+        assert rows["first_index"].to_pylist() == list(range(0, 15 * 8, 8))
+        digests.append(rows["index_digest"].to_pylist())
         further.append(losses(paths)[12:])
-    assert further[0].shape == (3,)
-    np.testing.assert_allclose(*further, rtol=1e-5)
+        folder = newest_committed(paths.checkpoints, pytest.fail)
+        assert folder is not None and read_meta(folder).world_size == world
+    assert len(set(digests[0])) == 15 and digests[0] == digests[1] == digests[2]
+    for others in further[1:]:
+        np.testing.assert_allclose(others, further[0], rtol=1e-5)
 
 
 def test_two_nodes_compute_what_two_ranks_of_one_do(store: Path, tmp_path: Path, two_ranks: RunPaths) -> None:
