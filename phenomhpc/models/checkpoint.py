@@ -195,7 +195,7 @@ def newest_committed(checkpoints: Path, say: Callable[[str], None] = _say) -> Pa
 
 def require_owned(folder: Path) -> None:
     """Refuse a checkpoint that another user could have written: DCP's index is a pickle."""
-    for path in (folder, *folder.iterdir()):
+    for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
         owner = path.stat().st_uid
         if owner != os.geteuid():
             raise UsageError(
@@ -284,7 +284,8 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[Mask
     reason = None if is_export(folder) else damage(folder)
     if reason is not None:
         raise WorkError(f"checkpoint {folder}: {reason}; choose another step")
-    require_owned(folder)  # its kind names the class that is imported
+    if not is_export(folder) or ":" in meta.model["kind"]:  # an index that is a pickle; a class that is imported
+        require_owned(folder)
     try:
         model = outline_mae(len(meta.channels), seed=meta.seed, **meta.model)
     except TypeError as error:

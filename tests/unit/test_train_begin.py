@@ -178,7 +178,7 @@ def test_another_way_to_train_the_same_weights_is_not(store: Path, tmp_path: Pat
 
 def test_what_is_no_checkpoint_is_refused(store: Path, tmp_path: Path) -> None:
     config = begun(store, tmp_path, tmp_path / "nothing")
-    with pytest.raises(UsageError, match=r"checkpoint .*nothing: is neither a step folder nor a run"):
+    with pytest.raises(UsageError, match=r"checkpoint .*nothing: is no step folder, no exported file and no run"):
         plan(config, create_run(Path(config.runs), "pretrain", dump(config), {}))
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from phenomhpc.config import PretrainConfig
-from phenomhpc.crops import Loader
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.train_estimate import (
     DEFAULT_MFU,
@@ -90,21 +89,23 @@ def test_what_does_not_fit_and_what_is_padding_is_said() -> None:
 )
 def test_micro_batches_are_the_loaders(batch: int, per_visit: int, micro: int, world: int) -> None:
     from phenomhpc.crops import Sampler
+    from phenomhpc.crops.dealing import Dealer
 
     table = np.zeros(5, [("height", "i4"), ("width", "i4")])
     table["height"] = table["width"] = 32
 
-    class Blank:
-        def read(self, field_no: int, y: int, x: int, out: np.ndarray) -> None:
-            out[...] = 0
-
-        traffic = None
-
-    loader = Loader(
-        Blank(), Sampler(table, seed=0, crop_px=8, crops_per_visit=per_visit), num_channels=1, dtype="uint8", num_patches=4,
-        global_batch=batch, micro_batch=micro, world=world,
-    )  # type: ignore[arg-type]  # fmt: skip
-    assert shares_of(batch, per_visit, micro, world) == (loader._micro_size, loader._num_micro * loader._micro_size)
+    sampler = Sampler(table, seed=0, crop_px=8, crops_per_visit=per_visit)
+    dealer = Dealer(
+        sampler,
+        num_patches=4,
+        global_batch=batch,
+        micro_batch=micro,
+        rank=0,
+        world=world,
+        digest=False,
+        defer_flips=False,
+    )
+    assert shares_of(batch, per_visit, micro, world) == (dealer.micro_size, dealer.num_micro * dealer.micro_size)
 
 
 def test_a_checkpoint_is_as_large_as_told(store: Path, tmp_path: Path) -> None:

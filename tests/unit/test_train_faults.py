@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from phenomhpc.models.standardise import Standardiser
 from phenomhpc.runs import RunPaths, read_events
 from phenomhpc.train import loop as module
 from phenomhpc.train.faults import Skips, Spikes, leaps
+from phenomhpc.train.feed import DeviceBatch, DirectLane
 from phenomhpc.train.loop import train
 from phenomhpc.train.metrics import read_metrics
 from phenomhpc.train.optim import make_optimiser, step_unless
@@ -83,6 +84,10 @@ def batch(seed: int) -> Batch:
     )
 
 
+def batches(*seeds: int) -> list[DeviceBatch]:
+    return [DirectLane().start(batch(seed)).use() for seed in seeds]
+
+
 @pytest.mark.parametrize("name", ["lion", "adamw"])
 @pytest.mark.parametrize("what", ["gradient", "loss"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -103,27 +108,29 @@ def test_a_step_without_a_finite_gradient_or_loss_leaves_everything_but_its_numb
         return output._replace(loss=output.loss + value)
 
     plain = Replica(forward=state.model, ddp=None)
-    run_step(state, plain, [batch(0), batch(1)], 1e-3, given, ALONE)
+    run_step(state, plain, batches(0, 1), 2, 1e-3, given, ALONE)
     before = copies(state)
     hook = None
     if what == "gradient":
         hook = list(state.model.parameters())[3].register_hook(lambda gradient: gradient * value)
-    sums = run_step(
-        state, plain if hook else Replica(forward=bad_loss, ddp=None), [batch(2), batch(3)], 1e-3, given, ALONE
-    )
+    replica = plain if hook else Replica(forward=bad_loss, ddp=None)
+    sums = run_step(state, replica, batches(2, 3), 2, 1e-3, given, ALONE)
     assert not torch.isfinite(sums.grad_norm) and state.step == 2
     assert same(before, copies(state))
     if hook is not None:
         hook.remove()
-    assert torch.isfinite(run_step(state, plain, [batch(2), batch(3)], 1e-3, given, ALONE).grad_norm)
+    assert torch.isfinite(run_step(state, plain, batches(2, 3), 2, 1e-3, given, ALONE).grad_norm)
     assert not same(before, copies(state))
 
 
-def poisoned(monkeypatch: pytest.MonkeyPatch, poison: Callable[[TrainState, Replica, list[Batch]], Replica]) -> None:
+def poisoned(
+    monkeypatch: pytest.MonkeyPatch, poison: Callable[[TrainState, Replica, list[DeviceBatch]], Replica]
+) -> None:
     """Train with a replica that `poison` has chosen by the state and the batches of each step."""
 
-    def step(state: TrainState, replica: Replica, micro: list[Batch], *rest: Any) -> Any:
-        return run_step(state, poison(state, replica, micro), micro, *rest)
+    def step(state: TrainState, replica: Replica, micro: Iterable[DeviceBatch], *rest: Any) -> Any:
+        given = list(micro)
+        return run_step(state, poison(state, replica, given), given, *rest)
 
     monkeypatch.setattr(module, "run_step", step)
 
@@ -185,9 +192,9 @@ def test_leaps_do_not_become_usual() -> None:
 BAD = range(33 * 8, 34 * 8)
 
 
-def bad_crops(state: TrainState, replica: Replica, micro: list[Batch]) -> Replica:
+def bad_crops(state: TrainState, replica: Replica, micro: list[DeviceBatch]) -> Replica:
     """Whose loss is fifty times what it should be: those of the step 33, by their sample index."""
-    return times(replica, 50.0) if any(index in BAD for part in micro for index in part.index) else replica
+    return times(replica, 50.0) if any(index in BAD for part in micro for index in part.drop_key.tolist()) else replica
 
 
 def rolling(store: Path, folder: Path, **changes: Any) -> Any:
