@@ -76,11 +76,7 @@ def _target(config: RechunkConfig, source: Store) -> tuple[StorePaths, DatasetSp
     refuse_foreign_folder(target)
     refuse_wrong_place(source, config.to, COPY)
     codec = config.codec
-    packed = (
-        (codec.cname, codec.level, shuffle_for(source.spec.dtype, codec.shuffle, codec.cname))
-        if codec.compress
-        else None
-    )
+    packed = (codec.cname, codec.level, shuffle_for(source.spec.dtype, codec.shuffle)) if codec.compress else None
     there = open_store(config.to).spec if target.dataset.is_file() else None
     spec = copy_spec(source, packed, config.chunk_px, config.shard_mb, there)
     if there is not None:

@@ -207,7 +207,7 @@ def refuse_other_settings(config: ConvertConfig) -> None:
 
 def _codec(config: ConvertConfig, dtype: str) -> tuple[str, int, str] | None:
     codec = config.codec
-    return (codec.cname, codec.level, shuffle_for(dtype, codec.shuffle, codec.cname)) if codec.compress else None
+    return (codec.cname, codec.level, shuffle_for(dtype, codec.shuffle)) if codec.compress else None
 
 
 def geometry_of(config: ConvertConfig, survey: Survey, spec: DatasetSpec) -> Geometry:

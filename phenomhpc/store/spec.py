@@ -56,16 +56,11 @@ class Store:
 PAIRS = "bitshuffle_pairs"
 
 
-def shuffle_for(dtype: str, shuffle: str, cname: str) -> str:
-    """What `auto` means: uint8 hardly compresses without bitshuffle; uint16 decodes 1.6 times faster with byte shuffle.
-
-    Pairs decode faster and compress less, which lz4hc makes good.
-    """
+def shuffle_for(dtype: str, shuffle: str) -> str:
+    """What `auto` means: uint8 hardly compresses without bitshuffle; uint16 decodes 1.6 times faster with byte shuffle."""
     if shuffle != "auto":
         return shuffle
-    if dtype != "uint8":
-        return "shuffle"
-    return PAIRS if cname == "lz4hc" else "bitshuffle"
+    return "bitshuffle" if dtype == "uint8" else "shuffle"
 
 
 def packing(spec: DatasetSpec) -> tuple[str, int]:
