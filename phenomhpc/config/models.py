@@ -411,10 +411,10 @@ class CheckpointConfig(Model):
     every_steps: PositiveInt = 500
     keep: PositiveInt = Field(3, description="newest committed checkpoints kept; the last step's is always kept")
     keep_every: PositiveInt | None = Field(None, description="those of every so many steps are kept for good, too")
-    keep_best: str | None = Field(
-        None, description="name of a validation metric; the checkpoint with its best value is kept, too"
+    keep_best: Literal["val_loss", "val_mse", "val_fourier", "probe_accuracy"] | None = Field(
+        None,
+        description="the checkpoint with the lowest of these losses, or the highest accuracy, is kept, too (see eval)",
     )
-    best_is: Literal["lowest", "highest"] = Field("lowest", description="which value of keep_best is the best")
     background: bool = Field(
         True,
         description="training goes on while a checkpoint is written, from a copy of the state in the host's memory",

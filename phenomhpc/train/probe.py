@@ -36,6 +36,7 @@ from phenomhpc.runs import TaskContext, committing
 from phenomhpc.runs.heartbeat import STEP, beat
 from phenomhpc.train.data import CropSource
 from phenomhpc.train.ranks import Ranks
+from phenomhpc.train.retention import PROBE_ACCURACY, note_scores
 from phenomhpc.train.state import TrainState
 from phenomhpc.train.tracking import Tracker
 
@@ -191,6 +192,9 @@ class LinearProbe:
 
     def _publish(self, rows: list[ProbeRow]) -> None:
         self.ctx.check_fence()
+        for row in rows:
+            if row.source == ENCODER:
+                note_scores(self.ctx.paths.checkpoints, row.step, {PROBE_ACCURACY: row.accuracy}, token=self.ctx.token)
         with committing(self.ctx.paths.probe_file(self.ctx.attempt, rows[0].step), token=self.ctx.token) as file:
             pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA), file)
         if self.tracker is not None:

@@ -14,6 +14,8 @@ from phenomhpc.models.checkpoint import COMMITTED, damage, step_folders
 from phenomhpc.runs import commit
 
 SCORES = "scores.json"
+# The one score of which more is better.
+PROBE_ACCURACY = "probe_accuracy"
 Scores = dict[int, dict[str, float]]
 
 
@@ -71,7 +73,7 @@ def superseded(checkpoints: Path, config: CheckpointConfig) -> list[Path]:
         return []
     best = None
     if config.keep_best is not None:
-        best = column(read_scores(checkpoints), config.keep_best, highest=config.best_is == "highest")
+        best = column(read_scores(checkpoints), config.keep_best, highest=config.keep_best == PROBE_ACCURACY)
     stay = retained(usable, keep=config.keep, keep_every=config.keep_every, best=best)
     oldest = usable[-config.keep :][0]
     return [entry for step, entry in found.items() if step < oldest and step not in stay]

@@ -33,6 +33,7 @@ from phenomhpc.runs import RunPaths, TaskContext, commit, committing
 from phenomhpc.runs.heartbeat import STEP, beat
 from phenomhpc.train.data import CropSource
 from phenomhpc.train.ranks import Ranks
+from phenomhpc.train.retention import PROBE_ACCURACY, note_scores
 from phenomhpc.train.state import TrainState
 from phenomhpc.train.step import NUM_LOSSES
 from phenomhpc.train.tracking import Tracker
@@ -75,6 +76,10 @@ def require_validation(config: PretrainConfig, source: CropSource) -> None:
             f"eval.every_steps={config.eval.every_steps}: nothing is held out to validate on; "
             "give data.holdout.plates, wells or share"
         )
+    best, schedule = config.checkpoint.keep_best, config.eval
+    needed = "eval.probe_every_steps" if best == PROBE_ACCURACY else "eval.every_steps"
+    if best is not None and (schedule.probe_every_steps if best == PROBE_ACCURACY else schedule.every_steps) is None:
+        raise UsageError(f"checkpoint.keep_best={best}: nothing measures it; give {needed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +195,8 @@ class Validation:
                 np.savez(file, original=arrays[0], masked=arrays[1], reconstructed=arrays[2])
             if self.draw is not None:
                 commit(paths.validation_crops(row.step).with_suffix(".png"), self.draw(*arrays), token=token)
+        scores = {"val_loss": row.val_loss, "val_mse": row.val_mse, "val_fourier": row.val_fourier}
+        note_scores(paths.checkpoints, row.step, scores, token=token)
         # Last, since it says that this validation is done.
         with committing(paths.validation_file(self.ctx.attempt, row.step), token=token) as file:
             pq.write_table(pa.Table.from_pylist([asdict(row)], schema=SCHEMA), file)

@@ -110,9 +110,9 @@ def test_every_tensor_is_written_by_one_rank_and_no_rank_writes_much_more_than_i
 
 
 def test_every_so_manieth_and_the_best_stay(ctx: TaskContext) -> None:
-    checkpoints = of(ctx, keep=1, keep_every=40, keep_best="probe", best_is="highest")
+    checkpoints = of(ctx, keep=1, keep_every=40, keep_best="probe_accuracy")
     for step, probe in ((10, 0.2), (20, 0.7), (30, 0.6), (40, 0.1), (50, 0.3), (60, 0.4)):
-        note_scores(ctx.paths.checkpoints, step, {"probe": probe}, token="t")
+        note_scores(ctx.paths.checkpoints, step, {"probe_accuracy": probe}, token="t")
         checkpoints.save(state_after(step))
     kept = sorted(path.name for path in ctx.paths.checkpoints.glob("step-*"))
     assert kept == ["step-00000020", "step-00000040", "step-00000060"]

@@ -12,6 +12,7 @@ import torch
 from phenomhpc.config import PretrainConfig
 from phenomhpc.errors import FencedError, StopRequested, UsageError
 from phenomhpc.jobs.here import run_here
+from phenomhpc.jobs.pretrain import plan
 from phenomhpc.models.checkpoint import load_encoder, newest_committed
 from phenomhpc.models.standardise import standardise
 from phenomhpc.progress import silent
@@ -20,6 +21,7 @@ from phenomhpc.train.data import CropSource
 from phenomhpc.train.launch import launch
 from phenomhpc.train.loop import train
 from phenomhpc.train.metrics import read_metrics
+from phenomhpc.train.retention import read_scores
 from phenomhpc.train.validation import read_validations
 from tests.unit.test_train_loop import ask_to_stop, final, new_run, start, void
 from tests.unit.train_store import convert, settings, write_plate
@@ -143,3 +145,26 @@ def test_the_page_shows_the_crops_as_a_series(store: Path, tmp_path: Path) -> No
         assert paths.validation_crops(step).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     page = paths.report.read_text()
     assert "completed after 0, 4, 8, 12 steps" in page and "Validation" in page
+
+
+def test_the_checkpoint_with_the_lowest_loss_stays(store: Path, tmp_path: Path) -> None:
+    config = watched(
+        store, tmp_path, checkpoint__keep=1, checkpoint__keep_best="val_fourier", checkpoint__every_steps=4
+    )
+    paths = new_run(config)
+    train(config, start(paths))
+    found = {row["step"]: row["val_fourier"] for row in read_validations(paths.validation).to_pylist() if row["step"]}
+    assert sorted(found) == [4, 8, 12]
+    best = min(found, key=lambda step: found[step])
+    kept = {int(path.name.rpartition("-")[2]) for path in paths.checkpoints.glob("step-*")}
+    assert kept == {best, 12}
+    assert {step: scores["val_fourier"] for step, scores in read_scores(paths.checkpoints).items() if step} == found
+
+
+@pytest.mark.parametrize(
+    ("best", "needed"), [("val_mse", "eval.every_steps"), ("probe_accuracy", "eval.probe_every_steps")]
+)
+def test_a_best_that_nothing_measures_is_refused(store: Path, tmp_path: Path, best: str, needed: str) -> None:
+    config = settings(store, tmp_path / "runs", checkpoint__keep_best=best)
+    with pytest.raises(UsageError, match=f"checkpoint.keep_best={best}: nothing measures it; give {needed}"):
+        plan(config, new_run(config))
