@@ -7,18 +7,12 @@ an undisturbed run: the order of the data, masks, stochastic depth and learning 
 
 from __future__ import annotations
 
-import math
-import resource
-import sys
-import time
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from phenomhpc.config.models import PretrainConfig
-from phenomhpc.crops import StepBatch
 from phenomhpc.crops.ledger import merged
 from phenomhpc.crops.mending import Replaced
 from phenomhpc.errors import StopRequested, UsageError, WorkError
@@ -28,19 +22,19 @@ from phenomhpc.models.standardise import Standardiser
 from phenomhpc.progress import Stage
 from phenomhpc.runs import TaskContext
 from phenomhpc.runs.heartbeat import START, STEP, beat
-from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.train.begin import begin_from
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
 from phenomhpc.train.faults import Skips, Spikes, usual_before
 from phenomhpc.train.feed import feed_for
 from phenomhpc.train.goodput import Meter
-from phenomhpc.train.metrics import MEGABYTE, MetricsLog, StepRow, rates_of
+from phenomhpc.train.metrics import MetricsLog, StepRow
 from phenomhpc.train.optim import make_optimiser, one_cycle_lr
 from phenomhpc.train.probe import LinearProbe, wells_of
 from phenomhpc.train.ranks import Ranks, joined
 from phenomhpc.train.state import Replica, TrainState, replicate
-from phenomhpc.train.step import NUM_LOSSES, StepSettings, StepSums, run_step
+from phenomhpc.train.step import StepSettings, run_step
+from phenomhpc.train.steplog import StepLog
 from phenomhpc.train.tracking import Tracker
 from phenomhpc.train.validation import Draw, Validation, require_validation
 
@@ -102,7 +96,7 @@ class _Run:
     source: CropSource
     state: TrainState
     checkpoints: Checkpoints
-    log: _StepLog
+    log: StepLog
     validation: Validation
     probe: LinearProbe
     skips: Skips
@@ -134,7 +128,7 @@ class _Run:
             source=source,
             state=state,
             checkpoints=checkpoints,
-            log=_StepLog(
+            log=StepLog(
                 config=config,
                 ranks=ranks,
                 metrics=MetricsLog(ctx),
@@ -294,124 +288,3 @@ class _Run:
         """The samples of a step, [first, last); with what was left out between them."""
         first, last = (self.source.first_index(at, self.state.skip_ledger) for at in (step, step + 1))
         return first, last
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pending:
-    """A step whose figures are still on the device; it does not hold on to the step's pixels."""
-
-    step: int
-    first_index: int
-    index_digest: str
-    data_wait: float
-    traffic: Traffic
-    sums: StepSums
-    lr: float
-    time: datetime
-    seconds: float
-
-
-@dataclass(kw_only=True)
-class _StepLog:
-    """The figures of steps, first on the device, then as rows."""
-
-    config: PretrainConfig
-    ranks: Ranks
-    metrics: MetricsLog
-    meter: Meter
-    crop_bytes: int
-    tracker: Tracker | None
-    last_loss: float | None = None
-    _pending: list[_Pending] = field(default_factory=list)
-    _crops_per_s: float = 0.0
-    _data_wait: float = 0.0
-    _cache_hits: float = 0.0
-    _lr: float = 0.0
-    _since: float = 0.0
-    _last: StepRow | None = None
-
-    def start(self) -> None:
-        """A step begins now; what lies between two steps (a checkpoint, say) is in no step's time."""
-        self._since = time.perf_counter()
-
-    def add(self, batch: StepBatch, sums: StepSums, lr: float) -> None:
-        self._pending.append(
-            _Pending(
-                step=batch.step,
-                first_index=batch.first_index,
-                index_digest=batch.index_digest,
-                data_wait=batch.data_wait_s,
-                traffic=batch.traffic,
-                sums=sums,
-                lr=lr,
-                time=datetime.now(UTC),
-                seconds=time.perf_counter() - self._since,
-            )
-        )
-
-    def settle(self, *, flush: bool) -> list[StepRow]:
-        """Turn what is pending into rows: the one place where the host waits for the device."""
-        rows: list[StepRow] = []
-        if self._pending:
-            losses = torch.stack([entry.sums.losses for entry in self._pending])
-            counts = torch.tensor([list(vars(entry.traffic).values()) for entry in self._pending])
-            # Together, so that the ranks wait for each other once.
-            sums = self.ranks.sum_in_order(torch.cat([losses, counts.to(losses)], dim=1)).tolist()
-            norms = torch.stack([entry.sums.grad_norm for entry in self._pending]).tolist()
-            rows = [self._row(*row) for row in zip(self._pending, sums, norms, strict=True)]
-            self.last_loss, self._lr, self._last = rows[-1].loss, rows[-1].lr, rows[-1]
-            seconds = sum(entry.seconds for entry in self._pending)
-            self._crops_per_s = self.config.optim.global_batch * len(rows) / seconds
-            self._data_wait = sum(entry.data_wait for entry in self._pending) / seconds
-            self._cache_hits = rows[-1].cache_hit_share or 0.0
-            self._pending.clear()
-            if self.ranks.is_first:
-                self.metrics.add(rows)
-            if self.tracker is not None:
-                self.tracker.steps(rows)
-        if flush:
-            self.ranks.on_first(self.metrics.flush)
-        return rows
-
-    def figures(self) -> dict[str, float]:
-        """For a person; data_wait: the share of the time that rank 0 waited for crops; mb_per_s: of their pixels."""
-        figures = {
-            "loss": self.last_loss or 0.0,
-            "lr": self._lr,
-            "crops_per_s": self._crops_per_s,
-            "mb_per_s": self._crops_per_s * self.crop_bytes / MEGABYTE,
-            "data_wait": self._data_wait,
-        }
-        if self._last is not None:
-            rates = {"tflops": self._last.tflops, "mfu": self._last.mfu, "goodput": self._last.goodput}
-            figures |= {name: value for name, value in rates.items() if value is not None}
-        return figures | ({"cache_hits": self._cache_hits} if self.config.data.cache else {})
-
-    def _row(self, entry: _Pending, sums: list[float], grad_norm: float) -> StepRow:
-        """sums: over the ranks, the losses and then the traffic."""
-        losses, counts = sums[:NUM_LOSSES], map(int, sums[NUM_LOSSES:])
-        traffic = Traffic(**dict(zip(vars(entry.traffic), counts, strict=True)))
-        return StepRow(
-            step=entry.step,
-            time=entry.time,
-            first_index=entry.first_index,
-            index_digest=entry.index_digest,
-            loss=losses[0],
-            loss_mse=losses[1],
-            loss_fourier=losses[2],
-            lr=entry.lr,
-            grad_norm=grad_norm,
-            crops_per_s=self.config.optim.global_batch / entry.seconds,
-            data_wait=entry.data_wait,
-            **rates_of(traffic, self.crop_bytes, entry.seconds),
-            **self.meter.rates(crops=self.config.optim.global_batch, seconds=entry.seconds, ended=entry.time),
-            mem_bytes=_peak_memory(self.ranks),
-            skipped=not math.isfinite(grad_norm),
-        )
-
-
-def _peak_memory(ranks: Ranks) -> int:
-    if ranks.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(ranks.device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
