@@ -16,6 +16,8 @@ from torch import Tensor
 
 STANDARDISE_EPS = 1e-5
 _COMPILED = (torch.uint8, torch.uint16)
+# Pixels of a plane from which on compiled code is loaded: that takes half a second, more than it saves on small crops.
+_LEAST_PIXELS = 128 * 128
 
 
 def standardise(pixels_BCHW: Tensor, scale_C: Tensor, out_BCHW: Tensor | None = None) -> Tensor:
@@ -23,9 +25,10 @@ def standardise(pixels_BCHW: Tensor, scale_C: Tensor, out_BCHW: Tensor | None = 
 
     x / scale, then per crop and channel (x - mean) / sqrt(biased variance + 1e-5).  The scale (255 for uint8, the
     snapshot's 99.9th percentiles for uint16) matters only through that epsilon: blank crops stay near zero.
-    out_BCHW: where a CPU's are put, if given.
+    out_BCHW: where a CPU's may be put, if given.
     """
-    if pixels_BCHW.device.type == "cpu" and pixels_BCHW.dtype in _COMPILED:
+    large = pixels_BCHW.shape[2] * pixels_BCHW.shape[3] >= _LEAST_PIXELS
+    if large and pixels_BCHW.device.type == "cpu" and pixels_BCHW.dtype in _COMPILED:
         done_BCHW = torch.empty(pixels_BCHW.shape) if out_BCHW is None else out_BCHW
         _on_cpu(pixels_BCHW.contiguous().numpy(), scale_C.double().numpy(), done_BCHW.numpy())
         return done_BCHW

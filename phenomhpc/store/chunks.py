@@ -126,7 +126,11 @@ class ChunkReader:
         decode = _DECODERS.get(flags >> _FORMAT_BITS)
         if version != 2 or flags & _STORED or decode is None or typesize not in (1, 2) or not block_bytes:
             return None
-        from phenomhpc.store import unshuffle
+        row_bytes = self._edge * self._dtype.itemsize
+        words = row_bytes % (_WORD_BITS * typesize) == 0 if flags & _BITS else row_bytes % 8 == 0
+        if not words or block_bytes % row_bytes:
+            return None
+        from phenomhpc.store import unshuffle  # compiled code: not loaded for chunks that it cannot read
 
         if flags & _BITS:
             kind = unshuffle.BITS_OF_1 if typesize == 1 else unshuffle.BITS_OF_2
@@ -134,10 +138,6 @@ class ChunkReader:
             kind = unshuffle.BYTES_OF_2
         else:
             kind = unshuffle.PLAIN
-        row_bytes = self._edge * self._dtype.itemsize
-        words = row_bytes % (_WORD_BITS * typesize) == 0 if flags & _BITS else row_bytes % 8 == 0
-        if not words or block_bytes % row_bytes:
-            return None
         self._place = unshuffle.place
         blocks = []
         for begin in range(0, self._num_bytes, block_bytes):

@@ -245,18 +245,18 @@ def recipe_fields(name: str) -> dict[str, Any]:
 def test_integers_are_standardised_as_floats_are(dtype: type) -> None:
     """Compiled code for integers on a CPU, and the operators that any device has."""
     rng = np.random.default_rng(1)
-    pixels = rng.integers(0, 200, (3, 2, 70, 90)).astype(dtype)
+    pixels = rng.integers(0, 200, (3, 2, 130, 140)).astype(dtype)
     pixels[0, 0], pixels[1, 1, :, 1:] = np.iinfo(dtype).max, 0
     scale = torch.tensor([255.0, 900.0])
     compiled = standardise(torch.from_numpy(pixels), scale)
     operators = standardise(torch.from_numpy(pixels.astype(np.float32)), scale)
-    # In f32 a value is rounded as its plane's greatest is: to 2^-24 of up to 80 (one bright column of 90), and sums of 6,300.
+    # In f32 a value is rounded as its plane's greatest is: to 2^-24 of up to 130 (one bright column of 140), and sums of 18,200.
     np.testing.assert_allclose(compiled.numpy(), operators.numpy(), rtol=1e-4, atol=1e-3)
 
 
 def test_a_standardiser_gives_the_same_in_memory_of_its_own() -> None:
     rng, scale = np.random.default_rng(2), torch.tensor([255.0, 255.0])
-    batches = [torch.from_numpy(rng.integers(0, 255, (n, 2, 16, 16)).astype(np.uint8)) for n in (4, 2, 5)]
+    batches = [torch.from_numpy(rng.integers(0, 255, (n, 2, 128, 130)).astype(np.uint8)) for n in (4, 2, 5)]
     reused = Standardiser(scale)
     for pixels in batches:
         assert torch.equal(reused(pixels), standardise(pixels, scale))
