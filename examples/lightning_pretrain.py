@@ -20,7 +20,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 from phenomhpc.crops import Loader, Sampler
-from phenomhpc.models.mae import build_mae, standardise
+from phenomhpc.models.mae import build_mae
+from phenomhpc.models.standardise import standardise
 from phenomhpc.store import ShardReader, Snapshot, open_store
 
 TINY = {
