@@ -270,7 +270,7 @@ def place(
             inside = place_row - number * block_rows
             num = min(STRIP_ROWS, height - done, block_rows - inside)
             start, size = number * block, min(block, total - number * block)
-            if swap and kind == BITS_OF_1:
+            if swap and kind == BITS_OF_1 and itemsize == 1:
                 at = (start + inside * across) // 8
                 _gather_bits(planes.view(np.uint64), at, size // 64, num * across // 8, lanes[:8])
                 _transpose_lanes(lanes, across // 8, columns, mirror)

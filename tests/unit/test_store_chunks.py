@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
 
 from phenomhpc.store import chunks as chunks_module
@@ -88,6 +89,25 @@ def test_any_part_in_any_direction_equals_the_whole_chunk_cut(
         assert np.array_equal(view, pixels[:, y : y + height, x : x + width])
         view[...] = 77
         assert (batch == 77).all()
+
+
+@pytest.mark.parametrize("typesize", [1, 2])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_elements_need_not_be_pixels(tmp_path: Path, dtype: str, typesize: int) -> None:
+    """Somebody else's blosc may have been told any size of an element."""
+    spec, geometry, pixels, _ = a_chunk(tmp_path, dtype, (*LZ4, "bitshuffle"), 128)
+    pixels //= 64 if dtype == "uint8" else 512  # else blosc leaves it as it is
+    for shuffle in (Blosc.SHUFFLE, Blosc.BITSHUFFLE):
+        block = Blosc(cname="lz4", clevel=5, shuffle=shuffle).encode(pixels.reshape(-1).view(f"u{typesize}"))
+        assert len(block) < pixels.nbytes
+        reader = ChunkReader(spec, geometry)
+        for number in range(8):
+            batch = np.full((CHANNELS, 137, 137), 77, dtype)
+            view = turned(batch, number)[:, 3:123, 5:115]
+            reader.put(memoryview(block), 8, 10, view)
+            assert np.array_equal(view, pixels[:, 8:128, 10:120])
+            view[...] = 77
+            assert (batch == 77).all()
 
 
 @pytest.mark.parametrize(("dtype", "codec", "edge"), OTHERS)
