@@ -27,13 +27,17 @@ def standardise(pixels_BCHW: Tensor, scale_C: Tensor, out_BCHW: Tensor | None = 
     snapshot's 99.9th percentiles for uint16) matters only through that epsilon: blank crops stay near zero.
     out_BCHW: where a CPU's may be put, if given.
     """
-    large = pixels_BCHW.shape[2] * pixels_BCHW.shape[3] >= _LEAST_PIXELS
-    if large and pixels_BCHW.device.type == "cpu" and pixels_BCHW.dtype in _COMPILED:
+    if _is_for_compiled(pixels_BCHW):
         done_BCHW = torch.empty(pixels_BCHW.shape) if out_BCHW is None else out_BCHW
         _on_cpu(pixels_BCHW.contiguous().numpy(), scale_C.double().numpy(), done_BCHW.numpy())
         return done_BCHW
     scaled = pixels_BCHW.to(torch.float32) / scale_C[:, None, None]
     return F.group_norm(scaled, scaled.shape[1], eps=STANDARDISE_EPS)
+
+
+def _is_for_compiled(pixels_BCHW: Tensor) -> bool:
+    large = pixels_BCHW.shape[2] * pixels_BCHW.shape[3] >= _LEAST_PIXELS
+    return large and pixels_BCHW.device.type == "cpu" and pixels_BCHW.dtype in _COMPILED
 
 
 class Standardiser:
@@ -45,7 +49,7 @@ class Standardiser:
         self._room: Tensor | None = None
 
     def __call__(self, pixels_BCHW: Tensor) -> Tensor:
-        if pixels_BCHW.device.type != "cpu":
+        if not _is_for_compiled(pixels_BCHW):
             return standardise(pixels_BCHW, self.scale_C)
         if self._room is None or self._room.shape[1:] != pixels_BCHW.shape[1:] or len(self._room) < len(pixels_BCHW):
             self._room = torch.empty(pixels_BCHW.shape)

@@ -20,10 +20,9 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from phenomhpc.store.shards import BLOSC_OVERHEAD, Geometry, decode_blosc
+from phenomhpc.store.shards import BLOSC_OVERHEAD, Geometry, blosc_header, decode_blosc
 from phenomhpc.store.spec import DatasetSpec
 
-_HEADER = struct.Struct("<4B3I")
 _NUMBER = struct.Struct("<i")
 _SHUFFLED, _STORED, _BITS, _WHOLE = 0x1, 0x2, 0x4, 0x10
 _FORMAT_BITS = 5
@@ -109,12 +108,7 @@ class ChunkReader:
 
     def _frame(self, block: memoryview) -> _Frame | None:
         """How this chunk is read; None for what blosc is asked to decode."""
-        if len(block) < BLOSC_OVERHEAD:
-            raise ValueError("its header does not fit its length")
-        version, _, flags, typesize, num_bytes, block_bytes, encoded_bytes = _HEADER.unpack_from(block)
-        # blosc trusts its header, and so would we: a shorter chunk would leave the last one's pixels.
-        if (num_bytes, encoded_bytes) != (self._num_bytes, len(block)):
-            raise ValueError("its header does not fit its length")
+        version, flags, typesize, block_bytes = blosc_header(block, self._num_bytes)
         key = (version << 16 | flags << 8 | typesize, block_bytes)
         if key not in self._frames:
             if len(self._frames) == _MAX_FRAMES:  # a writer makes one or two; more are damage

@@ -29,7 +29,7 @@ from phenomhpc.store.spec import DatasetSpec, packing
 
 INDEX_ENTRY_BYTES = 16
 # A blosc chunk: version, format, flags, typesize, nbytes u32, blocksize u32, cbytes u32, then data.
-_BLOSC_HEADER = struct.Struct("<4xI4xI")
+_BLOSC_HEADER = struct.Struct("<4B3I")
 # blosc stores what it cannot compress, behind its header.
 BLOSC_OVERHEAD = 16
 CRC_BYTES = 4
@@ -111,15 +111,26 @@ def encoder_of(spec: DatasetSpec) -> Callable[[Pixels], bytes]:
     return lambda chunk: compressor.encode(chunk.reshape(-1).view(element))
 
 
+def blosc_header(block: Any, num_bytes: int) -> tuple[int, int, int, int]:
+    """Version, flags, size of an element and bytes of a block, of a chunk that should hold `num_bytes`.
+
+    Raises ValueError where it says that it holds more or less, or is longer or shorter than it is.
+    """
+    # blosc trusts its header: a shorter chunk would leave the last one's pixels, a longer one be read past its end.
+    if len(block) >= BLOSC_OVERHEAD:
+        version, _, flags, typesize, held, block_bytes, encoded = _BLOSC_HEADER.unpack_from(block)
+        if (held, encoded) == (num_bytes, len(block)):
+            return version, flags, typesize, block_bytes
+    raise ValueError("its header does not fit its length")
+
+
 def decode_blosc(block: Any, out: Any) -> None:
     """Decode a blosc buffer into the whole of `out` (u8), without threads; the lock of Python is let go.
 
     imagecodecs' blosc decodes what numcodecs' does, a twentieth (chunks of 128) to a fifth (of 64) faster.  Raises
     RuntimeError or ValueError, with words that follow the name of a chunk, for what cannot be decoded.
     """
-    # blosc trusts its header: a shorter chunk would leave the last one's pixels, a longer one be read past its end.
-    if len(block) < BLOSC_OVERHEAD or _BLOSC_HEADER.unpack_from(block) != (out.nbytes, len(block)):
-        raise ValueError("its header does not fit its length")
+    blosc_header(block, out.nbytes)
     imagecodecs.blosc_decode(block, numthreads=1, out=out)
 
 
