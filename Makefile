@@ -59,6 +59,7 @@ bench-loader: install-test
 bench-gpu:
 	PYTHONPATH=. python3 -m tests.bench.bench_train --device cuda
 	PYTHONPATH=. python3 -m tests.bench.bench_feed --device cuda
+	PYTHONPATH=. python3 -m tests.bench.bench_loop
 
 # The long campaigns; small versions of them are in `make test`.
 soak: install-test system-packages

@@ -478,6 +478,13 @@ class PretrainConfig(JobModel):
     faults: FaultsConfig = FaultsConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
+    compile: bool | Literal["auto"] = Field("auto", description="compile the model's blocks; auto: on GPUs")
+    activation_checkpointing: bool = Field(
+        False, description="keep the inputs of blocks alone and compute the rest again: less memory, a third more time"
+    )
+    deterministic: bool = Field(
+        False, description="on GPUs too a resumed run is bit for bit the undisturbed one; slower; on CPUs it always is"
+    )
     ranks_per_node: PositiveInt | None = Field(
         None, description="training processes per node; default: one per GPU, else 1"
     )

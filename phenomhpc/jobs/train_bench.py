@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from phenomhpc.config import PretrainConfig, dump
 from phenomhpc.errors import UsageError
-from phenomhpc.models.mae import MaskedAutoencoder, build_mae
+from phenomhpc.models.mae import build_mae, outline_mae
 from phenomhpc.models.standardise import Standardiser
 from phenomhpc.progress import Progress, Stage
 from phenomhpc.runs import TaskContext, claim_start, create_run, open_attempt
-from phenomhpc.train.bench import BareStep, Case, Crops, Measured, matmul_tflops, measure, synthetic
+from phenomhpc.train.bench import BareStep, Case, Crops, Measured, compiled_twin, matmul_tflops, measure, synthetic
 from phenomhpc.train.data import CropSource
 from phenomhpc.train.loop import train
 from phenomhpc.train.optim import make_optimiser
@@ -57,7 +58,8 @@ def bench_train(
     config: PretrainConfig, *, channels: int = 6, steps: int = 5, compiled: bool = False, progress: Progress
 ) -> TrainBench:
     """config: the recipe, micro_batch, precision and device that are meant; its stores, where it has any, give the real
-    crops and the number of channels.  compiled: also by torch.compile.  Raises UsageError as a training would."""
+    crops and the number of channels.  compiled: also with compiled blocks, which real crops and our loop then
+    have.  Raises UsageError as a training would."""
     with joined(config.device) as ranks, ExitStack() as stack:
         batch = config.optim.micro_batch
         config = config.model_copy(
@@ -67,7 +69,7 @@ def bench_train(
         num_channels = source.num_channels if source else channels
         model = build_mae(num_channels, seed=config.seed, **config.model.model_dump()).to(ranks.device).train()
         scale_C = source.scale(ranks.device) if source else torch.full((num_channels,), GREY_LEVELS).to(ranks.device)
-        forward = model if ranks.world == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True)
+        forward: nn.Module = model if ranks.world == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True)
         bare = BareStep(
             model=forward,
             optimiser=make_optimiser(model, config.optim),
@@ -77,8 +79,11 @@ def bench_train(
         )
         random = synthetic(num_channels, model.crop_px, model.num_patches, batch)
         cases = [Case(name="random crops", forward=forward, batches=random)]
+        fast: nn.Module = model
         if compiled:
-            cases.append(Case(name="random crops, compiled", forward=torch.compile(forward), batches=random))
+            fast = compiled_twin(model, outline_mae(num_channels, seed=config.seed, **config.model.model_dump()))
+            forward = fast if ranks.world == 1 else DistributedDataParallel(fast, gradient_as_bucket_view=True)
+            cases.append(Case(name="random crops, compiled", forward=forward, batches=random))
         if source:
             batches = stack.enter_context(_Real(source, ranks, model.num_patches))
             cases.append(Case(name="crops of the store", forward=forward, batches=batches))
@@ -93,7 +98,8 @@ def bench_train(
                 steps=steps,
                 advance=stage.advance,
             )
-        beside = _overhead(config, model, bare, random, steps) if source and ranks.world == 1 else (None, None, None)
+        config = config.model_copy(update={"compile": compiled})
+        beside = _overhead(config, fast, bare, random, steps) if source and ranks.world == 1 else (None, None, None)
         on_gpu = ranks.device.type == "cuda"
         return TrainBench(
             device=torch.cuda.get_device_name(ranks.device) if on_gpu else "CPU",
@@ -132,7 +138,7 @@ class _Real:
 class _Between:
     """Stands where a run's progress is drawn: called after each step of our loop, does a bare one, and takes both times."""
 
-    def __init__(self, bare: BareStep, model: MaskedAutoencoder, crops: Crops) -> None:
+    def __init__(self, bare: BareStep, model: nn.Module, crops: Crops) -> None:
         self._bare, self._model = bare, model
         self._pixels = bare.standardise(crops.pixels.to(bare.device)).clone()
         self._noise = crops.noise.to(bare.device)
@@ -171,7 +177,7 @@ class _Between:
 
 
 def _overhead(
-    config: PretrainConfig, model: MaskedAutoencoder, bare: BareStep, random: Iterator[Crops], steps: int
+    config: PretrainConfig, model: nn.Module, bare: BareStep, random: Iterator[Crops], steps: int
 ) -> tuple[float, float, float]:
     """Medians of our loop's step and of a bare step between two of them, seconds; and of what the first takes more."""
     if config.data.backend != "plain":

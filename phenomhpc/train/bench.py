@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from phenomhpc.models.blocks import compile_blocks
 from phenomhpc.models.costs import model_cost
+from phenomhpc.models.mae import MaskedAutoencoder
 from phenomhpc.models.standardise import Standardiser
 from phenomhpc.train.gpus import peak_tflops
 
@@ -52,11 +54,12 @@ class Measured:
     gradients adds to the backward pass, whatever of it is hidden.
 
     tflops: of one rank's device; mfu: of the published peak, None where that is not known; of_matmul: of what this machine
-    reaches in a plain matrix product.
+    reaches in a plain matrix product; memory_gb: the most that torch held on a GPU, 10^9 bytes.
     """
 
     name: str
     batch: int
+    memory_gb: float | None
     step_s: float
     crops_per_s: float
     tflops: float
@@ -136,6 +139,16 @@ class BareStep:
         mark()
 
 
+def compiled_twin(model: nn.Module, outline: nn.Module) -> nn.Module:
+    """Another module of the same parameters whose blocks are compiled; outline: the architecture, on the meta device."""
+    twin = outline.to_empty(device=next(model.parameters()).device)
+    twin.load_state_dict(dict(model.named_parameters()), assign=True)
+    if isinstance(twin, MaskedAutoencoder):
+        twin.lay_tables()
+    compile_blocks(twin)
+    return twin.train()
+
+
 def measure(
     cases: Sequence[Case],
     bare: BareStep,
@@ -150,6 +163,8 @@ def measure(
     """`steps` steps of every case in turns, after WARM_UP that compile and fill caches.  fields: of the recipe; advance: called
     after every step of every case."""
     matmul = 0.0
+    if bare.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(bare.device)
     times: dict[str, list[list[float]]] = {case.name: [] for case in cases}
     alone: dict[str, list[float]] = {case.name: [] for case in cases}
     for number in range(WARM_UP + steps):
@@ -193,6 +208,7 @@ def _measured(
     return Measured(
         name=case.name,
         batch=batch,
+        memory_gb=torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None,
         step_s=step_s,
         crops_per_s=batch * world / step_s,
         tflops=tflops,
@@ -229,7 +245,7 @@ def matmul_tflops(device: torch.device, precision: str) -> float:
     return 2 * size**3 / min(clock.between()) / TERA
 
 
-COLUMNS = ("case", "crops/s", "ms a step", "TFLOP/s", "MFU", "of matmul", *PARTS, COMMUNICATION)
+COLUMNS = ("case", "crops/s", "ms a step", "TFLOP/s", "MFU", "of matmul", "GB", *PARTS, COMMUNICATION)
 
 
 def cells(found: Measured) -> tuple[str, ...]:
@@ -239,4 +255,5 @@ def cells(found: Measured) -> tuple[str, ...]:
     ]
     mfu = "" if found.mfu is None else f"{found.mfu:.1%}"
     figures = (f"{found.crops_per_s:,.4g}", f"{found.step_s * 1000:,.4g}", f"{found.tflops:.3g}", mfu)
-    return (found.name, *figures, f"{found.of_matmul:.1%}", *parts)
+    memory = "" if found.memory_gb is None else f"{found.memory_gb:.1f}"
+    return (found.name, *figures, f"{found.of_matmul:.1%}", memory, *parts)

@@ -1,8 +1,8 @@
 """Micro-batches on their way to the device, one ahead of the one that is computed with.
 
 On a CPU they are handed over as they lie.  For a GPU the loader's buffers are page-locked and copied on a stream of their own.
-The GPU's part has never been run on a GPU: it is written after the documentation of torch 2.13 and CUDA, and what can be tested
-without one (the order of the copies, and that no buffer is refilled before its copy has ended) is tested with other lanes.
+The GPU's part has been run on one H200 (`make bench-gpu`, tests/gpu); what can be tested without one (the order of the copies, and
+that no buffer is refilled before its copy has ended) is tested with other lanes.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class _OnStream:
 
 
 class CudaLane:
-    """For a GPU; never run on one (see above)."""
+    """For a GPU."""
 
     # The host may be a whole step ahead of the device, whose copies out of the last step's buffers may not have begun.
     hold_steps = 2

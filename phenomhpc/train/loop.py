@@ -16,6 +16,7 @@ from phenomhpc.config.models import PretrainConfig
 from phenomhpc.crops.ledger import merged
 from phenomhpc.crops.mending import Replaced
 from phenomhpc.errors import StopRequested, UsageError, WorkError
+from phenomhpc.models.blocks import compile_blocks, is_compiled, recompute_blocks
 from phenomhpc.models.checkpoint import newest_committed, read_meta, step_folder
 from phenomhpc.models.mae import build_mae
 from phenomhpc.models.standardise import Standardiser
@@ -25,6 +26,7 @@ from phenomhpc.runs.heartbeat import START, STEP, beat
 from phenomhpc.train.begin import begin_from
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
+from phenomhpc.train.determinism import repeatable
 from phenomhpc.train.faults import Skips, Spikes, usual_before
 from phenomhpc.train.feed import feed_for
 from phenomhpc.train.goodput import Meter
@@ -64,7 +66,7 @@ def train(config: PretrainConfig, ctx: TaskContext, draw: Draw | None = None) ->
     require_trainable(config)
     if config.threads_per_rank is not None:
         torch.set_num_threads(config.threads_per_rank)
-    with joined(config.device) as ranks:
+    with repeatable(config.deterministic), joined(config.device) as ranks:
         digest = ranks.on_first(lambda: bound_snapshot(config, ctx))
         config = config.model_copy(update={"snapshot": digest})
         return _Run.prepare(config, ctx, ranks, CropSource.open(config), draw).to_the_end()
@@ -107,8 +109,13 @@ class _Run:
         cls, config: PretrainConfig, ctx: TaskContext, ranks: Ranks, source: CropSource, draw: Draw | None
     ) -> _Run:
         require_validation(config, source)
+        compiled = is_compiled(config.compile, ranks.device, deterministic=config.deterministic)
         model = build_mae(source.num_channels, seed=config.seed, **config.model.model_dump()).to(ranks.device)
-        state = TrainState(model=model.train(), optimiser=make_optimiser(model, config.optim))
+        if config.activation_checkpointing:
+            recompute_blocks(model)
+        if compiled:
+            compile_blocks(model)
+        state = TrainState(model=model.train(), optimiser=make_optimiser(model, config.optim, compiled=compiled))
         checkpoints = Checkpoints(
             ctx=ctx,
             ranks=ranks,
@@ -183,7 +190,7 @@ class _Run:
         for watcher in (self.validation, self.probe):
             if watcher.missing(self.state.step):  # of the untrained model, or a stop came before it
                 watcher.run(self.state)
-        replica = replicate(self.state.model, self.ranks, optim.micro_batch)
+        replica = replicate(self.state.model, self.ranks, optim.micro_batch, bf16_gradients=config.precision == "bf16")
         while self.state.step < optim.steps:
             self._until_rolled_back(stage, replica, settings)
 

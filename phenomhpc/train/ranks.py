@@ -34,6 +34,8 @@ class Ranks:
     local_rank: int
     device: torch.device
     group: dist.ProcessGroup | None = None  # None: the default one
+    host_group: dist.ProcessGroup | None = None
+    """On GPUs: for what the hosts decide, so that they need not wait for what their devices still compute."""
 
     def beside(self) -> Ranks:
         """The same ranks on a process group of their own, on CPUs: for a thread beside the one that trains.
@@ -43,7 +45,7 @@ class Ranks:
         if self.world == 1:
             return self
         group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
-        return replace(self, device=torch.device("cpu"), group=group)
+        return replace(self, device=torch.device("cpu"), group=group, host_group=None)
 
     @property
     def is_first(self) -> bool:
@@ -59,8 +61,9 @@ class Ranks:
         """Is each of the flags set on any rank?"""
         if self.world == 1:
             return flags
-        value = torch.tensor(flags, dtype=torch.int64, device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.group)
+        device = self.device if self.host_group is None else torch.device("cpu")
+        value = torch.tensor(flags, dtype=torch.int64, device=device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.host_group or self.group)
         return tuple(map(bool, value.tolist()))
 
     def gather(self, value: T) -> list[T]:
@@ -152,6 +155,8 @@ def joined(device: str) -> Iterator[Ranks]:
         return
     dist.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=world, timeout=COLLECTIVE_TIMEOUT)
     try:
+        if on_gpu:
+            ranks = replace(ranks, host_group=dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT))
         yield ranks
     finally:
         dist.destroy_process_group()

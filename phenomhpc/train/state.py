@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from phenomhpc.crops.ledger import Ledger
@@ -59,8 +60,8 @@ class Replica:
             yield
 
 
-def replicate(model: MaskedAutoencoder, ranks: Ranks, micro_batch: int) -> Replica:
-    """The replica of this rank, warmed up, with gradients zeroed.
+def replicate(model: MaskedAutoencoder, ranks: Ranks, micro_batch: int, *, bf16_gradients: bool = False) -> Replica:
+    """The replica of this rank, warmed up, with gradients zeroed.  bf16_gradients: exchanged in half as many bytes.
 
     DDP rearranges its buckets after the first backward pass, by the order in which gradients came; the order in which an
     all-reduce adds depends on the arrangement.  A pass over weightless crops before the first step brings that behind us:
@@ -75,6 +76,8 @@ def replicate(model: MaskedAutoencoder, ranks: Ranks, micro_batch: int) -> Repli
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,
     )
+    if bf16_gradients:
+        ddp.register_comm_hook(None, bf16_compress_hook)
     side = model.crop_px
     for _ in range(2):  # the rearrangement happens at the beginning of the second pass
         output = ddp(
