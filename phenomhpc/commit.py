@@ -70,15 +70,15 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
 
 
 @contextlib.contextmanager
-def committing(path: Path, *, token: str = "", buffering: int = -1) -> Iterator[BinaryIO]:
+def committing(path: Path, *, token: str = "") -> Iterator[BinaryIO]:
     """A binary, seekable file that becomes `path` when the block ends, whole and durable; nothing on an exception.
 
-    The folder of `path` is made if absent.  buffering: bytes, as for open(); large writes cost the kernel half as much.
+    The folder of `path` is made if absent.
     """
     make_folder(path.parent)
     temporary = path.with_name(f"{path.name}{TEMPORARY}{token or new_token()}")
     try:
-        with temporary.open("w+b", buffering=buffering) as file:
+        with temporary.open("w+b") as file:
             yield file
             with naming(path):
                 file.flush()

@@ -8,6 +8,7 @@ from phenomhpc.plates.images import (
     plane_name,
     plane_shape,
     plane_stat,
+    raw_pixels,
     read_plane,
 )
 from phenomhpc.plates.types import (
@@ -41,6 +42,7 @@ __all__ = [
     "plane_shape",
     "plane_stat",
     "plate_key",
+    "raw_pixels",
     "read_plane",
     "read_plate",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import warnings
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from phenomhpc.plates.types import Plane, UnreadableImage
 
@@ -64,16 +67,23 @@ def read_plane(data: bytes, name: str, out: Pixels | None = None, page: int | No
     """
     if not data:
         raise UnreadableImage("empty file")
+    with _decoding():
+        plane: Pixels = _decode(data, out, page)
+    _refuse_unless_grey(plane.shape, str(plane.dtype))
+    return plane
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Whatever decoders raise, dozens of kinds, becomes an UnreadableImage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            plane: Pixels = _decode(data, out, page)
+            yield
     except UnreadableImage:
         raise
-    except Exception as error:  # decoders raise dozens of kinds; every one of them means the same here
+    except Exception as error:
         raise UnreadableImage(f"cannot be decoded ({_reason(error)})") from error
-    _refuse_unless_grey(plane.shape, str(plane.dtype))
-    return plane
 
 
 def _reason(error: Exception) -> str:
@@ -204,7 +214,7 @@ def _refuse_unfounded(page: Any, num_bytes: int) -> None:
         raise UnreadableImage(f"claims {height}x{width} pixels in a file of {num_bytes} bytes")
 
 
-def _refuse_cut_header(tiff: Any, page: Any, data: bytes) -> None:
+def _refuse_cut_header(tiff: Any, page: Any, data: bytes | memoryview) -> None:
     """Refuse a TIFF whose header points past its end: a copy that stopped in what lies behind the pixels is no whole file.
 
     tifffile passes over such entries.  An entry is tag, type, count, offset (TIFF 6.0, 2; BigTIFF has wider counts).
@@ -221,20 +231,26 @@ def _refuse_cut_header(tiff: Any, page: Any, data: bytes) -> None:
         at += 4 + 2 * word
 
 
+def _whole_page(tiff: Any, data: bytes | memoryview, number: int | None) -> Any:
+    """The page of an open TIFF with this number, all of whose pixels `data` holds, compressed as we can read it."""
+    page = _grey_page(tiff, number)
+    _refuse_cut_header(tiff, page, data)
+    _refuse_unfounded(page, len(data))
+    # tifffile fills missing strips with zeros: a plane must not lose pixels silently.
+    for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if size == 0 or offset + size > len(data):
+            raise UnreadableImage("truncated TIFF")
+    if page.compression not in (_TIFF_NONE, _TIFF_LZW, *_TIFF_ZLIB):
+        raise UnreadableImage(f"has TIFF compression {int(page.compression)}; none, LZW and zlib are read")
+    return page
+
+
 def _decode_tiff(data: bytes, out: Pixels | None, number: int | None) -> Any:
     import imagecodecs
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page: Any = _grey_page(tiff, number)
-        _refuse_cut_header(tiff, page, data)
-        _refuse_unfounded(page, len(data))
-        # tifffile fills missing strips with zeros: a plane must not lose pixels silently.
-        for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
-            if size == 0 or offset + size > len(data):
-                raise UnreadableImage("truncated TIFF")
-        if page.compression not in (_TIFF_NONE, _TIFF_LZW, *_TIFF_ZLIB):
-            raise UnreadableImage(f"has TIFF compression {int(page.compression)}; none, LZW and zlib are read")
+        page = _whole_page(tiff, data, number)
         if page.compression == _TIFF_LZW:
             # libtiff decodes LZW 2.4 times as fast, and damaged data crash imagecodecs' own decoder (2026.3.6), which
             # tifffile uses; of zlib, libtiff would skip the checksum.
@@ -248,6 +264,57 @@ def _decode_tiff(data: bytes, out: Pixels | None, number: int | None) -> Any:
         return page.asarray(
             maxworkers=1, out=_fitting(out, page.imagelength, page.imagewidth, str(page.dtype)) if native else None
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawPixels:
+    """Where in a file pixels lie as they are: row by row, in native byte order."""
+
+    offset: int
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+
+
+def raw_pixels(plane: Plane, data: memoryview) -> RawPixels | None:
+    """Where the pixels of a plane lie in the bytes of its file, if that is an uncompressed TIFF in one piece; None: it is not.
+
+    Raises UnreadableImage for a TIFF that decode_plane() would refuse.
+    """
+    import tifffile
+
+    if bytes(data[:4]) not in _TIFF:
+        return None
+    with _decoding(), tifffile.TiffFile(cast(BinaryIO, _Memory(data))) as tiff:
+        page = _whole_page(tiff, data, _page(plane))
+        native = tiff.byteorder == "<" or page.dtype.itemsize == 1
+        offset, num_bytes = page.dataoffsets[0], page.imagelength * page.imagewidth * page.dtype.itemsize
+        plain = native and page.predictor == page.fillorder == 1 and page.is_contiguous and page.nbytes == num_bytes
+        if not plain or offset + num_bytes > len(data):
+            return None
+        return RawPixels(offset=offset, shape=(page.imagelength, page.imagewidth), dtype=page.dtype)
+
+
+class _Memory(io.RawIOBase):
+    """Bytes as a file that reads them where they lie; BytesIO would copy all of them first."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._at = data, 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
+        if at < 0:
+            raise ValueError("before the file's begin")
+        self._at = at
+        return at
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = len(self._data) if size is None or size < 0 else self._at + size
+        found = bytes(self._data[self._at : end])
+        self._at += len(found)
+        return found
 
 
 def is_array(plane: Plane) -> bool:

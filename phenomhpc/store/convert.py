@@ -8,11 +8,12 @@ Begin = remove the record, then what an earlier try left of the shard.  What hol
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from phenomhpc.errors import WorkError
 from phenomhpc.plates import Field, Plane, Plate, plane_stat
@@ -31,7 +32,8 @@ from phenomhpc.runs import (
 )
 from phenomhpc.store.fieldpixels import FieldReader, Treatment
 from phenomhpc.store.layout import StorePaths, unit_id
-from phenomhpc.store.shards import WRITE_BUFFER_BYTES, CountedFile, Geometry, ShardWriter
+from phenomhpc.store.shards import Geometry
+from phenomhpc.store.shardwriter import ShardWriter
 from phenomhpc.store.spec import DatasetSpec, Store
 from phenomhpc.store.verify import check_shard
 
@@ -150,10 +152,10 @@ def convert_unit(
     remove_temporaries(shard_path.parent, shard_path.name)
     pending = _stats(fields)
     rows: list[dict[str, Any]] = []
-    counted = _write_shard(store, plate, geometry, unit, work, treatment, rows, advance)
+    written = _write_shard(store, plate, geometry, unit, work, treatment, rows, advance)
     if work.verify and _damage(store, plate, geometry, unit, rows):
         rows.clear()
-        counted = _write_shard(store, plate, geometry, unit, work, treatment, rows, lambda num_bytes: None)
+        written = _write_shard(store, plate, geometry, unit, work, treatment, rows, lambda num_bytes: None)
         if damage := _damage(store, plate, geometry, unit, rows):
             shard_path.unlink(missing_ok=True)
             raise WorkError(f"{shard_path}: what was written twice is not what is read back ({damage}); check the disk")
@@ -168,7 +170,7 @@ def convert_unit(
         token=work.token,
         started=started,
         ended=now(),
-        outputs=((str(shard_path.relative_to(paths.root)), counted.size, counted.crc),),
+        outputs=((str(shard_path.relative_to(paths.root)), written.size, written.crc),),
         set_aside=tuple((_name(plate, row), row["reason"]) for row in rows if row["status"] != OK),
         rows=tuple(rows),
         pending=pending,
@@ -186,21 +188,20 @@ def _write_shard(
     treatment: Treatment,
     rows: list[dict[str, Any]],
     advance: Callable[[int], None],
-) -> CountedFile:
-    """Commit the shard and append its fields' rows; what was written, counted."""
+) -> ShardWriter:
+    """Commit the shard and append its fields' rows; its writer, which knows what was written."""
     shard_path = store.paths.shard(plate.key, unit.first // geometry.fields_per_shard)
-    with committing(shard_path, token=work.token, buffering=WRITE_BUFFER_BYTES) as file:
-        counted = CountedFile(file)
-        writer = ShardWriter(cast(BinaryIO, counted), store.spec, geometry)
-        reader = FieldReader(plate, store.spec, geometry, treatment)
-        for field in plate.fields[unit.first : unit.first + unit.count]:
-            found = reader.read(field)
-            writer.append(found.pixels)
-            rows.append(dict(found.row))
-            advance(found.num_bytes)
+    with committing(shard_path, token=work.token) as file:
+        writer = ShardWriter(file, store.spec, geometry)
+        with contextlib.closing(FieldReader(plate, store.spec, geometry, treatment)) as reader:
+            for field in plate.fields[unit.first : unit.first + unit.count]:
+                found = reader.read(field)
+                writer.append(found.pixels)
+                rows.append(dict(found.row))
+                advance(found.num_bytes)
         writer.finish()
         work.check_fence()
-    return counted
+    return writer
 
 
 def _damage(store: Store, plate: Plate, geometry: Geometry, unit: Unit, rows: Sequence[dict[str, Any]]) -> str:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from google_crc32c import value as crc32c
 
 from phenomhpc.errors import WorkError
 from phenomhpc.plates import Field, Plane, Plate, UnreadableImage, decode_plane, plane_bytes, plane_name, qc
@@ -17,6 +16,8 @@ from phenomhpc.plates.illumination import divide, profile
 from phenomhpc.plates.images import is_array
 from phenomhpc.plates.project import Projection
 from phenomhpc.plates.types import BAD_SHAPE, MISSING_PLANE, OK, UNREADABLE, Stack
+from phenomhpc.store.checksum import crc32c
+from phenomhpc.store.inplace import FieldMemory
 from phenomhpc.store.lookup import Lookup
 from phenomhpc.store.shards import Geometry, Pixels
 from phenomhpc.store.spec import DatasetSpec
@@ -75,11 +76,17 @@ class FieldReader:
         self._flats = [profile(text, *size) for text in treatment.light]
         self._tables = treatment.lookup.tables() if treatment.lookup else None
         shape = (geometry.num_channels, geometry.height, geometry.width)
-        self._pixels: Pixels = np.empty(shape, self._dtype.newbyteorder("<"))
+        self._memory = FieldMemory(shape, self._dtype.newbyteorder("<"))
+        self._pixels = self._memory.pixels
         self._stored: Pixels = np.empty(shape, np.uint8) if treatment.lookup else self._pixels
+
+    def close(self) -> None:
+        """What read() returned is no longer used."""
+        self._memory.close()
 
     def read(self, field: Field) -> FieldPixels:
         """The field; planes that are missing, unreadable or of another size or dtype set it aside, all others are hashed."""
+        self._memory.begin()
         sources: list[Source] = []
         problems: list[Problem] = [field.problem] if field.problem else []
         for channel, stack in enumerate(field.planes):
@@ -107,21 +114,30 @@ class FieldReader:
             "position_y_um": field.position_y_um,
             "pixel_size_um": field.pixel_size_um,
             "sources": [asdict(source) for source in sources],
-            "crc32c": None if problems else crc32c(self._stored),
+            "crc32c": None if problems else self._checksum(),
         }
         if self._treatment.qc and not problems:
             row |= qc.measure(self._pixels, self._dna, field.pixel_size_um).columns()
         num_bytes = sum(source.bytes for source in sources)
         return FieldPixels(pixels=None if problems else self._stored, row=row, num_bytes=num_bytes)
 
+    def _checksum(self) -> int:
+        """crc32c of the stored pixels, in the order of (C, H, W)."""
+        if self._tables is not None:
+            return crc32c(self._stored)
+        if any(flat is not None for flat in self._flats):
+            self._memory.begin()  # they are no longer as they came
+        return self._memory.checksum()
+
     def _channel(self, channel: int, stack: Stack, sources: list[Source]) -> Problem | None:
         """Fill one channel from its planes; returns the first problem."""
         if not stack:
             return MISSING_PLANE, "not imaged at this z plane; --z max or focus makes one field of a stack"
         if len(stack) == 1:
-            pixels, problem = self._plane(channel, stack[0], sources, self._pixels[channel])
-            if problem is None and pixels is not None and not np.shares_memory(pixels, self._pixels):
-                self._pixels[channel] = pixels
+            out = self._pixels[channel]
+            pixels, problem = self._plane(channel, stack[0], sources, out)
+            if problem is None and pixels is not None and not np.may_share_memory(pixels, out):
+                out[...] = pixels
             return problem
         projection = Projection(self._plate.projection)
         first: Problem | None = None
@@ -141,7 +157,8 @@ class FieldReader:
             return None, (MISSING_PLANE, "no plane")
         root, label = self._plate.root, plane_name(plane)
         try:
-            data = plane_bytes(plane)
+            placed = None if out is None or is_array(plane) else self._memory.read(channel, plane)
+            data = placed or plane_bytes(plane)
         except UnreadableImage as error:
             return None, (UNREADABLE, f"{label}: {error}")
         except FileNotFoundError as error:
@@ -155,7 +172,9 @@ class FieldReader:
         digest = hashlib.sha256(data).hexdigest()
         sources.append(Source(channel=self._plate.channels[channel].name, path=name, sha256=digest, bytes=len(data)))
         try:
-            pixels = decode_plane(plane, data, out)
+            if placed and self._memory.settle(channel, plane, placed):
+                return out, None
+            pixels = decode_plane(plane, bytes(data), out)
         except UnreadableImage as error:
             return None, (UNREADABLE, f"{label}: {error}")
         return pixels, self._misfit(pixels)

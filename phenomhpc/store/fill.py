@@ -30,7 +30,8 @@ from phenomhpc.store.cache import CacheShard, CacheState, is_cached, raw_spec, s
 from phenomhpc.store.layout import StorePaths
 from phenomhpc.store.origin import CACHE, origin_of, read_origin, refuse_cache, refuse_wrong_place, write_origin
 from phenomhpc.store.rechunk import attributes_of
-from phenomhpc.store.shards import WRITE_BUFFER_BYTES, Geometry, ShardWriter, read_geometry, write_array_metadata
+from phenomhpc.store.shards import Geometry, read_geometry, write_array_metadata
+from phenomhpc.store.shardwriter import ShardWriter
 from phenomhpc.store.snapshot import Snapshot
 from phenomhpc.store.spec import create_store, refuse_foreign_folder, write_spec
 from phenomhpc.store.wholefields import DamagedField, WholeFields
@@ -208,7 +209,7 @@ class _Filling:
         checksums = self._checksums(shard.plate, geometry.fields_of(shard.shard))
         with (
             WholeFields(store, shard.plate, geometry) as fields,
-            committing(path, buffering=WRITE_BUFFER_BYTES) as file,
+            committing(path) as file,
         ):
             _, _, mtime_ns = fields.open(shard.shard)
             writer = ShardWriter(file, raw_spec(store.spec), geometry)

@@ -56,7 +56,8 @@ from phenomhpc.store.hcs import (
 )
 from phenomhpc.store.pyramid import MAX_LEVELS, num_levels, pyramid
 from phenomhpc.store.reader import ShardReader
-from phenomhpc.store.shards import Geometry, ShardWriter, read_geometry
+from phenomhpc.store.shards import Geometry, read_geometry
+from phenomhpc.store.shardwriter import ShardWriter
 from phenomhpc.store.snapshot import Snapshot
 
 KIND = "export-hcs"

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.plates.types import OK
@@ -31,7 +31,8 @@ from phenomhpc.runs import (
 from phenomhpc.store.convert import Work
 from phenomhpc.store.fields import PIXEL_COLUMNS, read_fields
 from phenomhpc.store.layout import StorePaths, unit_id
-from phenomhpc.store.shards import WRITE_BUFFER_BYTES, CountedFile, Geometry, ShardWriter, read_geometry
+from phenomhpc.store.shards import Geometry, read_geometry
+from phenomhpc.store.shardwriter import ShardWriter
 from phenomhpc.store.spec import DatasetSpec, Store, fields_per_shard, refuse_difference
 from phenomhpc.store.verify import check_shard
 from phenomhpc.store.wholefields import DamagedField, Stat, WholeFields
@@ -220,9 +221,9 @@ def copy_shard(copy: PlateCopy, shard: int, work: Work, advance: Callable[[int],
     rows = SourceRows(copy.source.paths, plate, copy.have).of(copy.want.fields_of(shard))
     shard_path, record_path = paths.shard(plate, shard), paths.record(plate, shard)
     remove_temporaries(shard_path.parent, shard_path.name)
-    with committing(shard_path, token=work.token, buffering=WRITE_BUFFER_BYTES) as file:
-        counted = CountedFile(file)
-        stats = _write_fields(copy, rows, cast(BinaryIO, counted), advance)
+    with committing(shard_path, token=work.token) as file:
+        writer = ShardWriter(file, copy.spec, copy.want)
+        stats = _write_fields(copy, rows, writer, advance)
         work.check_fence()
         record_path.unlink(missing_ok=True)
     if work.verify:
@@ -235,7 +236,7 @@ def copy_shard(copy: PlateCopy, shard: int, work: Work, advance: Callable[[int],
         token=work.token,
         started=started,
         ended=now(),
-        outputs=((str(shard_path.relative_to(paths.root)), counted.size, counted.crc),),
+        outputs=((str(shard_path.relative_to(paths.root)), writer.size, writer.crc),),
         set_aside=tuple(
             (f"{plate} {row['well']} site {row['site']}", row["reason"]) for row in rows if row["status"] != OK
         ),
@@ -247,11 +248,11 @@ def copy_shard(copy: PlateCopy, shard: int, work: Work, advance: Callable[[int],
 
 
 def _write_fields(
-    copy: PlateCopy, rows: Sequence[Mapping[str, Any]], file: BinaryIO, advance: Callable[[int], None]
+    copy: PlateCopy, rows: Sequence[Mapping[str, Any]], writer: ShardWriter, advance: Callable[[int], None]
 ) -> tuple[Stat, ...]:
     """Append the fields of these rows and the index; the stats of the shards they came from."""
     stats: dict[Stat, None] = {}
-    writer, size = ShardWriter(file, copy.spec, copy.want), field_bytes(copy.want, copy.spec)
+    size = field_bytes(copy.want, copy.spec)
     with WholeFields(copy.source, copy.plate, copy.have) as fields:
         for row in rows:
             number = int(row["field_index"])

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import imagecodecs
 import numpy as np
-from google_crc32c import extend
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
@@ -33,8 +32,6 @@ _BLOSC_HEADER = struct.Struct("<4B3I")
 # blosc stores what it cannot compress, behind its header.
 BLOSC_OVERHEAD = 16
 CRC_BYTES = 4
-# Chunks of 100 kB each, written one by one, cost twice the CPU time of this.
-WRITE_BUFFER_BYTES = 4 * 2**20
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -252,63 +249,6 @@ def _geometry(raw: Mapping[str, Any]) -> Geometry:
         chunk_px=sharding["chunk_shape"][3],
         fields_per_shard=raw["chunk_grid"]["configuration"]["chunk_shape"][0],
     )
-
-
-class ShardWriter:
-    """Streams one shard into an open file: append() each field in order, then finish().
-
-    Memory: one chunk, raw and encoded.  The same fields give the same bytes.
-    """
-
-    def __init__(self, file: BinaryIO, spec: DatasetSpec, geometry: Geometry) -> None:
-        self._file, self._geometry = file, geometry
-        self._encode = encoder_of(spec)
-        self._entries: list[tuple[int, int]] = []
-        self._offset = 0
-        edge = geometry.chunk_px
-        dtype = np.dtype(spec.dtype).newbyteorder("<")
-        self._chunk = np.zeros((geometry.num_channels, edge, edge), dtype)
-
-    def append(self, pixels: Pixels | None) -> None:
-        """Add the next field, (C, H, W) of the store's dtype; None for a field set aside, stored as zeros."""
-        for chunk in self._chunks(pixels):
-            data = self._encode(chunk)
-            self._file.write(data)
-            self._entries.append((self._offset, len(data)))
-            self._offset += len(data)
-
-    def _chunks(self, pixels: Pixels | None) -> Iterator[Pixels]:
-        """One after the other in the same buffer, so that a field is copied once; what lies behind its edge is zero."""
-        geometry, edge = self._geometry, self._geometry.chunk_px
-        for y in range(0, geometry.height, edge):
-            for x in range(0, geometry.width, edge):
-                height, width = min(edge, geometry.height - y), min(edge, geometry.width - x)
-                if pixels is None or height < edge or width < edge:
-                    self._chunk[...] = 0
-                if pixels is not None:
-                    self._chunk[:, :height, :width] = pixels[:, y : y + height, x : x + width]
-                yield self._chunk
-
-    def finish(self) -> None:
-        """Write the index; slots behind the plate's last field stay absent (all ones), as the codec says."""
-        missing = 2**64 - 1
-        absent = self._geometry.chunks_per_shard - len(self._entries)
-        flat = [number for entry in self._entries for number in entry] + [missing] * (2 * absent)
-        index = np.array(flat, dtype="<u8").tobytes()
-        self._file.write(index + struct.pack("<I", crc32c(index)))
-
-
-class CountedFile:
-    """A file that counts and checksums what is written through it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.size, self.crc = 0, 0
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self.size += len(data)
-        self.crc = extend(self.crc, data)
 
 
 def read_shard_index(path: Path, geometry: Geometry) -> NDArray[np.uint64]:

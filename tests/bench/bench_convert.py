@@ -242,10 +242,10 @@ def with_zarr(bench: Bench) -> Callable[[], None]:
 def encode_and_write(bench: Bench, store: Store) -> Callable[[], None]:
     """The same pixels from memory by our writer."""
     from phenomhpc.runs import committing
-    from phenomhpc.store.shards import ShardWriter
+    from phenomhpc.store.shardwriter import ShardWriter
 
     def write() -> None:
-        with committing(bench.root / "ours", buffering=4 * 2**20) as file:
+        with committing(bench.root / "ours") as file:
             writer = ShardWriter(file, store.spec, bench.geometry)
             for field in bench.pixels:
                 writer.append(field)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from phenomhpc.runs import CompletionRecord, commit, committing, make_folder, write_record
 from phenomhpc.store import DatasetSpec, Store, create_store
 from phenomhpc.store.layout import unit_id
-from phenomhpc.store.shards import Geometry, ShardWriter, write_array_metadata
+from phenomhpc.store.shards import Geometry, write_array_metadata
+from phenomhpc.store.shardwriter import ShardWriter
 
 LZ4_BITSHUFFLE = ("lz4", 5, "bitshuffle")
 

@@ -1,0 +1,189 @@
+"""What is written into shards: byte for byte what blosc makes of the same chunks; checksums; planes that are read into place."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from google_crc32c import extend
+from numcodecs.blosc import Blosc
+
+from phenomhpc.plates import Plane, UnreadableImage
+from phenomhpc.store import checksum, encode
+from phenomhpc.store import inplace as inplace_module
+from phenomhpc.store.checksum import crc32c
+from phenomhpc.store.encode import ChunkEncoder
+from phenomhpc.store.inplace import ROOM_BYTES, FieldMemory
+from phenomhpc.store.shards import Geometry, encoder_of
+from phenomhpc.store.spec import DatasetSpec
+
+CHANNELS, EDGE = 6, 300
+
+
+def fields() -> dict[str, np.ndarray[Any, np.dtype[np.uint16]]]:
+    """Pixels (C, H, W) whose halves LZ4 can and cannot compress, each in every way."""
+    rng = np.random.default_rng(3)
+    noise = rng.integers(0, 2**16, (CHANNELS, EDGE, EDGE), np.uint16)
+    ramp = np.arange(noise.size, dtype=np.uint16).reshape(noise.shape)
+    patches = np.where(rng.random((CHANNELS, EDGE // 10, EDGE // 10)) < 0.5, 0, 2**16 - 1).astype(np.uint16)
+    mixed = noise & np.kron(patches, np.ones((10, 10), np.uint16))
+    return {
+        "noise": noise,
+        "camera": (noise & 0xFF) | (ramp >> 14 << 8),
+        "flat": ramp >> 12,
+        "low half flat": noise & 0xFF00,
+        "mixed": mixed,
+        "hardly": np.where(rng.random(noise.shape) < 0.03, 7, noise).astype(np.uint16),
+        "zeros": np.zeros_like(noise),
+    }
+
+
+def store_spec(codec: tuple[str, int, str] | None, edge: int) -> tuple[DatasetSpec, Geometry]:
+    spec = DatasetSpec(channels=tuple("abcdef"), dtype="uint16", chunk_px=edge, fields_per_shard=1, codec=codec)
+    return spec, Geometry(
+        num_fields=1, num_channels=CHANNELS, height=EDGE, width=EDGE, chunk_px=edge, fields_per_shard=1
+    )
+
+
+@pytest.mark.parametrize("name", fields())
+@pytest.mark.parametrize(("level", "edge"), [(5, 128), (5, 96), (3, 96), (9, 128), (1, 96), (5, 160), (5, 100)])
+def test_chunks_are_byte_for_byte_bloscs(name: str, level: int, edge: int) -> None:
+    spec, geometry = store_spec(("lz4", level, "shuffle"), edge)
+    pixels = fields()[name]
+    padded = np.zeros((CHANNELS, 2 * EDGE, 2 * EDGE), np.uint16)
+    padded[:, :EDGE, :EDGE] = pixels
+    apart = np.zeros((CHANNELS, EDGE, EDGE + 40), np.uint16)[:, :, :EDGE]  # rows with something between them
+    apart[...] = pixels
+    reference = Blosc("lz4", level, Blosc.SHUFFLE)
+    for given in (
+        pixels,
+        apart,
+        pixels.swapaxes(1, 2).copy().swapaxes(1, 2),
+        np.frombuffer(pixels.tobytes(), "<u2").reshape(pixels.shape),
+    ):
+        encoder = ChunkEncoder(spec, geometry)
+        encoder.begin(given)
+        out = np.full(encoder.most_bytes + 3, 77, np.uint8)[1:-2]
+        for y in range(0, EDGE, edge):
+            for x in range(0, EDGE, edge):
+                size = encoder.put(y, x, out)
+                chunk = np.ascontiguousarray(padded[:, y : y + edge, x : x + edge])
+                assert out[:size].tobytes() == bytes(reference.encode(chunk))
+
+
+def test_large_chunks_of_one_block_are_encoded_by_compiled_code() -> None:
+    """Else the test above compares blosc with itself."""
+    spec, geometry = store_spec(("lz4", 5, "shuffle"), 128)
+    assert ChunkEncoder(spec, geometry)._split is not None
+    for codec, edge in ((("zstd", 5, "shuffle"), 128), (("lz4", 5, "bitshuffle"), 128), (("lz4", 5, "shuffle"), 160)):
+        assert ChunkEncoder(*store_spec(codec, edge))._split is None
+
+
+def test_an_lz4_that_finds_other_matches_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, geometry = store_spec(("lz4", 5, "shuffle"), 128)
+    monkeypatch.setattr(encode._SplitEncoder, "_lz4", lambda self, stream, out: 0)
+    encode._as_blosc.cache_clear()
+    try:
+        assert ChunkEncoder(spec, geometry)._split is None
+    finally:
+        encode._as_blosc.cache_clear()
+
+
+def test_a_field_of_zeros_and_raw_chunks() -> None:
+    for codec in (None, ("lz4", 5, "shuffle")):
+        spec, geometry = store_spec(codec, 128)
+        encoder = ChunkEncoder(spec, geometry)
+        out = np.empty(encoder.most_bytes, np.uint8)
+        for pixels in (fields()["noise"], None):
+            encoder.begin(pixels)
+            chunk = np.zeros((CHANNELS, 128, 128), np.uint16)
+            if pixels is not None:
+                chunk[:, : EDGE - 256, :] = pixels[:, 256:, :128]
+            size = encoder.put(256, 0, out)
+            assert out[:size].tobytes() == bytes(encoder_of(spec)(chunk))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 6143, 6144, 6145, 100_001])
+def test_compiled_sums_are_crc32c(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checksum, "COMPILED_BYTES", 0)
+    data = np.random.default_rng(size).integers(0, 256, size + 3, np.uint8)
+    for first in range(4):
+        for begun in (0, 1, 2**32 - 1, 0x12345678):
+            part = data[first : first + size]
+            assert crc32c(part, begun) == extend(begun, part.tobytes())
+
+
+# -- planes that are read to where they belong ------------------------------------------------------------------------
+
+
+def a_tiff(path: Path, pixels: Any, **options: Any) -> Plane:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, pixels, metadata=None, **options)
+    path.write_bytes(buffer.getvalue())
+    return Plane(path)
+
+
+def test_raw_planes_are_read_into_place_wherever_they_begin(tmp_path: Path) -> None:
+    """Headers of any length, tiles of a strip, text behind; the sum is that of all planes, in place or moved."""
+    noise = fields()["noise"]
+    memory = FieldMemory(noise.shape, np.dtype("<u2"))
+    options: list[dict[str, Any]] = [{}, {}, {"description": "x" * 5000}, {"rowsperstrip": 7}, {"bigtiff": True}, {}]
+    for _ in range(2):
+        memory.begin()
+        for channel, plane in enumerate(noise):
+            file = a_tiff(tmp_path / "a.tif", plane, **options[channel])
+            data = memory.read(channel, file)
+            assert data is not None and bytes(data) == file.path.read_bytes()
+            assert memory.settle(channel, file, data)
+            assert np.array_equal(memory.pixels[: channel + 1], noise[: channel + 1])
+        assert memory.checksum() == extend(0, noise.tobytes())
+
+
+def test_what_is_no_raw_plane_is_left_to_others(tmp_path: Path) -> None:
+    noise = fields()["noise"]
+    memory = FieldMemory(noise.shape, np.dtype("<u2"))
+    for options in ({"compression": "zlib"}, {"byteorder": ">"}, {"tile": (64, 64)}):
+        file = a_tiff(tmp_path / "a.tif", noise[0], **options)
+        data = memory.read(0, file)
+        assert data is None or not memory.settle(0, file, data)
+    for other in (noise[0, :-1], noise[0].astype(np.uint32), noise[0].reshape(EDGE // 2, EDGE * 2)):
+        file = a_tiff(tmp_path / "a.tif", other)
+        data = memory.read(0, file)
+        assert data is None or not memory.settle(0, file, data)
+    (tmp_path / "a.tif").write_bytes(b"x" * (noise[0].nbytes + 100))
+    data = memory.read(0, Plane(tmp_path / "a.tif"))
+    assert data is not None and not memory.settle(0, Plane(tmp_path / "a.tif"), data)
+    (tmp_path / "a.tif").write_bytes(b"x" * (noise[0].nbytes + 2 * ROOM_BYTES))
+    assert memory.read(0, Plane(tmp_path / "a.tif")) is None
+
+
+def test_a_cut_header_is_refused_in_place_too(tmp_path: Path) -> None:
+    """The pixels are all there, what lies behind them is not."""
+    noise = fields()["noise"]
+    memory = FieldMemory(noise.shape, np.dtype("<u2"))
+    file = a_tiff(tmp_path / "a.tif", noise[0])
+    whole = bytearray(file.path.read_bytes())
+    entries = int.from_bytes(whole[8:10], "little")
+    at = 10 + 12 * (entries - 1)
+    whole[at : at + 12] = b"\x0f\x01\x02\x00" + (500).to_bytes(4, "little") + len(whole).to_bytes(4, "little")
+    file.path.write_bytes(whole)
+    data = memory.read(0, file)
+    assert data is not None
+    with pytest.raises(UnreadableImage, match="truncated"):
+        memory.settle(0, file, data)
+
+
+def test_memory_is_taken_up_by_the_next_field_only_when_it_is_free() -> None:
+    shape, dtype = (2, 30, 40), np.dtype("<u2")
+    inplace_module._spare.clear()
+    first = FieldMemory(shape, dtype)
+    first.close()
+    second, third = FieldMemory(shape, dtype), FieldMemory(shape, dtype)
+    assert np.shares_memory(first.pixels, second.pixels)
+    assert not np.shares_memory(second.pixels, third.pixels)
+    second.close()
+    assert not np.shares_memory(FieldMemory((2, 40, 40), dtype).pixels, second.pixels)
