@@ -52,6 +52,11 @@ def a_chunk(root: Path, dtype: str, codec: tuple[str, int, str], edge: int) -> t
     return spec, geometry, pixels, encoder_of(spec)(pixels)
 
 
+def put(reader: ChunkReader, block: bytes, y: int, x: int, out: NDArray[Any]) -> None:
+    """The part of one chunk."""
+    reader.put(memoryview(block), np.array([[0, len(block)]], np.uint64), y, x, out)
+
+
 def turned(batch: NDArray[Any], number: int) -> NDArray[Any]:
     """One of the eight views of a square."""
     if number & 1:
@@ -85,7 +90,7 @@ def test_any_part_in_any_direction_equals_the_whole_chunk_cut(
         # In the midst of a batch, so that a byte too many would be seen.
         batch = np.full((CHANNELS, edge + 9, edge + 9), 77, dtype)
         view = turned(batch, number)[:, 3 : 3 + height, 5 : 5 + width]
-        reader.put(memoryview(block), y, x, view)
+        put(reader, block, y, x, view)
         assert np.array_equal(view, pixels[:, y : y + height, x : x + width])
         view[...] = 77
         assert (batch == 77).all()
@@ -104,7 +109,7 @@ def test_elements_need_not_be_pixels(tmp_path: Path, dtype: str, typesize: int) 
         for number in range(8):
             batch = np.full((CHANNELS, 137, 137), 77, dtype)
             view = turned(batch, number)[:, 3:123, 5:115]
-            reader.put(memoryview(block), 8, 10, view)
+            put(reader, block, 8, 10, view)
             assert np.array_equal(view, pixels[:, 8:128, 10:120])
             view[...] = 77
             assert (batch == 77).all()
@@ -116,17 +121,17 @@ def test_other_packings_are_left_to_blosc(
 ) -> None:
     spec, geometry, pixels, block = a_chunk(tmp_path, dtype, codec, edge)
     reader, out = ChunkReader(spec, geometry), np.empty((CHANNELS, edge - 2, edge - 3), dtype)
-    reader.put(memoryview(block), 2, 1, out)
+    put(reader, block, 2, 1, out)
     assert np.array_equal(out, pixels[:, 2:, 1 : edge - 2])
     monkeypatch.setattr(chunks_module, "decode_blosc", None)
     with pytest.raises(TypeError):
-        reader.put(memoryview(block), 2, 1, out)
+        put(reader, block, 2, 1, out)
 
 
 def test_a_view_whose_pixels_lie_apart_is_filled_too(tmp_path: Path) -> None:
     spec, geometry, pixels, block = a_chunk(tmp_path, "uint8", (*LZ4, "bitshuffle"), 64)
     batch = np.zeros((CHANNELS, 128, 128), np.uint8)
-    ChunkReader(spec, geometry).put(memoryview(block), 0, 0, batch[:, ::2, ::2])
+    put(ChunkReader(spec, geometry), block, 0, 0, batch[:, ::2, ::2])
     assert np.array_equal(batch[:, ::2, ::2], pixels) and not batch[:, 1::2].any() and not batch[:, :, 1::2].any()
 
 
@@ -148,7 +153,7 @@ def test_damaged_frames_are_refused_or_read_within_bounds(
         if case % 7 == 0 and len(harmed) > 16:  # a lie about its length that fits what is there
             harmed[12:16] = struct.pack("<I", len(harmed))
         try:
-            reader.put(memoryview(bytes(harmed)), 0, 0, batch[:, 1:-1])
+            put(reader, bytes(harmed), 0, 0, batch[:, 1:-1])
         except (ValueError, RuntimeError):
             refused += 1
         assert (batch[:, [0, -1]] == 77).all()
@@ -168,4 +173,4 @@ def test_a_block_that_lies_about_its_place_or_length_is_refused(tmp_path: Path, 
         harmed = harmed[:17]
         struct.pack_into("<I", harmed, 12, 17)
     with pytest.raises(ValueError, match=r"lies outside|is cut"):
-        ChunkReader(spec, geometry).put(memoryview(bytes(harmed)), 0, 0, np.empty((CHANNELS, 128, 128), np.uint8))
+        put(ChunkReader(spec, geometry), bytes(harmed), 0, 0, np.empty((CHANNELS, 128, 128), np.uint8))
