@@ -10,8 +10,26 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.np import linalg
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _load_without_scipy() -> None:
+    """Load what numba knows of arrays, but not scipy.linalg, of which it only asks whether it is there, for a covariance: half of
+    the time that it takes to have a compiled function."""
+
+    def absent() -> None:
+        raise ImportError("linear algebra is not compiled here")
+
+    ensure, linalg.ensure_blas = linalg.ensure_blas, absent
+    try:
+        import numba.np.arraymath  # noqa: F401
+    finally:
+        linalg.ensure_blas = ensure
+
+
+_load_without_scipy()
 
 
 def compiled(*signatures: str) -> Callable[[F], F]:
