@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.extending import intrinsic
 from numba.np import linalg
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,3 +50,8 @@ def compiled(*signatures: str) -> Callable[[F], F]:
 def part(function: F) -> F:
     """What compiled functions call: compiled with them."""
     return cast(F, numba.njit(nogil=True)(function))
+
+
+def instruction(function: Callable[..., Any]) -> Any:
+    """What compiled functions call and LLVM's own instructions are made of: gives its signature, and what emits them."""
+    return intrinsic(function)

@@ -44,7 +44,7 @@ def philox(seed: int, purpose: int, index: ArrayLike, draw: ArrayLike = 0) -> U6
     By compiled code, which gives the same words, from the first time on that many are asked for.
     """
     word0, word1 = np.broadcast_arrays(np.asarray(index, np.uint64), np.asarray(draw, np.uint64))
-    if _loads_compiled(word0.size):
+    if _is_compiled(word0.size):
         from phenomhpc.philox_loops import fill_blocks
 
         words = np.empty((*word0.shape, 4), np.uint64)
@@ -54,7 +54,7 @@ def philox(seed: int, purpose: int, index: ArrayLike, draw: ArrayLike = 0) -> U6
     return _by_numpy(seed, purpose, word0.copy(), word1.copy())
 
 
-def _loads_compiled(num_blocks: int) -> bool:
+def _is_compiled(num_blocks: int) -> bool:
     return num_blocks >= _MANY_BLOCKS or "phenomhpc.philox_loops" in sys.modules
 
 

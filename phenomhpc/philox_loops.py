@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from phenomhpc.compiled import compiled
+from phenomhpc.compiled import compiled, instruction
 
 _FIRST, _SECOND = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 _ROUNDS = 10
 
 
-@intrinsic
+@instruction
 def _high(typing: Any, a: Any, b: Any) -> Any:
     """The upper 64 bits of the product: one instruction, where halves of 32 bits take a dozen."""
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from phenomhpc.compiled import compiled, part
+from phenomhpc.compiled import compiled, instruction, part
 
 # Pixels that are summed before their sums join the plane's.
 _PIECE = 4096
@@ -17,7 +16,7 @@ _PIECE = 4096
 _VALUES, _LINE = 16, 64
 
 
-@intrinsic
+@instruction
 def _write_past_caches(typing: Any, pixels: Any, to: Any, shift: Any, factor: Any) -> Any:
     """(pixel - shift) * factor of the first 16 of `pixels` to f32 at the address `to`, a multiple of 64.
 
@@ -29,7 +28,10 @@ def _write_past_caches(typing: Any, pixels: Any, to: Any, shift: Any, factor: An
         array, address, *numbers = arguments
         floats = ir.VectorType(ir.FloatType(), _VALUES)
         integers = ir.VectorType(ir.IntType(pixel.bitwidth), _VALUES)
-        first, zeros = ir.Constant(ir.IntType(32), 0), ir.Constant(ir.VectorType(ir.IntType(32), _VALUES), [0] * _VALUES)
+        first, zeros = (
+            ir.Constant(ir.IntType(32), 0),
+            ir.Constant(ir.VectorType(ir.IntType(32), _VALUES), [0] * _VALUES),
+        )
         nothing = ir.Constant(floats, ir.Undefined)
         ones = [builder.insert_element(nothing, value, first) for value in numbers]
         shifts, factors = (builder.shuffle_vector(one, nothing, zeros) for one in ones)
@@ -43,7 +45,7 @@ def _write_past_caches(typing: Any, pixels: Any, to: Any, shift: Any, factor: An
     return types.void(pixels, types.int64, types.float32, types.float32), generate
 
 
-@intrinsic
+@instruction
 def _fence(typing: Any) -> Any:
     """Whoever is told of what has been written sees it, however it was written."""
 

@@ -105,7 +105,9 @@ def _gather(planes: Any, apart: Any, to: Any, num: Any) -> None:
 
 
 @part
-def _swap_axes(strip: Any, row: Any, itemsize: Any, num: Any, wide: Any, to: Any, down: Any, mirror: Any, room: Any) -> None:
+def _swap_axes(
+    strip: Any, row: Any, itemsize: Any, num: Any, wide: Any, to: Any, down: Any, mirror: Any, room: Any
+) -> None:
     """`num` rows of a strip, `row` bytes apart, to `wide` columns, `down` bytes apart.  mirror: the last row first.
 
     room: for columns of which only a part is wanted.
@@ -128,7 +130,9 @@ def _swap_axes(strip: Any, row: Any, itemsize: Any, num: Any, wide: Any, to: Any
 
 
 @part
-def _decode(lz4: Any, zstd: Any, chunk: Any, size: Any, number: Any, length: Any, streams: Any, lies: Any, room: Any) -> Any:
+def _decode(
+    lz4: Any, zstd: Any, chunk: Any, size: Any, number: Any, length: Any, streams: Any, lies: Any, room: Any
+) -> Any:
     """(what it turned out to be, where its first, where its last stream begins) of a block of `length` bytes.
 
     lies: a stored stream may stay where it lies; all others come into `room`, one behind the other.
@@ -174,7 +178,7 @@ def _put(
     kind: Any, low: Any, high: Any, length: Any, begin: Any, num: Any, row: Any, itemsize: Any, column: Any, wide: Any,
     to: Any, down: Any, mirror: Any, swap: Any, strip: Any,
 ) -> None:  # fmt: skip
-    """`num` rows of a decoded block of `length` bytes, from its byte `begin` on, to `to`: `wide` pixels of each, from `column` on."""
+    """`num` rows of a decoded block of `length` bytes, from byte `begin` on, to `to`: `wide` pixels of each from `column` on."""
     size, room = num * row, strip + STRIP_ROWS * row + SLACK
     at, across = column * itemsize, wide * itemsize
     if kind == _BYTES_OF_2 and itemsize == 2 and not swap and not mirror:
@@ -264,7 +268,21 @@ def _put_chunk(
             else:
                 place += done * down
             _put(
-                kind, low, high, length, inside * row, num, row, itemsize, column, wide, place, down, mirror, swap, strip
+                kind,
+                low,
+                high,
+                length,
+                inside * row,
+                num,
+                row,
+                itemsize,
+                column,
+                wide,
+                place,
+                down,
+                mirror,
+                swap,
+                strip,
             )
             done += num
     return DONE
@@ -292,11 +310,12 @@ def put_row(
     room: Any,
     strip: Any,
 ) -> Any:
-    """Chunks (C, edge, edge) of `total` bytes that lie beside each other, from chunk `first` on, into `out`, u8[C, h, w * itemsize].
+    """Chunks (C, edge, edge) of `total` bytes, neighbours in a row, from chunk `first` on, into `out`, u8[C, h, w * itemsize].
 
-    (DONE, how many), or what is wrong with a chunk, or that blosc must decode it, and its number.  lz4, zstd: addresses of
-    LZ4_decompress_safe and ZSTD_decompress (0: there is none).  data: encoded chunks, one behind the other; entries u64[n, 2]: (offset, bytes) of
-    each.  raw: nothing is encoded.  y, x: where in the first chunk the crop begins.
+    (DONE, how many), or what is wrong with a chunk, or that blosc must decode it, and its number.
+    lz4, zstd: addresses of LZ4_decompress_safe and ZSTD_decompress (0: there is none).
+    data: encoded chunks, one behind the other; entries u64[n, 2]: (offset in the shard, bytes) of each.
+    raw: nothing is encoded.  y, x: where in the first chunk the crop begins.
     swap: `out` is [C, w, h * itemsize], to be filled with axes swapped.  mirror: to be filled backwards along its last axis.
     room, strip: see `room_bytes` and `strip_bytes`.
     """
@@ -307,7 +326,8 @@ def put_row(
     apart, down = out.strides[0], out.strides[1]
     source, target = np.int64(data.ctypes.data), np.int64(out.ctypes.data)
     room_at, strip_at = np.int64(room.ctypes.data), np.int64(strip.ctypes.data)
-    at, done, column = 0, 0, x
+    at: Any = 0
+    done, column = 0, x
     for number in range(len(entries)):
         size, wide = np.int64(entries[number, 1]), min(edge - column, width - done)
         if size < 0 or size > len(data) - at:

@@ -3,7 +3,8 @@
 Each is a few instructions of LLVM on vectors of 32 bytes, at addresses that need not be aligned; LLVM makes of them what the
 machine has.  "Zip" takes elements of two vectors in turn, within each half of 16 bytes, which is one instruction on x86.
 
-Nothing here looks at bounds: callers do.
+Nothing here looks at bounds: callers do.  numba knows compiled code by the file of the function that is compiled: who changes
+something here touches `frames` as well, or deletes the __pycache__ beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+
+from phenomhpc.compiled import instruction
 
 _I8, _I16, _I32, _I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _WIDTH = 32
@@ -26,7 +28,9 @@ def _pointer(builder: Any, address: Any, kind: Any) -> Any:
 
 def _at(builder: Any, address: Any, number: int, apart: Any) -> Any:
     """address + number * apart; apart: a value of LLVM's or a number."""
-    step = ir.Constant(_I64, number * apart) if isinstance(apart, int) else builder.mul(apart, ir.Constant(_I64, number))
+    step = (
+        ir.Constant(_I64, number * apart) if isinstance(apart, int) else builder.mul(apart, ir.Constant(_I64, number))
+    )
     return builder.add(address, step)
 
 
@@ -127,64 +131,64 @@ def _woven(builder: Any, low: Any, high: Any, to: Any) -> None:
     _store_halves(builder, second, _at(builder, to, 1, 16), _at(builder, to, 1, 48))
 
 
-@intrinsic
+@instruction
 def bits_to_bytes(typing: Any, planes: Any, apart: Any, to: Any) -> Any:
     """256 elements of one byte: 32 bytes of each of eight planes of bits, `apart` bytes from each other.
 
-    Hacker's Delight, 7-3 (H. S. Warren): matrices of 8 x 8 bits are transposed by exchanging halves of words; then bytes are zipped.
+    Hacker's Delight, 7-3 (H. S. Warren): matrices of 8 x 8 bits are transposed by exchanges; then bytes are zipped.
     """
     return _of_addresses(_bits)(3)
 
 
-@intrinsic
+@instruction
 def weave_32(typing: Any, low: Any, high: Any, to: Any) -> Any:
     """32 elements of two bytes from 32 low and 32 high ones."""
     return _of_addresses(_woven)(3)
 
 
-@intrinsic
+@instruction
 def transpose_bytes(typing: Any, source: Any, row: Any, to: Any, column: Any) -> Any:
     """32 rows, `row` bytes apart, of 16 bytes each to 16 columns of 32 bytes, `column` bytes apart."""
     return _of_addresses(_transposed(_I8, 16))(4)
 
 
-@intrinsic
+@instruction
 def transpose_shorts(typing: Any, source: Any, row: Any, to: Any, column: Any) -> Any:
     """16 rows of 8 elements of two bytes to 8 columns of 16 elements."""
     return _of_addresses(_transposed(_I16, 8))(4)
 
 
-@intrinsic
+@instruction
 def reverse_bytes(typing: Any, source: Any, to: Any) -> Any:
     """32 bytes, the last first."""
     return _of_addresses(_reversed(_I8, 32))(2)
 
 
-@intrinsic
+@instruction
 def reverse_shorts(typing: Any, source: Any, to: Any) -> Any:
     """16 elements of two bytes, the last first."""
     return _of_addresses(_reversed(_I16, 16))(2)
 
 
-@intrinsic
+@instruction
 def copy_32(typing: Any, source: Any, to: Any) -> Any:
     """32 bytes."""
     return _of_addresses(_copied(32))(2)
 
 
-@intrinsic
+@instruction
 def copy_8(typing: Any, source: Any, to: Any) -> Any:
     """8 bytes."""
     return _of_addresses(_copied(8))(2)
 
 
-@intrinsic
+@instruction
 def copy_1(typing: Any, source: Any, to: Any) -> Any:
     """One byte."""
     return _of_addresses(_copied(1))(2)
 
 
-@intrinsic
+@instruction
 def byte_at(typing: Any, address: Any) -> Any:
     """u8 there, as i64."""
 
@@ -194,7 +198,7 @@ def byte_at(typing: Any, address: Any) -> Any:
     return types.int64(types.int64), generate
 
 
-@intrinsic
+@instruction
 def number_at(typing: Any, address: Any) -> Any:
     """Little-endian i32 there, as i64."""
 
@@ -204,7 +208,7 @@ def number_at(typing: Any, address: Any) -> Any:
     return types.int64(types.int64), generate
 
 
-@intrinsic
+@instruction
 def call_lz4(typing: Any, function: Any, source: Any, to: Any, size: Any, capacity: Any) -> Any:
     """int LZ4_decompress_safe(source, to, size, capacity), at the address `function`."""
 
@@ -217,7 +221,7 @@ def call_lz4(typing: Any, function: Any, source: Any, to: Any, size: Any, capaci
     return types.int64(*[types.int64] * 5), generate
 
 
-@intrinsic
+@instruction
 def call_zstd(typing: Any, function: Any, to: Any, capacity: Any, source: Any, size: Any) -> Any:
     """size_t ZSTD_decompress(to, capacity, source, size), at the address `function`."""
 
