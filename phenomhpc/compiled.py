@@ -10,8 +10,27 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.extending import intrinsic
+from numba.np import linalg
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _load_without_scipy() -> None:
+    """Load what numba knows of arrays, but not scipy.linalg, of which it only asks whether it is there, for a covariance: half of
+    the time that it takes to have a compiled function."""
+
+    def absent() -> None:
+        raise ImportError("linear algebra is not compiled here")
+
+    ensure, linalg.ensure_blas = linalg.ensure_blas, absent
+    try:
+        import numba.np.arraymath  # noqa: F401
+    finally:
+        linalg.ensure_blas = ensure
+
+
+_load_without_scipy()
 
 
 def compiled(*signatures: str) -> Callable[[F], F]:
@@ -31,3 +50,8 @@ def compiled(*signatures: str) -> Callable[[F], F]:
 def part(function: F) -> F:
     """What compiled functions call: compiled with them."""
     return cast(F, numba.njit(nogil=True)(function))
+
+
+def instruction(function: Callable[..., Any]) -> Any:
+    """What compiled functions call and LLVM's own instructions are made of: gives its signature, and what emits them."""
+    return intrinsic(function)

@@ -9,6 +9,8 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11.
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -22,6 +24,8 @@ _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 _WORD = 2**64
+# Mask noise of 16 crops of 256 patches: 0.3 ms each time, where compiled code takes 0.02, and half a second to load.
+_MANY_BLOCKS = 1024
 
 
 def _multiply(a: np.uint64, b: U64) -> tuple[U64, U64]:
@@ -35,10 +39,26 @@ def _multiply(a: np.uint64, b: U64) -> tuple[U64, U64]:
 
 
 def philox(seed: int, purpose: int, index: ArrayLike, draw: ArrayLike = 0) -> U64:
-    """Blocks of random words: u64[..., 4] for the broadcast of `index` and `draw` (u64 or non-negative integers)."""
-    word0, word1 = (
-        np.array(word) for word in np.broadcast_arrays(np.asarray(index, np.uint64), np.asarray(draw, np.uint64))
-    )
+    """Blocks of random words: u64[..., 4] for the broadcast of `index` and `draw` (u64 or non-negative integers).
+
+    By compiled code, which gives the same words, from the first time on that many are asked for.
+    """
+    word0, word1 = np.broadcast_arrays(np.asarray(index, np.uint64), np.asarray(draw, np.uint64))
+    if _is_compiled(word0.size):
+        from phenomhpc.philox_loops import fill_blocks
+
+        words = np.empty((*word0.shape, 4), np.uint64)
+        counters = np.ascontiguousarray(word0).ravel(), np.ascontiguousarray(word1).ravel()
+        fill_blocks(np.uint64(seed % _WORD), np.uint64(purpose % _WORD), *counters, words.reshape(-1, 4))
+        return words
+    return _by_numpy(seed, purpose, word0.copy(), word1.copy())
+
+
+def _is_compiled(num_blocks: int) -> bool:
+    return num_blocks >= _MANY_BLOCKS or "phenomhpc.philox_loops" in sys.modules
+
+
+def _by_numpy(seed: int, purpose: int, word0: U64, word1: U64) -> U64:
     word2, word3 = np.zeros_like(word0), np.zeros_like(word0)
     key0, key1 = seed % _WORD, purpose % _WORD
     with np.errstate(over="ignore"):

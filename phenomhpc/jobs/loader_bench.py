@@ -27,6 +27,10 @@ from phenomhpc.store.shardindex import open_shard_index
 from phenomhpc.store.shards import decode_blosc, read_geometry
 
 LIMIT, READER = "decode limit", "reader"
+# What the loader is compared with: crops that it has not read before, as the loader's are.
+READER_NEW = "reader, new crops"
+# The first of them: far from any that the loader reads.
+_NEW_FROM = 10**8
 PATCH_PX = 16
 # The DataLoader's workers start once: over so many passes that it hardly counts.
 DATALOADER_PASSES = 4
@@ -108,6 +112,7 @@ def measure(
         next(loader)
         start_s = time.perf_counter() - began
         runs = {LIMIT: decode_limit(snapshot, wanted), READER: reading(reader, [*wanted], out)}
+        runs[READER_NEW] = _new_crops(reader, sampler, count, out, passes)
         runs["loader"] = lambda: _drain(loader, count // batch)
         if importlib.util.find_spec("torch") is not None:
             runs["loader, float on a CPU"] = standardised(loader, snapshot, count // batch)
@@ -153,6 +158,17 @@ def _loader(reader: ShardReader, sampler: Sampler, snapshot: Snapshot, batch: in
         global_batch=batch,
         micro_batch=batch,
     )
+
+
+def _new_crops(reader: ShardReader, sampler: Sampler, count: int, out: NDArray[Any], passes: int) -> Callable[[], None]:
+    """Each time other crops, whose places are known beforehand: their pages and encoded bytes are in no cache of the processor."""
+    each = []
+    for number in range(passes + 1):
+        visits = sampler.visits(_NEW_FROM + np.arange(number * count, (number + 1) * count))
+        places = Crops(field_no=visits.field_no, y=visits.y[:, 0], x=visits.x[:, 0], edge=sampler.crop_px)
+        each.append(reading(reader, [*places], out))
+    turns = iter(each)
+    return lambda: next(turns)()
 
 
 def _drain(loader: Loader, steps: int) -> None:

@@ -1,55 +1,25 @@
 """From the encoded chunks of a shard to the part of a crop that lies in each: decoded, put in order and cut in one go.
 
 blosc decodes whole chunks, and most of its time goes into shuffling bits back.  Of what a crop of 256 pixels touches in chunks of
-128, it wants less than half.  So the frame is read here: imagecodecs decodes LZ4 or Zstandard, and the compiled code of
-`unshuffle` puts the wanted rows in order, in the batch.  What is laid out otherwise is decoded by blosc and cut by NumPy.
-
-A frame of blosc 1 (README_HEADER.rst of c-blosc, format 2): version, format, flags, typesize, nbytes u32, blocksize u32, cbytes
-u32, where each block starts (i32), then blocks; a block is one stream, or one for each byte of an element ("split"), each behind
-its length (i32); a stream as long as what it holds is stored as it is.
+128, it wants less than half.  So the frames are read by the compiled code of `frames`, which calls LZ4 and Zstandard and puts
+only the wanted rows in order, in the batch.  What is laid out otherwise is decoded by blosc and cut by NumPy.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import ctypes
+import functools
+from types import ModuleType
 
-import imagecodecs
 import numpy as np
+from imagecodecs import _lz4, _zstd
 from numpy.typing import NDArray
 
-from phenomhpc.store.shards import BLOSC_OVERHEAD, Geometry, blosc_header, decode_blosc
-from phenomhpc.store.spec import DatasetSpec
+from phenomhpc.store.shards import Geometry, decode_blosc
+from phenomhpc.store.spec import DatasetSpec, packing
 
-_NUMBER = struct.Struct("<i")
-_SHUFFLED, _STORED, _BITS, _WHOLE = 0x1, 0x2, 0x4, 0x10
-_FORMAT_BITS = 5
-# By number of the format: LZ4 (of LZ4HC too) and Zstandard.
-_DECODERS: dict[int, Callable[..., Any]] = {1: imagecodecs.lz4_decode, 4: imagecodecs.zstd_decode}
-# blosc splits a block only where each stream then has so many bytes.
-_LEAST_STREAM_BYTES = 128
 _WORD_BITS = 64
-_MAX_FRAMES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """Where in the decoded chunk a stream's bytes go."""
-
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Frame:
-    """How chunks with the same header are read.  blocks: the streams of each."""
-
-    kind: int
-    decode: Callable[..., Any]
-    block_bytes: int
-    blocks: tuple[tuple[_Stream, ...], ...]
+_COMPILED_CODECS = ("lz4", "lz4hc", "zstd")
 
 
 class ChunkReader:
@@ -60,121 +30,128 @@ class ChunkReader:
         self._edge, self._is_raw = geometry.chunk_px, spec.codec is None
         self._shape = (geometry.num_channels, self._edge, self._edge)
         self._num_bytes = geometry.num_channels * self._edge**2 * self._dtype.itemsize
-        # In words, so that compiled code may take it for such.
-        self._decoded = np.empty(-(-self._num_bytes // 8), np.uint64).view(np.uint8)[: self._num_bytes]
-        self._chunk = self._decoded.view(self._dtype).reshape(self._shape)
-        self._frames: dict[tuple[int, int], _Frame | None] = {}
-        self._place: Callable[..., None] | None = None
+        self._is_for_compiled = _is_for_compiled(spec, self._edge * self._dtype.itemsize)
+        self._decoded = np.empty(0, np.uint8)
+        self._room = self._strip = self._decoded
 
-    def put(self, block: memoryview, y: int, x: int, out: NDArray[np.generic], *, is_raw: bool = False) -> None:
-        """Fill `out` (C, h, w), of any strides, with the chunk's pixels from (y, x) on.  is_raw: nothing is compressed.
+    def put(
+        self,
+        data: memoryview,
+        entries: NDArray[np.uint64],
+        y: int,
+        x: int,
+        out: NDArray[np.generic],
+        *,
+        is_raw: bool = False,
+    ) -> None:
+        """Fill `out` (C, h, w), of any strides, from chunks that lie beside each other: from (y, x) of the first one on.
 
-        Raises ValueError or RuntimeError, with words that follow the name of a chunk, for what cannot be decoded; `out` is then
-        as it was or partly filled.
+        data: the encoded chunks, one behind the other; entries [n, 2]: (offset in the shard, bytes) of each.  is_raw: nothing is
+        compressed.  Raises ValueError or RuntimeError, with words that follow the name of a chunk, for what cannot be
+        decoded; `out` is then as it was or partly filled.
         """
-        if is_raw or self._is_raw:
+        is_raw = is_raw or self._is_raw
+        turned = _turned(out) if self._is_for_compiled else None
+        if turned is None:
+            self._put_whole(range(len(entries)), data, entries, y, x, out, is_raw)
+            return
+        from phenomhpc.store import frames  # compiled code: not loaded for chunks that it cannot read
+
+        if not len(self._room):
+            self._room = np.empty(frames.room_bytes(self._num_bytes), np.uint8)
+            self._strip = np.empty(frames.strip_bytes(self._edge * self._dtype.itemsize), np.uint8)
+        view, mirror, swap = turned
+        lz4, zstd = _decoders()
+        encoded, number = np.frombuffer(data, np.uint8), 0
+        while True:
+            found, number = frames.put_row(
+                lz4,
+                zstd,
+                encoded,
+                entries,
+                number,
+                is_raw,
+                self._num_bytes,
+                self._edge,
+                self._dtype.itemsize,
+                y,
+                x,
+                view,
+                mirror,
+                swap,
+                self._room,
+                self._strip,
+            )
+            if found == frames.DONE:
+                return
+            if found != frames.FOR_BLOSC:
+                raise ValueError(_words(frames)[found])
+            self._put_whole(range(number, number + 1), data, entries, y, x, out, is_raw)
+            number += 1
+
+    def _put_whole(
+        self,
+        numbers: range,
+        data: memoryview,
+        entries: NDArray[np.uint64],
+        y: int,
+        x: int,
+        out: NDArray[np.generic],
+        is_raw: bool,
+    ) -> None:
+        """The same for the chunks `numbers` alone, each decoded whole."""
+        at, done, column = 0, 0, x
+        for number, size in enumerate(entries[:, 1].tolist()):
+            wide = min(self._edge - column, out.shape[2] - done)
+            if number in numbers:
+                chunk = self._whole(data[at : at + size], is_raw)
+                out[:, :, done : done + wide] = chunk[:, y : y + out.shape[1], column : column + wide]
+            at, done, column = at + size, done + wide, 0
+
+    def _whole(self, block: memoryview, is_raw: bool) -> NDArray[np.generic]:
+        if is_raw:
             if len(block) != self._num_bytes:
                 raise ValueError("it is raw and has the wrong length")
-            self._cut(np.frombuffer(block, self._dtype).reshape(self._shape), y, x, out)
-            return
-        frame = self._frame(block)
-        turned = None if frame is None else _turned(out)
-        if frame is None or turned is None:
-            decode_blosc(block, self._decoded)
-            self._cut(self._chunk, y, x, out)
-            return
-        height, itemsize = out.shape[1], self._dtype.itemsize
-        rows_per_block = frame.block_bytes // (self._edge * itemsize)
-        for number in _touched(frame, y, height, self._edge, self._shape[0], rows_per_block):
-            self._decode(block, number, frame)
-        assert self._place is not None
-        view, mirror, swap = turned
-        self._place(
-            frame.kind,
-            self._decoded,
-            frame.block_bytes,
-            self._num_bytes,
-            self._edge,
-            itemsize,
-            y,
-            x,
-            view,
-            mirror,
-            swap,
-        )
+            return np.frombuffer(block, self._dtype).reshape(self._shape)
+        if not len(self._decoded):
+            self._decoded = np.empty(self._num_bytes, np.uint8)
+        decode_blosc(block, self._decoded)
+        return self._decoded.view(self._dtype).reshape(self._shape)
 
-    def _cut(self, chunk: NDArray[np.generic], y: int, x: int, out: NDArray[np.generic]) -> None:
-        out[...] = chunk[:, y : y + out.shape[1], x : x + out.shape[2]]
 
-    def _frame(self, block: memoryview) -> _Frame | None:
-        """How this chunk is read; None for what blosc is asked to decode."""
-        version, flags, typesize, block_bytes = blosc_header(block, self._num_bytes)
-        key = (version << 16 | flags << 8 | typesize, block_bytes)
-        if key not in self._frames:
-            if len(self._frames) == _MAX_FRAMES:  # a writer makes one or two; more are damage
-                self._frames.clear()
-            self._frames[key] = self._laid_out(version, flags, typesize, block_bytes)
-        return self._frames[key]
+def _is_for_compiled(spec: DatasetSpec, row_bytes: int) -> bool:
+    """Is this how the store's chunks are packed?  Others may lie among them: compiled code looks at each."""
+    if spec.codec is None:
+        return row_bytes >= _WORD_BITS
+    shuffle, typesize = packing(spec)
+    unit = _WORD_BITS * typesize if shuffle == "bitshuffle" else 8
+    return spec.codec[0] in _COMPILED_CODECS and row_bytes % unit == 0
 
-    def _laid_out(self, version: int, flags: int, typesize: int, block_bytes: int) -> _Frame | None:
-        decode = _DECODERS.get(flags >> _FORMAT_BITS)
-        if version != 2 or flags & _STORED or decode is None or typesize not in (1, 2) or not block_bytes:
-            return None
-        row_bytes = self._edge * self._dtype.itemsize
-        words = row_bytes % (_WORD_BITS * typesize) == 0 if flags & _BITS else row_bytes % 8 == 0
-        if not words or block_bytes % row_bytes:
-            return None
-        from phenomhpc.store import unshuffle  # compiled code: not loaded for chunks that it cannot read
 
-        if flags & _BITS:
-            kind = unshuffle.BITS_OF_1 if typesize == 1 else unshuffle.BITS_OF_2
-        elif flags & _SHUFFLED and typesize == 2:
-            kind = unshuffle.BYTES_OF_2
+@functools.cache
+def _decoders() -> tuple[int, int]:
+    """Addresses of LZ4_decompress_safe and ZSTD_decompress in the libraries that imagecodecs has loaded; 0 for what it hides."""
+    found = []
+    for module, name in ((_lz4, "LZ4_decompress_safe"), (_zstd, "ZSTD_decompress")):
+        try:
+            function = getattr(ctypes.CDLL(module.__file__), name)
+        except (OSError, AttributeError):
+            found.append(0)
         else:
-            kind = unshuffle.PLAIN
-        self._place = unshuffle.place
-        blocks = []
-        for begin in range(0, self._num_bytes, block_bytes):
-            end = min(begin + block_bytes, self._num_bytes)
-            whole = end - begin == block_bytes
-            split = not flags & _WHOLE and whole and block_bytes // typesize >= _LEAST_STREAM_BYTES
-            size = (end - begin) // (typesize if split else 1)
-            blocks.append(tuple(_Stream(at, at + size) for at in range(begin, end, size)))
-        return _Frame(kind=kind, decode=decode, block_bytes=block_bytes, blocks=tuple(blocks))
-
-    def _decode(self, block: memoryview, number: int, frame: _Frame) -> None:
-        """One block's streams into their places, shuffled as they are."""
-        entry = BLOSC_OVERHEAD + 4 * number
-        if entry + 4 > len(block):
-            raise ValueError("it is cut")
-        at = _NUMBER.unpack_from(block, entry)[0]
-        for stream in frame.blocks[number]:
-            if not 0 < at <= len(block) - 4:
-                raise ValueError("a block of it lies outside")
-            (size,) = _NUMBER.unpack_from(block, at)
-            at += 4
-            if not 0 < size <= len(block) - at:
-                raise ValueError("a block of it is cut")
-            out = self._decoded[stream.begin : stream.end]
-            if size == len(out):
-                out[:] = np.frombuffer(block[at : at + size], np.uint8)
-            elif len(frame.decode(block[at : at + size], out=out)) != len(out):
-                raise ValueError("a block of it is too short")
-            at += size
+            found.append(ctypes.cast(function, ctypes.c_void_p).value or 0)
+    return found[0], found[1]
 
 
-def _touched(frame: _Frame, y: int, height: int, edge: int, channels: int, rows_per_block: int) -> range | list[int]:
-    """The blocks that hold rows [y, y + height) of any channel."""
-    if len(frame.blocks) == 1:
-        return range(1)
-    wanted = {
-        number
-        for channel in range(channels)
-        for number in range(
-            (channel * edge + y) // rows_per_block, (channel * edge + y + height - 1) // rows_per_block + 1
-        )
+@functools.cache
+def _words(frames: ModuleType) -> dict[int, str]:
+    return {
+        frames.RAW_LENGTH: "it is raw and has the wrong length",
+        frames.HEADER: "its header does not fit its length",
+        frames.CUT: "it is cut",
+        frames.OUTSIDE: "a block of it lies outside",
+        frames.BLOCK_CUT: "a block of it is cut",
+        frames.NOT_DECODED: "a block of it is not what was compressed",
     }
-    return sorted(wanted)
 
 
 def _turned(out: NDArray[np.generic]) -> tuple[NDArray[np.uint8], bool, bool] | None:

@@ -115,15 +115,15 @@ class ShardReader:
         geometry = source.plate.geometry
         height, width = out.shape[1:]
         chunks = self._chunks(geometry)
-        across = _overlaps(x, width, geometry.chunk_px)
+        first, from_x = divmod(x, geometry.chunk_px)
+        last = (x + width - 1) // geometry.chunk_px + 1
         for row, from_y, rows in _overlaps(y, height, geometry.chunk_px):
-            first = row * geometry.chunk_columns + across[0][0]
-            blocks = self._read_row(source, source.entries[first : first + len(across)].tolist())
-            for block, (_, from_x, columns) in zip(blocks, across, strict=True):
-                try:
-                    chunks.put(block, from_y, from_x, out[:, rows, columns], is_raw=source.is_raw)
-                except (RuntimeError, ValueError) as error:
-                    raise self._damage(source, f"a chunk cannot be decoded ({error})") from error
+            entries = source.entries[row * geometry.chunk_columns + first : row * geometry.chunk_columns + last]
+            data = self._read_row(source, entries.tolist())
+            try:
+                chunks.put(data, entries, from_y, from_x, out[:, rows], is_raw=source.is_raw)
+            except (RuntimeError, ValueError) as error:
+                raise self._damage(source, f"a chunk cannot be decoded ({error})") from error
 
     @property
     def traffic(self) -> Traffic:
@@ -181,8 +181,8 @@ class ShardReader:
             chunks = self._scratch.chunks[geometry.chunk_px] = ChunkReader(self._store.spec, geometry)
         return chunks
 
-    def _read_row(self, source: _Source, span: list[list[int]]) -> list[memoryview]:
-        """The encoded chunks (offset, size) of one row of a crop: neighbours in the file, so one read.
+    def _read_row(self, source: _Source, span: list[list[int]]) -> memoryview:
+        """The encoded chunks (offset, size) of one row of a crop, one behind the other: neighbours in the file, so one read.
 
         They are the file's pages, or lie in this thread's buffer until its next row.
         """
@@ -206,7 +206,7 @@ class ShardReader:
             raise self._damage(source, f"cannot be read ({error.strerror})") from error
         if len(data) != end - begin:
             raise self._damage(source, f"ends after {begin + len(data)} bytes, {end} are needed")
-        return [data[offset - begin : offset - begin + size] for offset, size in span]
+        return data
 
     def _damage(self, source: _Source, what: str) -> DamagedError:
         plate, shard = source.plate, source.shard

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from phenomhpc.jobs.loader_bench import LIMIT, READER, Measured, measure
+from phenomhpc.jobs.loader_bench import LIMIT, READER, READER_NEW, Measured, measure
 from phenomhpc.jobs.loader_rivals import DATALOADER
 from phenomhpc.plates import decode_plane, find_plates, plane_bytes, read_plate
 from phenomhpc.plates.synthetic.biology import LATENTS, SyntheticSpec, plate_effect
@@ -131,6 +131,7 @@ def main() -> int:
     raw = Path(os.environ.get("PHENOMHPC_SHARED", REPOSITORY.parent / "shared")) / "data" / "phenix"
     columns = (
         READER,
+        READER_NEW,
         "loader",
         "loader, float on a CPU",
         "zarr-python",

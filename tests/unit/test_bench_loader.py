@@ -11,7 +11,7 @@ import pytest
 
 from phenomhpc.crops import Sampler
 from phenomhpc.errors import UsageError, WorkError
-from phenomhpc.jobs.loader_bench import LIMIT, READER, measure
+from phenomhpc.jobs.loader_bench import LIMIT, READER, READER_NEW, measure
 from phenomhpc.jobs.loader_rivals import DATALOADER, ZarrReader
 from phenomhpc.progress import silent
 from phenomhpc.store import ShardReader, Snapshot, open_store
@@ -30,6 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 NAMES = {
     LIMIT,
     READER,
+    READER_NEW,
     "loader",
     "loader, float on a CPU",
     "zarr-python",

@@ -421,7 +421,7 @@ def test_what_nobody_foresaw_comes_with_the_workers_traceback(corpus: Corpus, no
 
 
 def test_workers_are_small_and_know_no_torch(corpus: Corpus, nothing_stays: None) -> None:
-    import phenomhpc.store.unshuffle  # noqa: F401  # compiled once for all: that takes more memory than its use
+    import phenomhpc.store.frames  # noqa: F401  # compiled once for all: that takes more memory than its use
 
     with loader_of(corpus, global_batch=8000, micro_batch=8000, workers=2) as loader:
         next(loader)
