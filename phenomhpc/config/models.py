@@ -458,6 +458,29 @@ class TrackingConfig(Model):
     """Where else metrics go, beside the run's own Parquet files."""
 
     tensorboard: bool = Field(False, description="event files in RUN/tensorboard (extra tracking)")
+    mlflow: str | None = Field(
+        None,
+        description="an MLflow server, http(s)://HOST:PORT, which gets figures, settings and tags; logins are taken from "
+        "MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD, of the environment",
+    )
+    mlflow_experiment: str = Field("phenomhpc", description="the experiment there; made if absent")
+
+    @field_validator("mlflow")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        scheme, _, rest = value.partition("://")
+        if scheme not in ("http", "https") or not rest.strip("/"):
+            raise ValueError(
+                f"{value}: give http://HOST:PORT of a server; one over a file is `mlflow server --backend-store-uri sqlite:///FILE`"
+            )
+        if "@" in rest.partition("/")[0]:
+            raise ValueError(
+                "a login in the address would be written down with the run; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return value
 
 
 class PretrainConfig(JobModel):

@@ -119,7 +119,7 @@ class _Run:
         )
         if checkpoints.resume(state, ctx.progress.say) is None and config.init_from is not None:
             begin_from(config.init_from, Path(config.runs), state, source.corpus.channels, ranks, ctx)
-        tracker = Tracker.of_run(config, ctx, state.step) if ranks.is_first else None
+        tracker = Tracker.of_run(config, ctx, state.step) if ranks.is_first else Tracker()
         meter = Meter.of_run(config, ctx.paths, ranks, num_channels=source.num_channels, step=state.step)
         return cls(
             config=config,
@@ -152,12 +152,8 @@ class _Run:
             with self.ctx.progress.stage("pretrain", steps, "steps") as stage:
                 if self.state.step:
                     stage.advance(self.state.step)
-                try:
-                    with self.checkpoints:
-                        self._steps(stage)
-                finally:
-                    if self.log.tracker is not None:
-                        self.log.tracker.close()
+                with self.log.tracker, self.checkpoints:
+                    self._steps(stage)
         return TrainResult(steps=self.state.step, checkpoint=self.checkpoints.finish(), loss=self.log.last_loss)
 
     def _tell_start(self) -> None:

@@ -49,6 +49,8 @@ class StepRow:
     skipped: bool = False  # the gradient was not finite, and nothing was changed
 
 
+# Columns that are no figures to be drawn.
+NO_FIGURES = ("step", "time", "index_digest", "skipped", "first_index")
 _TYPES = {
     "step": pa.int64(),
     "time": pa.timestamp("us", tz="UTC"),

@@ -45,7 +45,7 @@ class StepLog:
     metrics: MetricsLog
     meter: Meter
     crop_bytes: int
-    tracker: Tracker | None
+    tracker: Tracker
     last_loss: float | None = None
     _pending: list[_Pending] = field(default_factory=list)
     _crops_per_s: float = 0.0
@@ -92,8 +92,7 @@ class StepLog:
             self._pending.clear()
             if self.ranks.is_first:
                 self.metrics.add(rows)
-            if self.tracker is not None:
-                self.tracker.steps(rows)
+            self.tracker.steps(rows)
         if flush:
             self.ranks.on_first(self.metrics.flush)
         return rows
