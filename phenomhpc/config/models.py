@@ -434,6 +434,14 @@ class FaultsConfig(Model):
         "run back to its newest checkpoint and leaves that step's crops out; default: never",
     )
     spike_window: Annotated[int, Field(ge=20)] = Field(100, description="steps whose losses say what is usual")
+    straggler_share: Annotated[float, Field(gt=0)] | None = Field(
+        0.25,
+        description="a rank whose own time (crops and computing, no waiting for others) is above the usual one's by such a share "
+        "is told of, with its node; null: never",
+    )
+    straggler_intervals: PositiveInt = Field(
+        3, description="logged intervals in a row in which it must be so slow, or not any more"
+    )
     max_rollbacks: PositiveInt = Field(5, description="rollbacks of one attempt; one more ends it")
 
 

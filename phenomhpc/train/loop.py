@@ -35,6 +35,7 @@ from phenomhpc.train.ranks import Ranks, joined
 from phenomhpc.train.state import Replica, TrainState, replicate
 from phenomhpc.train.step import StepSettings, run_step
 from phenomhpc.train.steplog import StepLog
+from phenomhpc.train.stragglers import OwnClock, Stragglers
 from phenomhpc.train.tracking import Tracker
 from phenomhpc.train.validation import Draw, Validation, require_validation
 
@@ -135,6 +136,8 @@ class _Run:
                 meter=meter,
                 crop_bytes=source.crop_bytes,
                 tracker=tracker,
+                stragglers=Stragglers.of_run(config.faults, config.log_every_steps, ctx, ranks),
+                clock=OwnClock(ranks.device),
             ),
             validation=Validation(config=config, ctx=ctx, ranks=ranks, source=source, draw=draw, tracker=tracker),
             probe=LinearProbe(
@@ -179,7 +182,7 @@ class _Run:
         for watcher in (self.validation, self.probe):
             if watcher.missing(self.state.step):  # of the untrained model, or a stop came before it
                 watcher.run(self.state)
-        replica = replicate(self.state.model, self.ranks, optim.micro_batch)
+        replica = self.log.clock.watch(replicate(self.state.model, self.ranks, optim.micro_batch))
         while self.state.step < optim.steps:
             self._until_rolled_back(stage, replica, settings)
 
@@ -198,6 +201,7 @@ class _Run:
                 self.log.start()
                 feed.free_buffers()
                 batch = next(loader)
+                self.log.clock.ready()
                 lr = one_cycle_lr(
                     self.state.step, steps=optim.steps, peak_lr=optim.peak_lr, warmup_fraction=optim.warmup_fraction
                 )
