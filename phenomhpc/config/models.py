@@ -498,7 +498,14 @@ class PretrainConfig(JobModel):
     store: tuple[str, ...] = Field((), description="stores to train on")
     snapshot: str | None = Field(None, description="digest of the snapshot; default: the newest of the store")
     init_from: str | None = Field(
-        None, description="weights to begin with: a step folder, or another run (its newest committed checkpoint)"
+        None,
+        description="weights to begin with: a step folder, an exported file, another run (its newest committed checkpoint), or a "
+        "state dict of a timm ViT (.safetensors, .pt, .pth, .bin)",
+    )
+    adapt_channels: Literal["refuse", "mean", "repeat"] = Field(
+        "refuse",
+        description="for a file of timm's in init_from that was trained on other channels: each channel gets the mean of the old "
+        "ones, or old channel c mod their number",
     )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -119,7 +119,7 @@ class _Run:
             ),
         )
         if checkpoints.resume(state, ctx.progress.say) is None and config.init_from is not None:
-            begin_from(config.init_from, Path(config.runs), state, source.corpus.channels, ranks, ctx)
+            begin_from(config, state, source.corpus.channels, ranks, ctx)
         tracker = Tracker.of_run(config, ctx, state.step) if ranks.is_first else Tracker()
         meter = Meter.of_run(config, ctx.paths, ranks, num_channels=source.num_channels, step=state.step)
         return cls(
