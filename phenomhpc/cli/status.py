@@ -71,6 +71,7 @@ def facts_of(found: RunStatus) -> list[tuple[str, str]]:
     facts += [
         (name, f"{share:.1%}") for name, share in (("MFU", found.mfu), ("goodput", found.goodput)) if share is not None
     ]
+    facts += [("alarm", alarm) for alarm in found.alarms]
     facts += [(f"failed: {name}", f"{count} task(s)") for name, count in found.failures.items()]
     if found.usage.gpu.used:
         facts.append(("GPU hours", _hours(found.usage.gpu)))

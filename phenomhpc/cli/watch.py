@@ -50,6 +50,7 @@ def line_of(status: RunStatus) -> str:
     if current.loss is not None:
         words.append(f"loss {current.loss:.4f}")
     words += [f"{count} {name}" for name, count in current.failures.items()]
+    words += current.alarms
     if current.hosts:
         words.append(f"on {', '.join(current.hosts)}")
     if status.message:

@@ -51,6 +51,8 @@ def _print(found: Why, runs: str) -> None:
         print(f"  attempt {found.attempt:<4d} {found.summary}")
     for line in found.earlier:
         print(f"  earlier      {line}")
+    for alarm in found.alarms:
+        print(f"  alarm        {alarm}")
     for thing, reason in found.set_aside[:MAX_SHOWN]:
         print(f"  set aside    {thing}: {reason}")
     if len(found.set_aside) > MAX_SHOWN:

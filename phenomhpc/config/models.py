@@ -434,6 +434,14 @@ class FaultsConfig(Model):
         "run back to its newest checkpoint and leaves that step's crops out; default: never",
     )
     spike_window: Annotated[int, Field(ge=20)] = Field(100, description="steps whose losses say what is usual")
+    straggler_share: Annotated[float, Field(gt=0)] | None = Field(
+        0.25,
+        description="a rank whose own time (crops and computing, no waiting for others) is above the usual one's by such a share "
+        "is told of, with its node; null: never",
+    )
+    straggler_intervals: PositiveInt = Field(
+        3, description="logged intervals in a row in which it must be so slow, or not any more"
+    )
     max_rollbacks: PositiveInt = Field(5, description="rollbacks of one attempt; one more ends it")
 
 
@@ -458,6 +466,29 @@ class TrackingConfig(Model):
     """Where else metrics go, beside the run's own Parquet files."""
 
     tensorboard: bool = Field(False, description="event files in RUN/tensorboard (extra tracking)")
+    mlflow: str | None = Field(
+        None,
+        description="an MLflow server, http(s)://HOST:PORT, which gets figures, settings and tags; logins are taken from "
+        "MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD, of the environment",
+    )
+    mlflow_experiment: str = Field("phenomhpc", description="the experiment there; made if absent")
+
+    @field_validator("mlflow")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        scheme, _, rest = value.partition("://")
+        if scheme not in ("http", "https") or not rest.strip("/"):
+            raise ValueError(
+                f"{value}: give http://HOST:PORT of a server; one over a file is `mlflow server --backend-store-uri sqlite:///FILE`"
+            )
+        if "@" in rest.partition("/")[0]:
+            raise ValueError(
+                "a login in the address would be written down with the run; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return value
 
 
 class PretrainConfig(JobModel):
@@ -467,7 +498,14 @@ class PretrainConfig(JobModel):
     store: tuple[str, ...] = Field((), description="stores to train on")
     snapshot: str | None = Field(None, description="digest of the snapshot; default: the newest of the store")
     init_from: str | None = Field(
-        None, description="weights to begin with: a step folder, or another run (its newest committed checkpoint)"
+        None,
+        description="weights to begin with: a step folder, an exported file, another run (its newest committed checkpoint), or a "
+        "state dict of a timm ViT (.safetensors, .pt, .pth, .bin)",
+    )
+    adapt_channels: Literal["refuse", "mean", "repeat"] = Field(
+        "refuse",
+        description="for a file of timm's in init_from that was trained on other channels: each channel gets the mean of the old "
+        "ones, or old channel c mod their number",
     )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from phenomhpc.errors import UsageError
 
+# Hydra's own way to say it, in the first line.
+_PACKAGE = re.compile(r"# @package (\w+)\n")
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -19,7 +24,7 @@ def recipes_folder() -> Path:
 
 
 def groups() -> list[str]:
-    """Names of the groups: codec, model, data, optim, cluster."""
+    """Names of the groups: codec, model and its parts mask and decoder, data, optim, cluster."""
     return sorted(
         entry.name for entry in recipes_folder().iterdir() if entry.is_dir() and not entry.name.startswith("_")
     )
@@ -28,6 +33,13 @@ def groups() -> list[str]:
 def choices(group: str) -> list[str]:
     """Names of the recipes of a group."""
     return sorted(path.stem for path in (recipes_folder() / group).glob("*.yaml"))
+
+
+def keys_of(group: str, choice: str) -> list[str]:
+    """The dotted keys that a recipe of a group sets: under the group's name, or under another (`# @package model`)."""
+    text = (recipes_folder() / group / f"{choice}.yaml").read_text()
+    package = _PACKAGE.match(text)
+    return [f"{package[1] if package else group}.{key}" for key in yaml.safe_load(text) if key != "defaults"]
 
 
 def _check_choice(group: str, choice: str) -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from phenomhpc.config.defaults import LANDING, PROJECT_FILE, Layer, default_layers
 from phenomhpc.config.models import JOBS, AnyConfig, JobModel
 from phenomhpc.config.overrides import Override, assign, flatten, merge, parse_override
-from phenomhpc.config.recipes import compose_recipe, groups
+from phenomhpc.config.recipes import compose_recipe, groups, keys_of
 from phenomhpc.errors import UsageError
 
 
@@ -131,6 +131,8 @@ def resolve(
         if value is not None:
             group = key.split(".")[0]
             origins[key] = f"{group}={chosen[group]}" if group in chosen else f"recipe {recipe or kind}"
+    for group, choice in chosen.items():
+        origins |= {key: f"{group}={choice}" for key in keys_of(group, choice) if group not in composed}
     for key, value in flags.items():
         if value is not None:
             assign(tree, key, list(value) if isinstance(value, tuple) else value)

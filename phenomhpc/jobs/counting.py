@@ -6,6 +6,7 @@ what the progress bar of a run here counts, too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -34,7 +35,8 @@ _SETTLED = _UNIT_EVENTS | {"started", "preempted", "failed", "finished", "ended"
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """How much is done, over all attempts; `loss`, `mfu` and `goodput` of the newest step that was written down, of a training run.
+    """How much is done, over all attempts; `loss`, `mfu` and `goodput` of the newest step that was written down and has
+    them, of a training run.
 
     parts: what the units consist of (fields, crops), and how many of them are done; "" where that is not told.
     """
@@ -156,7 +158,9 @@ def _newest_step(paths: RunPaths) -> Count:
         return Count()
     table = pq.read_table(newest, columns=["step", "loss", "mfu", "goodput"])
     last = {name: table[name][-1].as_py() for name in table.column_names}
-    return Count(done=last.pop("step") + 1, **last)
+    # A step that was left out has none.
+    known = [loss for loss in table["loss"].to_pylist() if math.isfinite(loss)]
+    return Count(done=last.pop("step") + 1, **{**last, "loss": known[-1] if known else None})
 
 
 def rate_of(events: Sequence[Event], count: Count) -> Rate:

@@ -42,9 +42,9 @@ class Shown:
 
 def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
     """One task per node.  Raises UsageError for a store, snapshot, filter or architecture that cannot be trained on."""
-    from phenomhpc.models.checkpoint import newest_committed, read_meta
+    from phenomhpc.models.checkpoint import newest_committed
     from phenomhpc.models.mae import outline_mae
-    from phenomhpc.train.begin import require_same_weights
+    from phenomhpc.train.begin import require_beginning
     from phenomhpc.train.data import CropSource
     from phenomhpc.train.loop import require_trainable
     from phenomhpc.train.named import named_checkpoint
@@ -60,8 +60,7 @@ def plan(config: PretrainConfig, paths: RunPaths) -> GangPlan:
         source.corpus.require_light()
     model = outline_mae(source.num_channels, **config.model.model_dump())
     if config.init_from is not None and newest_committed(paths.checkpoints) is None:
-        folder = named_checkpoint(config.init_from, Path(config.runs))
-        require_same_weights(folder, read_meta(folder), model)
+        require_beginning(named_checkpoint(config.init_from, Path(config.runs)), model, config.adapt_channels)
     require_validation(config, source)
     wells_of(config, source)
     return GangPlan(num_nodes=config.cluster.nodes)
@@ -130,8 +129,9 @@ def finish(config: PretrainConfig, paths: RunPaths, progress: Progress) -> Summa
     commit(paths.reconstructions.with_suffix(".png"), picture)
     metrics = read_metrics(paths.metrics)
     commit(paths.report, _page(config, paths, folder, shown, metrics))
-    first, last = (metrics["loss"][row].as_py() for row in (0, -1))
-    text = f"{done} steps of {config.optim.global_batch} crops, loss {first:.3f} -> {last:.3f}; checkpoint {folder}"
+    losses = [loss for loss in metrics["loss"].to_pylist() if math.isfinite(loss)]  # a step that was left out has none
+    fell = f"loss {losses[0]:.3f} -> {losses[-1]:.3f}" if losses else "no finite loss"
+    text = f"{done} steps of {config.optim.global_batch} crops, {fell}; checkpoint {folder}"
     damaged = {event["field"]: event["reason"] for event in read_events(paths) if event["event"] == "damaged"}
     return Summary(text=text, report=str(paths.report), set_aside=tuple(damaged.items()))
 
@@ -192,6 +192,7 @@ def data_words(metrics: pa.Table, global_batch: int) -> str:
 
 
 def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, metrics: pa.Table) -> str:
+    from phenomhpc.jobs.alarms import alarms_of
     from phenomhpc.jobs.training_page import compute_words, probe_sections, validation_sections
     from phenomhpc.models.checkpoint import read_meta
     from phenomhpc.models.mae import count_parameters, outline_mae
@@ -214,6 +215,7 @@ def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, m
     )
     if meta.init_from is not None:
         facts += (("began with", f"weights of {meta.init_from['checkpoint']}"),)
+    facts += tuple(("alarm", alarm) for alarm in alarms_of(read_events(paths)))
     crops = Section(
         title="Crops as they are, as the model sees them, as it completes them",
         text=(f"{config.model.mask_ratio:.0%} of the patches are hidden; the model draws them from the rest.",),

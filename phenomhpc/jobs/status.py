@@ -10,6 +10,7 @@ from pathlib import Path
 
 from phenomhpc.config import PipelineConfig, load_run_config
 from phenomhpc.errors import UnreachableError
+from phenomhpc.jobs.alarms import alarms_of
 from phenomhpc.jobs.attempts import AFTER, CLUSTER, STEWARD_TASK, stage_paths, stage_runs_of
 from phenomhpc.jobs.counting import Rate, count_done, rate_of
 from phenomhpc.jobs.usage import Usage, run_usage
@@ -38,7 +39,8 @@ class RunStatus:
     told); rates of both, and of raw data in 10^6 bytes, per second, while it runs; loss, mfu and goodput of the newest step;
     running and waiting count tasks, failures the newest attempt's tasks by class; usage: GPU and core hours; last_known: what
     the run directory tells where the state is unknown; stages: (stage, run, state) of a pipeline, and in `stage` the status of
-    the one it is at.  The rest is None or empty where it does not apply.
+    the one it is at; alarms: what went wrong with a training that went on, in words.  The rest is None or empty where it does not
+    apply.
     """
 
     id: str
@@ -64,6 +66,7 @@ class RunStatus:
     goodput: float | None = None
     running: int = 0
     waiting: int = 0
+    alarms: tuple[str, ...] = ()
     failures: Mapping[str, int]
     jobs: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
@@ -181,6 +184,7 @@ def run_status(
         loss=count.loss,
         mfu=count.mfu,
         goodput=count.goodput,
+        alarms=tuple(alarms_of(events)) or tuple(alarm for _, stage in stages if stage for alarm in stage.alarms),
         running=len(running),
         waiting=sum(task.live for task in tasks) - len(running),
         failures=dict(Counter(str(task.failure) for task in tasks if task.failure is not None)),

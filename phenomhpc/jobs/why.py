@@ -30,7 +30,8 @@ class Why:
     """state and message as in RunStatus.  failure: the class, where the run or its newest attempt failed.
 
     summary: of the newest attempt's tasks, `612 ok, 3 oom, 1 node_fail on n17`; failures: of that attempt, worst first;
-    set_aside: (thing, reason) of bad input; decided: what the steward made of it; earlier: attempts and starts that failed
+    set_aside: (thing, reason) of bad input; alarms: as in RunStatus;
+    decided: what the steward made of it; earlier: attempts and starts that failed
     before, one line each; of a pipeline all of this is told of the stage it ended in.
     """
 
@@ -47,6 +48,7 @@ class Why:
     failures: tuple[TaskFailure, ...] = ()
     earlier: tuple[str, ...] = ()
     set_aside: tuple[tuple[str, str], ...] = ()
+    alarms: tuple[str, ...] = ()
 
 
 def why(paths: RunPaths, *, task: int | None = None) -> Why:
@@ -125,6 +127,7 @@ def _explain(paths: RunPaths, status: RunStatus, task: int | None, queue: Queue 
         log=log,
         failures=tuple(failures),
         earlier=tuple(earlier_of(views, events, decided)),
+        alarms=status.alarms,
         set_aside=tuple((str(thing), str(reason)) for thing, reason in outcome.get("set_aside", ())) if outcome else (),
     )
 

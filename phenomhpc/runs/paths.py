@@ -1,7 +1,7 @@
 """Every file name inside a run directory; no other code spells one.
 
 RUNS/ID/
-  run.yaml provenance.json outcome.json report.html
+  run.yaml provenance.json outcome.json report.html mlflow.json
       evaluation.json recall.parquet map.npz reconstructions.npz
   code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/ rounds-START/
                         parting-START/ outcome.json retry.json code/ code-script/}
@@ -271,6 +271,11 @@ class RunPaths:
     def tensorboard(self) -> Path:
         """Event files, of all attempts."""
         return self.root / "tensorboard"
+
+    @property
+    def mlflow(self) -> Path:
+        """Which MLflow run has this run's figures, over all attempts."""
+        return self.root / "mlflow.json"
 
     @property
     def probe(self) -> Path:

@@ -37,6 +37,7 @@ from phenomhpc.train.ranks import Ranks, joined
 from phenomhpc.train.state import Replica, TrainState, replicate
 from phenomhpc.train.step import StepSettings, run_step
 from phenomhpc.train.steplog import StepLog
+from phenomhpc.train.stragglers import OwnClock, Stragglers
 from phenomhpc.train.tracking import Tracker
 from phenomhpc.train.validation import Draw, Validation, require_validation
 
@@ -125,8 +126,8 @@ class _Run:
             ),
         )
         if checkpoints.resume(state, ctx.progress.say) is None and config.init_from is not None:
-            begin_from(config.init_from, Path(config.runs), state, source.corpus.channels, ranks, ctx)
-        tracker = Tracker.of_run(config, ctx, state.step) if ranks.is_first else None
+            begin_from(config, state, source.corpus.channels, ranks, ctx)
+        tracker = Tracker.of_run(config, ctx, state.step) if ranks.is_first else Tracker()
         meter = Meter.of_run(config, ctx.paths, ranks, num_channels=source.num_channels, step=state.step)
         return cls(
             config=config,
@@ -142,6 +143,8 @@ class _Run:
                 meter=meter,
                 crop_bytes=source.crop_bytes,
                 tracker=tracker,
+                stragglers=Stragglers.of_run(config.faults, config.log_every_steps, ctx, ranks),
+                clock=OwnClock(ranks.device),
             ),
             validation=Validation(config=config, ctx=ctx, ranks=ranks, source=source, draw=draw, tracker=tracker),
             probe=LinearProbe(
@@ -159,12 +162,8 @@ class _Run:
             with self.ctx.progress.stage("pretrain", steps, "steps") as stage:
                 if self.state.step:
                     stage.advance(self.state.step)
-                try:
-                    with self.checkpoints:
-                        self._steps(stage)
-                finally:
-                    if self.log.tracker is not None:
-                        self.log.tracker.close()
+                with self.log.tracker, self.checkpoints:
+                    self._steps(stage)
         return TrainResult(steps=self.state.step, checkpoint=self.checkpoints.finish(), loss=self.log.last_loss)
 
     def _tell_start(self) -> None:
@@ -190,7 +189,9 @@ class _Run:
         for watcher in (self.validation, self.probe):
             if watcher.missing(self.state.step):  # of the untrained model, or a stop came before it
                 watcher.run(self.state)
-        replica = replicate(self.state.model, self.ranks, optim.micro_batch, bf16_gradients=config.precision == "bf16")
+        bf16 = config.precision == "bf16"
+        replica = replicate(self.state.model, self.ranks, optim.micro_batch, bf16_gradients=bf16)
+        replica = self.log.clock.watch(replica)
         while self.state.step < optim.steps:
             self._until_rolled_back(stage, replica, settings)
 
@@ -209,6 +210,7 @@ class _Run:
                 self.log.start()
                 feed.free_buffers()
                 batch = next(loader)
+                self.log.clock.ready()
                 lr = one_cycle_lr(
                     self.state.step, steps=optim.steps, peak_lr=optim.peak_lr, warmup_fraction=optim.warmup_fraction
                 )

@@ -46,15 +46,20 @@ class StepRow:
     mfu: float | None = None  # of its published peak
     mem_bytes: int | None = None  # peak of rank 0: resident on a CPU, allocated on a GPU
     goodput: float | None = None  # since the run's first start
+    straggler_share: float | None = None  # of the step, that the slowest rank's own time exceeds the usual one's
+    slowest_rank: int | None = None
     skipped: bool = False  # the gradient was not finite, and nothing was changed
 
 
+# Columns that are no figures to be drawn.
+NO_FIGURES = ("step", "time", "index_digest", "skipped", "first_index")
 _TYPES = {
     "step": pa.int64(),
     "time": pa.timestamp("us", tz="UTC"),
     "first_index": pa.int64(),
     "index_digest": pa.string(),
     "mem_bytes": pa.int64(),
+    "slowest_rank": pa.int64(),
     "skipped": pa.bool_(),
 }
 MEGABYTE = 1e6

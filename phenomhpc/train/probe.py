@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class LinearProbe:
     ranks: Ranks
     source: CropSource
     wells: ProbeWells | None
-    tracker: Tracker | None = None
+    tracker: Tracker = field(default_factory=Tracker)
     last_accuracy: float | None = None
 
     def due(self, step: int) -> bool:
@@ -197,6 +197,5 @@ class LinearProbe:
                 note_scores(self.ctx.paths.checkpoints, row.step, {PROBE_ACCURACY: row.accuracy}, token=self.ctx.token)
         with committing(self.ctx.paths.probe_file(self.ctx.attempt, rows[0].step), token=self.ctx.token) as file:
             pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA), file)
-        if self.tracker is not None:
-            for row in rows:
-                self.tracker.watched(f"probe/{row.source.replace(' ', '_')}", row)
+        for row in rows:
+            self.tracker.watched(f"probe/{row.source.replace(' ', '_')}", row)

@@ -106,14 +106,15 @@ class Ranks:
 
     def sum_in_order(self, rows: Tensor) -> Tensor:
         """Sum of f64[n, k] over the ranks, added in the order of the ranks; on every rank, on its device."""
+        return in_order(self.each(rows))
+
+    def each(self, rows: Tensor) -> list[Tensor]:
+        """Every rank's f[n, k], by rank; on every rank, on its device."""
         if self.world == 1:
-            return rows
+            return [rows]
         parts = [torch.empty_like(rows) for _ in range(self.world)]
         dist.all_gather(parts, rows, group=self.group)
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
+        return parts
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the ranks, in no order: for values of which all but one rank's are 0.  On every rank, on its device."""
@@ -133,6 +134,14 @@ class Ranks:
         """Return when every rank is here."""
         if self.world > 1:
             dist.barrier(group=self.group)
+
+
+def in_order(parts: list[Tensor]) -> Tensor:
+    """Their sum, added one after the other."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 @contextmanager

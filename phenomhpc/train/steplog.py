@@ -16,8 +16,9 @@ from phenomhpc.crops import StepBatch
 from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.train.goodput import Meter
 from phenomhpc.train.metrics import MEGABYTE, MetricsLog, StepRow, rates_of
-from phenomhpc.train.ranks import Ranks
+from phenomhpc.train.ranks import Ranks, in_order
 from phenomhpc.train.step import NUM_LOSSES, StepSums
+from phenomhpc.train.stragglers import OwnClock, OwnTime, Stragglers, lost
 from phenomhpc.train.tracking import Tracker
 
 
@@ -34,6 +35,7 @@ class _Pending:
     lr: float
     time: datetime
     seconds: float
+    own: OwnTime
 
 
 @dataclass(kw_only=True)
@@ -45,7 +47,9 @@ class StepLog:
     metrics: MetricsLog
     meter: Meter
     crop_bytes: int
-    tracker: Tracker | None
+    tracker: Tracker
+    stragglers: Stragglers
+    clock: OwnClock
     last_loss: float | None = None
     _pending: list[_Pending] = field(default_factory=list)
     _crops_per_s: float = 0.0
@@ -58,6 +62,7 @@ class StepLog:
     def start(self) -> None:
         """A step begins now; what lies between two steps (a checkpoint, say) is in no step's time."""
         self._since = time.perf_counter()
+        self.clock.begin()
 
     def add(self, batch: StepBatch, sums: StepSums, lr: float) -> None:
         self._pending.append(
@@ -71,6 +76,7 @@ class StepLog:
                 lr=lr,
                 time=datetime.now(UTC),
                 seconds=time.perf_counter() - self._since,
+                own=self.clock.take(),
             )
         )
 
@@ -80,10 +86,14 @@ class StepLog:
         if self._pending:
             losses = torch.stack([entry.sums.losses for entry in self._pending])
             counts = torch.tensor([list(vars(entry.traffic).values()) for entry in self._pending])
+            times = torch.tensor([entry.own.seconds() for entry in self._pending])
             # Together, so that the ranks wait for each other once.
-            sums = self.ranks.sum_in_order(torch.cat([losses, counts.to(losses)], dim=1)).tolist()
+            parts = self.ranks.each(torch.cat([losses, counts.to(losses), times.to(losses)], dim=1))
+            sums = in_order(parts).tolist()
+            own = torch.stack([part[:, -times.shape[1] :] for part in parts]).cpu().numpy()
             norms = torch.stack([entry.sums.grad_norm for entry in self._pending]).tolist()
-            rows = [self._row(*row) for row in zip(self._pending, sums, norms, strict=True)]
+            own_totals = own.sum(axis=2).T.tolist()
+            rows = [self._row(*row) for row in zip(self._pending, sums, norms, own_totals, strict=True)]
             self.last_loss, self._lr, self._last = rows[-1].loss, rows[-1].lr, rows[-1]
             seconds = sum(entry.seconds for entry in self._pending)
             self._crops_per_s = self.config.optim.global_batch * len(rows) / seconds
@@ -92,8 +102,8 @@ class StepLog:
             self._pending.clear()
             if self.ranks.is_first:
                 self.metrics.add(rows)
-            if self.tracker is not None:
-                self.tracker.steps(rows)
+                self.stragglers.look(own, rows[-1].step)
+            self.tracker.steps(rows)
         if flush:
             self.ranks.on_first(self.metrics.flush)
         return rows
@@ -112,10 +122,11 @@ class StepLog:
             figures |= {name: value for name, value in rates.items() if value is not None}
         return figures | ({"cache_hits": self._cache_hits} if self.config.data.cache else {})
 
-    def _row(self, entry: _Pending, sums: list[float], grad_norm: float) -> StepRow:
-        """sums: over the ranks, the losses and then the traffic."""
-        losses, counts = sums[:NUM_LOSSES], map(int, sums[NUM_LOSSES:])
-        traffic = Traffic(**dict(zip(vars(entry.traffic), counts, strict=True)))
+    def _row(self, entry: _Pending, sums: list[float], grad_norm: float, own: list[float]) -> StepRow:
+        """sums: over the ranks, the losses and then the traffic; own: seconds of each rank."""
+        losses, names = sums[:NUM_LOSSES], vars(entry.traffic)
+        traffic = Traffic(**dict(zip(names, map(int, sums[NUM_LOSSES : NUM_LOSSES + len(names)]), strict=True)))
+        straggler_share, slowest_rank = lost(own, entry.seconds)
         skipped = not math.isfinite(grad_norm)
         return StepRow(
             step=entry.step,
@@ -134,6 +145,8 @@ class StepLog:
                 crops=self.config.optim.global_batch, seconds=entry.seconds, ended=entry.time, skipped=skipped
             ),
             mem_bytes=_peak_memory(self.ranks),
+            straggler_share=straggler_share,
+            slowest_rank=slowest_rank,
             skipped=skipped,
         )
 

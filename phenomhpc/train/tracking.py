@@ -10,16 +10,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import Any, Protocol
 
 from phenomhpc.config.models import PretrainConfig
-from phenomhpc.errors import UsageError
+from phenomhpc.errors import FencedError, StopRequested, UsageError
 from phenomhpc.runs import TaskContext
 from phenomhpc.train.metrics import StepRow
-
-# Columns of StepRow that are no figures.
-_NO_FIGURES = ("step", "time", "index_digest", "skipped", "first_index")
+from phenomhpc.train.mlflow import Figures, MlflowRun, MlflowSink, figures, of_step
+from phenomhpc.train.mlflow_server import Server
 
 
 def require_tracking(config: PretrainConfig) -> None:
@@ -34,16 +34,71 @@ def require_tracking(config: PretrainConfig) -> None:
         )
 
 
+class _Sink(Protocol):
+    """Where figures go.  Never raises, and keeps nobody waiting."""
+
+    def tell(self, entries: Iterable[Figures]) -> None: ...
+
+    def close(self, status: str) -> None: ...
+
+
+class Tracker:
+    """Figures of a run, by step, to all trackers that were asked for.  Leaving its block tells them of the end.  Never raises."""
+
+    def __init__(self, sinks: Iterable[_Sink] = ()) -> None:
+        self._sinks = tuple(sinks)
+
+    @classmethod
+    def of_run(cls, config: PretrainConfig, ctx: TaskContext, step: int) -> Tracker:
+        """For a run with `step` steps done."""
+        say, sinks = ctx.progress.say, list[_Sink]()
+        if config.tracking.tensorboard:
+            sinks.append(_TensorBoard.of_run(ctx, step))
+        if config.tracking.mlflow is not None:
+            run = MlflowRun(config=config, ctx=ctx, server=Server(url=config.tracking.mlflow))
+            sinks.append(MlflowSink(run, step, say))
+        return cls(sinks)
+
+    def steps(self, rows: Iterable[StepRow]) -> None:
+        """Every figure of these steps, under train/."""
+        self._tell([of_step(vars(row)) for row in rows])
+
+    def watched(self, name: str, row: Any) -> None:
+        """A ValidationRow or ProbeRow, under `name`/."""
+        values = {key: value for key, value in vars(row).items() if key not in ("step", "time")}
+        self._tell([figures(name, row.step, row.time.timestamp(), values)])
+
+    def _tell(self, entries: list[Figures]) -> None:
+        for sink in self._sinks:
+            sink.tell(entries)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for sink in self._sinks:
+            sink.close(_status(error))
+
+
+def _status(error: BaseException | None) -> str:
+    """MLflow's word for how an attempt has ended; none where another one goes on already."""
+    if error is None:
+        return "FINISHED"
+    if isinstance(error, FencedError):
+        return ""
+    return "SCHEDULED" if isinstance(error, StopRequested) else "FAILED"
+
+
 class _Writer(Protocol):
     def add_scalar(self, tag: str, scalar_value: float, global_step: int, walltime: float) -> None: ...
-
-    def flush(self) -> None: ...
 
     def close(self) -> None: ...
 
 
-class Tracker:
-    """Figures of a run, by step.  Never raises."""
+class _TensorBoard:
+    """Event files in the run."""
 
     def __init__(self, make: Callable[[], _Writer], say: Callable[[str], None]) -> None:
         """make: opens what is written to; say: told of the first failure."""
@@ -52,11 +107,7 @@ class Tracker:
         self._writer = self._tried(make)
 
     @classmethod
-    def of_run(cls, config: PretrainConfig, ctx: TaskContext, step: int) -> Tracker | None:
-        """For a run with `step` steps done; None where no tracker is asked for."""
-        if not config.tracking.tensorboard:
-            return None
-
+    def of_run(cls, ctx: TaskContext, step: int) -> _TensorBoard:
         def make() -> _Writer:
             with warnings.catch_warnings():  # of protobuf and the like; no matter of the run's
                 warnings.simplefilter("ignore")
@@ -67,32 +118,18 @@ class Tracker:
 
         return cls(make, ctx.progress.say)
 
-    def steps(self, rows: Iterable[StepRow]) -> None:
-        """Every figure of these steps, under train/."""
-        for row in rows:
-            figures = {name: value for name, value in vars(row).items() if name not in _NO_FIGURES}
-            self._tell("train", figures, row.step + 1, row.time.timestamp())
+    def tell(self, entries: Iterable[Figures]) -> None:
+        for entry in entries:
+            for name, value in entry.values.items():
+                self._tried(lambda entry=entry, name=name, value=value: self._add(entry, name, value))  # type: ignore[misc]
 
-    def watched(self, name: str, row: Any) -> None:
-        """A ValidationRow or ProbeRow, under `name`/."""
-        figures = {key: value for key, value in vars(row).items() if key not in ("step", "time")}
-        self._tell(name, figures, row.step, row.time.timestamp())
-
-    def flush(self) -> None:
+    def _add(self, entry: Figures, name: str, value: float) -> None:
         if self._writer is not None:
-            self._tried(self._writer.flush)
+            self._writer.add_scalar(f"{entry.group}/{name}", value, entry.step, entry.time_ms / 1000)
 
-    def close(self) -> None:
+    def close(self, status: str) -> None:
         if self._writer is not None:
             self._tried(self._writer.close)
-
-    def _tell(self, group: str, figures: Mapping[str, Any], step: int, walltime: float) -> None:
-        for name, value in figures.items():
-            if self._writer is None:
-                return
-            if isinstance(value, int | float):
-                add = self._writer.add_scalar
-                self._tried(lambda add=add, name=name, value=value: add(f"{group}/{name}", value, step, walltime))  # type: ignore[misc]
 
     def _tried(self, work: Callable[[], Any]) -> Any:
         """Whatever a tracker raises, a full disk or a bug of its own, is no reason to end a training."""

@@ -100,7 +100,7 @@ class Validation:
     ranks: Ranks
     source: CropSource
     draw: Draw | None = None
-    tracker: Tracker | None = None
+    tracker: Tracker = field(default_factory=Tracker)
     last_loss: float | None = None
     _kept: tuple[_Crops, _Crops] | None = field(default=None, repr=False)
 
@@ -200,8 +200,7 @@ class Validation:
         # Last, since it says that this validation is done.
         with committing(paths.validation_file(self.ctx.attempt, row.step), token=token) as file:
             pq.write_table(pa.Table.from_pylist([asdict(row)], schema=SCHEMA), file)
-        if self.tracker is not None:
-            self.tracker.watched("validation", row)
+        self.tracker.watched("validation", row)
 
     def _standardised(self, pixels: NDArray[np.generic]) -> Tensor:
         return standardise(self._here(pixels), self.source.scale(self.ranks.device))

@@ -64,11 +64,31 @@ def test_every_recipe_composes_and_survives_run_yaml(kind: str, tmp_path: Path) 
     assert load_run_config(tmp_path / "run.yaml") == config
 
 
-@pytest.mark.parametrize("group", ["model", "data", "optim", "cluster"])
+@pytest.mark.parametrize("group", ["model", "mask", "decoder", "data", "optim", "cluster"])
 def test_every_choice_of_a_group_is_valid(group: str) -> None:
     assert group in groups()
     for choice in choices(group):
         resolve("pretrain", {}, [f"{group}={choice}"], layers=[])
+
+
+def test_masks_and_decoders_change_any_model_and_nothing_else_of_it() -> None:
+    def model(*words: str) -> dict[str, object]:
+        return resolve("pretrain", {}, list(words), layers=[]).config.model.model_dump()  # type: ignore[union-attr]
+
+    for name in ("mae_vit_l8", "ca_mae_vit_tiny"):
+        plain, seen = model(f"model={name}"), set()
+        for group, keys in (("mask", {"mask_ratio"}), ("decoder", {"decoder_dim", "decoder_depth", "decoder_heads"})):
+            for choice in choices(group):
+                other = model(f"model={name}", f"{group}={choice}")
+                assert {key for key in plain if plain[key] != other[key]} <= keys, choice
+                seen.add(str(other))
+        assert len(seen) >= len(choices("mask")) + len(choices("decoder")) - 2  # one of each may be the model's own
+    both = resolve("pretrain", {}, ["decoder=depth_2", "mask=ratio_90", "model.mask_ratio=0.8"], layers=[])
+    assert both.config.model.mask_ratio == 0.8 and both.config.model.decoder_depth == 2  # type: ignore[union-attr]
+    origins = [both.origins[f"model.{key}"] for key in ("decoder_depth", "mask_ratio", "decoder_dim")]
+    assert origins == ["decoder=depth_2", "override", "recipe pretrain"]
+    with pytest.raises(UsageError, match="decoder_depth=2: kind=unet_mae has no such setting"):
+        resolve("pretrain", {}, ["model=unet_mae_small", "decoder=depth_2"], layers=[])
 
 
 @pytest.mark.parametrize(

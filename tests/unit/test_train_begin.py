@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from phenomhpc.config import PretrainConfig, dump
-from phenomhpc.errors import StopRequested, UsageError
+from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.here import run_here
 from phenomhpc.jobs.pretrain import plan
 from phenomhpc.models.checkpoint import load_encoder, newest_committed, read_meta
@@ -232,3 +232,96 @@ def test_two_ranks_begin_with_it_too(store: Path, tmp_path: Path, kind: str) -> 
     meta = read_meta(last(paths))
     assert meta.world_size == 2 and meta.init_from is not None
     assert all(torch.equal(p, weights(last(first))[name]) for name, p in weights(last(paths)).items())
+
+
+# -- a timm ViT's state dict ----------------------------------------------------------------------
+
+OF_TIMM: dict[str, Any] = {
+    "model__block": "sequential", "model__qkv_bias": True, "model__qk_norm": False, "model__positions": "learned",
+    "model__layer_scale": 0.0,
+}  # fmt: skip
+
+
+def timm_state(channels: int = 2) -> dict[str, torch.Tensor]:
+    """By timm's names: ViT of width 32, depth 2, patches of 8 pixels of a crop of 32."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, 32), "pos_embed": (1, 17, 32), "patch_embed.proj.weight": (32, channels, 8, 8),
+        "patch_embed.proj.bias": (32,), "norm.weight": (32,), "norm.bias": (32,), "head.weight": (10, 32), "head.bias": (10,),
+    }  # fmt: skip
+    for block in range(2):
+        for name, shape in {
+            "norm1.weight": (32,), "norm1.bias": (32,), "attn.qkv.weight": (96, 32), "attn.qkv.bias": (96,),
+            "attn.proj.weight": (32, 32), "attn.proj.bias": (32,), "norm2.weight": (32,), "norm2.bias": (32,),
+            "mlp.fc1.weight": (128, 32), "mlp.fc1.bias": (128,), "mlp.fc2.weight": (32, 128), "mlp.fc2.bias": (32,),
+        }.items():  # fmt: skip
+            shapes[f"blocks.{block}.{name}"] = shape
+    generator = torch.Generator().manual_seed(5)
+    return {name: torch.randn(*shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+
+
+def timm_file(folder: Path, form: str, channels: int = 2) -> Path:
+    from safetensors.torch import save_file
+
+    state, path = timm_state(channels), folder / f"vit.{form.partition(' ')[0]}"
+    if form == "safetensors":
+        save_file(state, path, {"format": "pt"})
+    elif form == "pth nested":
+        torch.save({"model": {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3}, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "pth nested"])
+def test_a_run_begins_with_a_timm_vit(store: Path, tmp_path: Path, form: str) -> None:
+    file, state = timm_file(tmp_path, form), timm_state()
+    config = begun(store, tmp_path, file, **OF_TIMM)
+    plan(config, create_run(Path(config.runs), "pretrain", dump(config), {}))
+    paths, saying = run(config)
+    found = weights(last(paths))
+    assert torch.equal(found["positions"], state["pos_embed"][0])
+    assert torch.equal(found["patch_embed.weight"], state["patch_embed.proj.weight"].flatten(1))
+    assert torch.equal(found["blocks.1.mlp_in.weight"], state["blocks.1.mlp.fc1.weight"])
+    untrained = dict(build_mae(2, seed=config.seed, **config.model.model_dump()).named_parameters())
+    decoder = [name for name in found if name.startswith("decoder")]
+    # Biases begin at 0, from where even a step without length leads away.
+    assert decoder and all(torch.allclose(found[name], untrained[name], rtol=0, atol=1e-20) for name in decoder)
+    meta = read_meta(last(paths))
+    assert meta.init_from is not None and meta.init_from["checkpoint"] == str(file)
+    assert any(f"beginning with the encoder of {file}" in line for line in saying.said)
+
+
+def test_timms_colours_become_channels_when_asked(store: Path, tmp_path: Path) -> None:
+    file = timm_file(tmp_path, "safetensors", channels=3)
+    refused = begun(store, tmp_path, file, **OF_TIMM)
+    paths = create_run(Path(refused.runs), "pretrain", dump(refused), {})
+    for act in (lambda: plan(refused, paths), lambda: train(refused, start(paths)[0])):
+        with pytest.raises(
+            UsageError, match=r"init_from=.*trained on 3 channels.*adapt_channels=mean or repeat"
+        ) as error:
+            act()
+        assert "\n" not in str(error.value)
+    config = begun(store, tmp_path, file, adapt_channels="mean", **OF_TIMM)
+    found = weights(last(run(config)[0]))["patch_embed.weight"].view(32, 2, 8, 8)
+    mean = timm_state(3)["patch_embed.proj.weight"].mean(1) * 3 / 2
+    assert torch.allclose(found[:, 0], mean) and torch.allclose(found[:, 1], mean)
+
+
+def test_what_is_no_state_dict_is_refused_in_one_sentence(store: Path, tmp_path: Path) -> None:
+    timm_file(tmp_path, "pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "vit.pt").read_bytes()[:2000])
+    (tmp_path / "torn.safetensors").write_bytes(timm_file(tmp_path, "safetensors").read_bytes()[:2000])
+    torch.save({"model": 3}, tmp_path / "number.pt")
+    torch.save(Path("a pickle that could run something"), tmp_path / "pickle.pt")
+    (tmp_path / "text.pth").write_text("no weights")
+    for name, message in (
+        ("torn.pt", "cannot be read"),
+        ("torn.safetensors", "cannot be read"),
+        ("number.pt", "is no state dict of tensors by name"),
+        ("pickle.pt", "holds more than tensors"),
+        ("text.pth", "holds more than tensors, or is no file of torch's"),
+    ):
+        config = begun(store, tmp_path, tmp_path / name, **OF_TIMM)
+        with pytest.raises((UsageError, WorkError), match=message) as error:
+            plan(config, create_run(Path(config.runs), "pretrain", dump(config), {}))
+        assert "\n" not in str(error.value) and name in str(error.value)
