@@ -26,17 +26,27 @@ def snapshot_code(paths: RunPaths) -> None:
 
 
 def copy_code(folder: Path) -> None:
-    """Copy the package that runs now, with its recipes, to `folder`, in place of what is there."""
+    """Copy the package that runs now, with its recipes, to `folder`, in place of what is there.
+
+    What numba has compiled goes with it, and the times of the files by which numba knows that it fits: else every run would compile
+    anew on every node, a quarter of a minute.
+    """
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=ignore)
+    shutil.copytree(PACKAGE, partial / PACKAGE.name, ignore=_left_out)
     recipes = PACKAGE.parent / "jobs"
     if not (PACKAGE / "recipes").is_dir() and recipes.is_dir():
-        shutil.copytree(recipes, partial / "jobs", ignore=ignore)
+        shutil.copytree(recipes, partial / "jobs", ignore=_left_out)
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder.parent)
     partial.rename(folder)
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """Of a folder's entries those that are not copied: Python's own caches, but for numba's."""
+    if Path(folder).name == "__pycache__":
+        return {name for name in names if Path(name).suffix not in (".nbi", ".nbc")}
+    return {name for name in names if name == "__pycache__" and not any((Path(folder) / name).glob("*.nbi"))}
 
 
 def chunk_to_feed(submission: Submission, jobs: SubmittedJobs, *, living: int, queued: int) -> Chunk | None:

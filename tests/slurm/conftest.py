@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from phenomhpc.slurm.submit import PACKAGE
 from tests.cluster import Cluster, why_not
 
 
@@ -26,8 +29,16 @@ def cluster() -> Iterator[Cluster]:
     reason = why_not()
     if reason:
         pytest.skip(f"no Slurm cluster: {reason}")
+    compiling = subprocess.Popen([sys.executable, "-c", f"import {', '.join(_compiled_modules())}"])
     with Cluster(Path(tempfile.mkdtemp(prefix="phc"))) as running:
+        assert compiling.wait() == 0
         yield running
+
+
+def _compiled_modules() -> list[str]:
+    """Modules with functions that are compiled when they are imported: once here, not in every run on every node."""
+    files = [path for path in sorted(PACKAGE.rglob("*.py")) if "\n@compiled(" in path.read_text()]
+    return [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in files]
 
 
 @pytest.fixture(autouse=True)

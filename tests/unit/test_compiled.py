@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from phenomhpc.compiled import compiled
+from phenomhpc.models import standardise_loops
+from phenomhpc.slurm.submit import PACKAGE, copy_code
 
 SOURCE = """
 def twice(values):
@@ -21,3 +27,18 @@ def test_a_function_that_nobody_can_keep_is_compiled_all_the_same() -> None:
     values = np.arange(4)
     compiled("void(i8[::1])")(names["twice"])(values)
     assert values.tolist() == [0, 2, 4, 6]
+
+
+def test_what_is_compiled_goes_with_the_code_of_a_run(tmp_path: Path) -> None:
+    assert standardise_loops.__file__ is not None and Path(standardise_loops.__file__).is_relative_to(PACKAGE)
+    copy_code(tmp_path / "code")
+    program = (
+        "from phenomhpc.models import standardise_loops as loops; print(loops.__file__); "
+        "print(sum(loops.standardise_planes.stats.cache_misses.values()))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    where, misses = done.stdout.split()
+    assert Path(where).is_relative_to(tmp_path / "code") and misses == "0"

@@ -193,7 +193,8 @@ def test_the_code_snapshot_is_the_package_with_its_recipes(tmp_path: Path) -> No
     snapshot_code(paths)
     assert (paths.code / "phenomhpc" / "slurm" / "submit.py").is_file()
     assert (paths.code / "jobs" / "pretrain.yaml").is_file()
-    assert not list(paths.code.rglob("__pycache__"))
+    assert not list(paths.code.rglob("*.pyc"))
+    assert all(list(folder.glob("*.nbi")) for folder in paths.code.rglob("__pycache__"))
     marker = paths.code / "phenomhpc" / "marker"
     marker.touch()
     snapshot_code(paths)  # a later attempt imports what was submitted
