@@ -1,4 +1,5 @@
-"""Beginning a run with the weights of another (--init-from): weights alone, at step 0, with a fresh optimiser.
+"""Beginning a run with the weights of another (--init-from): weights alone (their average, where it has one), at step 0, with a
+fresh optimiser.
 
 Only a run without a checkpoint of its own begins so.  Afterwards its own checkpoints win, and each of them names the one that it
 began with, and the digest of those weights.
@@ -14,6 +15,7 @@ import torch
 from phenomhpc.errors import UsageError
 from phenomhpc.models.checkpoint import CheckpointMeta, load_encoder, read_meta
 from phenomhpc.models.mae import MaskedAutoencoder, outline_mae
+from phenomhpc.models.weights import is_average
 from phenomhpc.runs import TaskContext
 from phenomhpc.train.named import named_checkpoint
 from phenomhpc.train.ranks import Ranks
@@ -31,13 +33,16 @@ def begin_from(
     folder = ranks.on_first(lambda: named_checkpoint(name, runs))
     meta = read_meta(folder)
     require_same_weights(folder, meta, state.model)
-    there, _ = load_encoder(folder)
+    there, meta = load_encoder(folder)
     with torch.no_grad():
         for parameter, given in zip(state.model.parameters(), there.parameters(), strict=True):
             parameter.copy_(given)
+    if state.ema is not None:
+        state.ema.begin()
     state.init_from = {"checkpoint": str(folder), "weights": meta.weights}
     if ranks.is_first:
-        ctx.progress.say(f"beginning with the weights of {folder}, after step {meta.step} there")
+        what = "averaged weights" if is_average(meta) else "weights"
+        ctx.progress.say(f"beginning with the {what} of {folder}, after step {meta.step} there")
         if tuple(channels) != meta.channels:
             ctx.progress.say(
                 f"its channels are {', '.join(meta.channels)}, those here {', '.join(channels)}: taken in this order"

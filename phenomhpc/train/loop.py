@@ -25,6 +25,7 @@ from phenomhpc.runs.heartbeat import START, STEP, beat
 from phenomhpc.train.begin import begin_from
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
+from phenomhpc.train.ema import Average
 from phenomhpc.train.faults import Skips, Spikes, usual_before
 from phenomhpc.train.feed import feed_for
 from phenomhpc.train.goodput import Meter
@@ -108,7 +109,11 @@ class _Run:
     ) -> _Run:
         require_validation(config, source)
         model = build_mae(source.num_channels, seed=config.seed, **config.model.model_dump()).to(ranks.device)
-        state = TrainState(model=model.train(), optimiser=make_optimiser(model, config.optim))
+        state = TrainState(
+            model=model.train(),
+            optimiser=make_optimiser(model, config.optim),
+            ema=Average.of(model, config.optim.ema),
+        )
         checkpoints = Checkpoints(
             ctx=ctx,
             ranks=ranks,
