@@ -178,7 +178,7 @@ def table_of(found: TrainEstimate) -> Table:
         (
             "a checkpoint",
             _gb(found.checkpoint_bytes),
-            f"weights and moments in fp32; {_gb(found.kept_bytes)} for those kept",
+            f"weights{', their average' if memory.average else ''} and moments in fp32; {_gb(found.kept_bytes)} for those kept",
         ),
     )
     return Table(title="Training, expected", columns=("what", "how much", "how"), rows=rows)
