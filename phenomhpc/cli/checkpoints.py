@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from phenomhpc.cli.complete import complete_run
@@ -65,24 +66,35 @@ def export(
         typer.Argument(help="A step folder, or a run (its newest committed checkpoint).", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="File to write: *.safetensors.", show_default=False)],
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="The model's own weights, or their moving average; auto: that where there is one.",
+            click_type=click.Choice(["model", "ema", "auto"]),
+        ),
+    ] = "auto",
     runs: RunsFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Write encoder and decoder as one safetensors file, which --checkpoint takes like a step folder."""
     from phenomhpc.models.checkpoint import checkpoint_digest
     from phenomhpc.models.export import export_weights
+    from phenomhpc.models.weights import EMA, MODEL, is_average
     from phenomhpc.train.named import named_checkpoint
 
     folder = named_checkpoint(checkpoint, runs_folder(runs))
-    meta = export_weights(folder, out)
+    meta = export_weights(folder, out, weights)
+    kind = EMA if is_average(meta) else MODEL
     facts: dict[str, Any] = {
         "checkpoint": str(folder), "out": str(out), "step": meta.step, "bytes": out.stat().st_size,
-        "digest": checkpoint_digest(out),
+        "weights": kind, "digest": checkpoint_digest(out),
     }  # fmt: skip
     if as_json:
         print_json(facts)
     else:
-        print(f"wrote {out}: step {meta.step} of {folder}, {facts['bytes']:,} bytes, digest {facts['digest']}")
+        print(
+            f"wrote {out}: step {meta.step} of {folder}, weights={kind}, {facts['bytes']:,} bytes, digest {facts['digest']}"
+        )
 
 
 @app.command()

@@ -403,6 +403,11 @@ class OptimConfig(Model):
     micro_batch: PositiveInt = Field(64, description="crops per forward pass on one rank")
     steps: PositiveInt = 1000
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="decay of a moving average of the weights, kept beside them, which is then measured, embedded by and exported; "
+        "default: none",
+    )
 
 
 class CheckpointConfig(Model):
@@ -553,6 +558,9 @@ class EmbedConfig(JobModel):
     snapshot: str | None = None
     checkpoint: str = Field(
         "", description="a step folder, an exported file, or a run (its newest committed checkpoint)"
+    )
+    weights: Literal["model", "ema", "auto"] = Field(
+        "auto", description="of the checkpoint: the model's own, or their moving average; auto: that where it holds one"
     )
     out: str | None = Field(None, description="folder of the embeddings; default RUN/embeddings")
     block: PositiveInt | None = Field(

@@ -5,9 +5,9 @@
     EMB/baselines/NAME/...            the same, from something that was not trained: `untrained`, `intensity`
     EMB/.progress/PLATE.json          completion record of a plate; it alone says that a plate is done
 
-A folder holds embeddings of one kind only.  Whoever comes with another checkpoint, block, pooling, dtype or backend is refused
-with one line; so is another snapshot, unless only what is new is asked for: then the plates that are in both snapshots with the
-same pixels and metadata stay, and the rest is added.
+A folder holds embeddings of one kind only.  Whoever comes with another checkpoint, other weights of it, another block, pooling,
+dtype or backend is refused with one line; so is another snapshot, unless only what is new is asked for: then the plates that are
+in both snapshots with the same pixels and metadata stay, and the rest is added.
 """
 
 from __future__ import annotations
@@ -53,11 +53,13 @@ class Binding:
 
     source: `checkpoint`, or the baseline's name (`untrained`, `intensity`)
     checkpoint: the step folder as it was given, for whoever wants to go back to the run; its digest decides
+    weights: of the checkpoint: `model`, or `ema`, their moving average
     store, snapshot_digest: the pixels; block: 1-based; channels: in the encoder's order
     """
 
     source: str
     checkpoint: str
+    weights: str = "model"  # what folders of older versions hold
     checkpoint_digest: str
     store: str
     snapshot_digest: str

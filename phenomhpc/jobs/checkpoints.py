@@ -33,6 +33,7 @@ def describe(checkpoints: Path) -> list[dict[str, Any]]:
                 "mebibytes": round(size / MEBIBYTE, 1),
                 "saved": saved and f"{saved:%Y-%m-%d %H:%M}",
                 "ranks": meta and meta.world_size,
+                "ema": meta and meta.ema,
                 "left_out": meta and sum(last - first for first, last in meta.skip_ledger),
                 "scores": scores.get(step, {}),
                 "damage": damage(folder),

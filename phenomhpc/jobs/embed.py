@@ -26,6 +26,7 @@ from phenomhpc.jobs.parts import Parts
 from phenomhpc.models.checkpoint import CheckpointMeta, checkpoint_digest, read_meta
 from phenomhpc.models.intensity import IntensityStatistics
 from phenomhpc.models.kinds import encoder_shape, identifying_fields, takes_any_channels
+from phenomhpc.models.weights import EMA, MODEL, choose_weights, is_average
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, TaskContext, Unit, digest_of
 from phenomhpc.store import Snapshot, open_store
@@ -64,7 +65,7 @@ class Source:
         store = open_store(config.store)
         snapshot = Snapshot.open(store, config.snapshot)
         checkpoint = named_checkpoint(config.checkpoint, Path(config.runs))
-        meta = read_meta(checkpoint)
+        meta = choose_weights(checkpoint, read_meta(checkpoint), config.weights)
         channels = choose_channels(config.channels, meta, checkpoint)
         match_channels(snapshot.channels, channels, config.store)
         if meta.illumination == APPLY:
@@ -73,7 +74,8 @@ class Source:
         binding = Binding(
             source=CHECKPOINT,
             checkpoint=str(checkpoint),
-            checkpoint_digest=checkpoint_digest(checkpoint),
+            weights=EMA if is_average(meta) else MODEL,
+            checkpoint_digest=checkpoint_digest(checkpoint, config.weights),
             store=config.store,
             snapshot_digest=snapshot.digest,
             block=shape.num_blocks if config.block is None else config.block,
@@ -236,9 +238,15 @@ def _baseline_bindings(config: EmbedConfig, source: Source) -> dict[str, Binding
     num_statistics = len(bound.channels) * IntensityStatistics.PER_CHANNEL
     digest = digest_of(INTENSITY, {"channels": bound.channels, "scale": source.scale}, [])
     return {
-        UNTRAINED: replace(bound, source=UNTRAINED, checkpoint_digest=drawn),
+        UNTRAINED: replace(bound, source=UNTRAINED, weights=MODEL, checkpoint_digest=drawn),
         INTENSITY: replace(
-            bound, source=INTENSITY, checkpoint_digest=digest, block=0, pooling="mean", num_features=num_statistics
+            bound,
+            source=INTENSITY,
+            weights=MODEL,
+            checkpoint_digest=digest,
+            block=0,
+            pooling="mean",
+            num_features=num_statistics,
         ),
     }
 
@@ -271,7 +279,7 @@ def _encoders(config: EmbedConfig, source: Source) -> dict[str, CropEncoder]:
     from phenomhpc.models.mae import build_mae
 
     device, meta = _device(config), source.meta
-    model, _ = load_encoder(source.checkpoint, device)
+    model, _ = load_encoder(source.checkpoint, device, config.weights)
 
     def vit(model: MaskedAutoencoder) -> ModelEncoder:
         return ModelEncoder(

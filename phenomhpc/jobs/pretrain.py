@@ -80,8 +80,9 @@ def num_parameters(config: PretrainConfig) -> int:
 
 
 def output_bytes(config: PretrainConfig) -> int:
-    """About what the checkpoints of a run take: weights and the optimiser's moments in fp32, those kept and one in the making."""
-    copies = {"lion": 2, "adamw": 3}[config.optim.name]
+    """About what the checkpoints of a run take: weights, the optimiser's moments and the weights' average in fp32, those kept and
+    one in the making."""
+    copies = {"lion": 2, "adamw": 3}[config.optim.name] + (config.optim.ema is not None)
     kept, steps = config.checkpoint, config.optim.steps
     made = -(-steps // kept.every_steps)
     # A step that both cadences share is saved and kept for good.
@@ -215,6 +216,13 @@ def _page(config: PretrainConfig, paths: RunPaths, folder: Path, shown: Shown, m
     )
     if meta.init_from is not None:
         facts += (("began with", f"weights of {meta.init_from['checkpoint']}"),)
+    if meta.ema is not None:
+        facts += (
+            (
+                "moving average",
+                f"of the weights, decay {meta.ema:g}; pictures, validations and probes are the average's",
+            ),
+        )
     facts += tuple(("alarm", alarm) for alarm in alarms_of(read_events(paths)))
     crops = Section(
         title="Crops as they are, as the model sees them, as it completes them",

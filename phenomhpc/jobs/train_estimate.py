@@ -100,7 +100,8 @@ def estimate_train(
     micro, computed = shares_of(optim.global_batch, config.data.crops_per_visit, optim.micro_batch, num_gpus)
     step_s = computed / rate
     values = num_channels * config.model.crop_px**2
-    checkpoint = checkpoint_bytes(cost, optim.name)
+    averaged = optim.ema is not None
+    checkpoint = checkpoint_bytes(cost, optim.name, ema=averaged)
     made = -(-optim.steps // config.checkpoint.every_steps)
     crops = optim.steps * optim.global_batch
     return TrainEstimate(
@@ -128,6 +129,7 @@ def estimate_train(
             micro_batch=micro,
             crop_values=values,
             itemsize=itemsize,
+            ema=averaged,
         ),
         checkpoint_bytes=checkpoint,
         kept_bytes=checkpoint * min(made, config.checkpoint.keep + 1),
@@ -176,7 +178,7 @@ def table_of(found: TrainEstimate) -> Table:
         (
             "a checkpoint",
             _gb(found.checkpoint_bytes),
-            f"weights and moments in fp32; {_gb(found.kept_bytes)} for those kept",
+            f"weights{', their average' if memory.average else ''} and moments in fp32; {_gb(found.kept_bytes)} for those kept",
         ),
     )
     return Table(title="Training, expected", columns=("what", "how much", "how"), rows=rows)
@@ -185,10 +187,9 @@ def table_of(found: TrainEstimate) -> Table:
 def _memory_words(found: TrainEstimate) -> str:
     memory = found.memory
     parts = f"weights {_gb(memory.weights)}, gradients {_gb(memory.gradients)}, moments {_gb(memory.moments)}"
+    average = f", their moving average {_gb(memory.average)}" if memory.average else ""
     copies = f", bf16 copies {_gb(memory.copies)}" if memory.copies else ""
-    return (
-        f"{parts}{copies}, activations about {_gb(memory.activations)}; {found.memory_share:.0%} of a {found.gpu.name}"
-    )
+    return f"{parts}{average}{copies}, activations about {_gb(memory.activations)}; {found.memory_share:.0%} of a {found.gpu.name}"
 
 
 def _rate_words(found: TrainEstimate) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from phenomhpc.errors import UsageError
 from phenomhpc.models.vit import TransformerBlock
 
+_SHAPES = 32
 _COMPILERS = ("cc", "gcc", "clang", "g++", "c++")
 
 
@@ -28,6 +29,9 @@ def blocks_of(model: nn.Module) -> Iterator[TransformerBlock]:
 
 def compile_blocks(model: nn.Module) -> None:
     """From now on compiled, for each shape and mode at the first call; the model's parameters keep their names."""
+    # Training, validation, probe and their last batches, each for the blocks of encoder and decoder: more than torch's 8.
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _SHAPES)
     for block in blocks_of(model):
         block.compile(dynamic=False)
 

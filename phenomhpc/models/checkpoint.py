@@ -2,7 +2,7 @@
 
 CHECKPOINTS/
   step-00001000/
-    __0_0.distcp ... .metadata   torch.distributed.checkpoint: model.*, optimiser.*
+    __0_0.distcp ... .metadata   torch.distributed.checkpoint: model.*, optimiser.*, ema.* (optim.ema)
     meta.json                    CheckpointMeta
     COMMITTED                    the files above with their sizes and crc32c, and the sha256 of that list; written last
 
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.models.export import is_export, load_export, read_export_meta
 from phenomhpc.models.kinds import complete_fields, identifying_fields
+from phenomhpc.models.weights import AUTO, choose_weights, has_average, is_average
 
 if TYPE_CHECKING:  # what a checkpoint says of itself is read without torch, whose import takes seconds
     import torch
@@ -64,6 +65,8 @@ class CheckpointMeta:
     torch: str
     weights: str  # weights_digest of the model's parameters
     init_from: dict[str, str] | None = None  # the checkpoint whose weights the run began with: its folder, their digest
+    ema: float | None = None  # decay of the moving average of the weights; None: there is none
+    ema_weights: str | None = None  # its weights_digest; None beside a decay: the weights themselves are the average
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
@@ -217,6 +220,11 @@ def model_key(name: str) -> str:
     return f"model.{name}"
 
 
+def average_key(name: str) -> str:
+    """Name in the checkpoint of the moving average of a parameter."""
+    return f"ema.{name}"
+
+
 def _require_shapes(folder: Path, reader: FileSystemReader, state: Mapping[str, Tensor]) -> None:
     stored = reader.read_metadata().state_dict_metadata
     for name, tensor in state.items():
@@ -253,12 +261,13 @@ def load_tensors(folder: Path, state: dict[str, Tensor]) -> None:
         raise WorkError(f"checkpoint {folder}: unreadable ({type(error).__name__}: {first[0]})") from error
 
 
-def load_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Fill CPU tensors by parameter name from a step folder or an export; raises as `load_tensors`."""
+def load_weights(path: Path, state: Mapping[str, Tensor], *, average: bool = False) -> None:
+    """Fill CPU tensors by parameter name from a step folder, or its average, or an export; raises as `load_tensors`."""
     if is_export(path):
         load_export(path, state)
     else:
-        load_tensors(path, {model_key(name): tensor for name, tensor in state.items()})
+        key = average_key if average else model_key
+        load_tensors(path, {key(name): tensor for name, tensor in state.items()})
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -273,14 +282,18 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[MaskedAutoencoder, CheckpointMeta]:
-    """The model of a step folder, or of an export, in eval mode, and its meta.  Its weights are checked against their digest.
+def load_encoder(
+    folder: Path, device: torch.device | str = "cpu", weights: str = AUTO
+) -> tuple[MaskedAutoencoder, CheckpointMeta]:
+    """The model of a step folder, or of an export, in eval mode, and the meta of the weights that were chosen
+    (`choose_weights`), which are checked against their digest.
 
-    Raises UsageError for a folder that is no checkpoint of this model, WorkError for a damaged one.
+    Raises UsageError for a folder that is no checkpoint of this model, or lacks these weights, WorkError for a damaged one.
     """
     from phenomhpc.models.mae import outline_mae
 
-    meta = read_meta(folder)
+    held = read_meta(folder)
+    meta = choose_weights(folder, held, weights)
     reason = None if is_export(folder) else damage(folder)
     if reason is not None:
         raise WorkError(f"checkpoint {folder}: {reason}; choose another step")
@@ -292,16 +305,17 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> tuple[Mask
         raise UsageError(f"checkpoint {folder}: {META} describes another kind of model ({error})") from error
     model = model.to_empty(device="cpu")
     state = dict(model.named_parameters())
-    load_weights(folder, {name: parameter.data for name, parameter in state.items()})
+    average = has_average(held) and is_average(meta)
+    load_weights(folder, {name: parameter.data for name, parameter in state.items()}, average=average)
     if weights_digest(state) != meta.weights:
         raise WorkError(f"checkpoint {folder}: the weights are not those that were saved; choose another step")
     model.lay_tables()
     return model.to(device).eval(), meta
 
 
-def checkpoint_digest(folder: Path) -> str:
-    """sha256 over what decides an embedding: weights, architecture, channels and their scale."""
-    meta = read_meta(folder)
+def checkpoint_digest(folder: Path, weights: str = AUTO) -> str:
+    """sha256 over what decides an embedding: the chosen weights, architecture, channels and their scale."""
+    meta = choose_weights(folder, read_meta(folder), weights)
     decides = {
         "weights": meta.weights,
         "model": identifying_fields(meta.model),

@@ -1,7 +1,7 @@
 """A checkpoint's weights as one safetensors file: what embedding and --init-from take as they take a step folder.
 
-The tensors are the model's parameters by name, as they were trained; the file's own metadata holds meta.json, as text under
-the key `phenomhpc`.  Nothing in it is a pickle, so it may come from somebody else.
+The tensors are the model's parameters by name, as they were trained or their moving average; the file's own metadata holds
+meta.json, as text under the key `phenomhpc`.  Nothing in it is a pickle, so it may come from somebody else.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from phenomhpc.commit import commit
 from phenomhpc.errors import UsageError, WorkError
+from phenomhpc.models.weights import AUTO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +30,8 @@ def is_export(path: Path) -> bool:
     return path.is_file()
 
 
-def export_weights(folder: Path, out: Path) -> CheckpointMeta:
-    """Write the weights of a step folder (or of another export) as `out`, whole or not at all; what is known of them.
+def export_weights(folder: Path, out: Path, weights: str = AUTO) -> CheckpointMeta:
+    """Write the chosen weights of a step folder (or of another export) as `out`, whole or not at all; what is known of them.
 
     Raises as `load_encoder` does, and UsageError for a name that is not *.safetensors.
     """
@@ -40,7 +41,7 @@ def export_weights(folder: Path, out: Path) -> CheckpointMeta:
 
     if out.suffix != SUFFIX:
         raise UsageError(f"--out {out}: weights are exported as {SUFFIX}; give a name that ends so")
-    model, meta = load_encoder(folder)
+    model, meta = load_encoder(folder, weights=weights)
     tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     commit(out, save(tensors, {_KEY: json.dumps(asdict(meta), sort_keys=True)}))
     return meta

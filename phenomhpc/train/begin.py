@@ -1,4 +1,5 @@
-"""Beginning a run with the weights of another, or of a timm ViT (--init-from): weights alone, at step 0, with a fresh optimiser.
+"""Beginning a run with the weights of another (their average, where it has one), or of a timm ViT (--init-from): weights alone, at
+step 0, with a fresh optimiser.
 
 Only a run without a checkpoint of its own begins so.  Afterwards its own checkpoints win, and each of them names the one that it
 began with, and the digest of those weights.
@@ -21,6 +22,7 @@ from phenomhpc.models.checkpoint import CheckpointMeta, load_encoder, read_meta,
 from phenomhpc.models.export import SUFFIX, read_export_meta
 from phenomhpc.models.mae import MaskedAutoencoder, outline_mae
 from phenomhpc.models.timm_weights import Adapt, from_timm
+from phenomhpc.models.weights import is_average
 from phenomhpc.runs import TaskContext
 from phenomhpc.train.named import named_checkpoint
 from phenomhpc.train.ranks import Ranks
@@ -43,13 +45,16 @@ def begin_from(
         return
     meta = read_meta(folder)
     require_same_weights(folder, meta, state.model)
-    there, _ = load_encoder(folder)
+    there, meta = load_encoder(folder)
     with torch.no_grad():
         for parameter, given in zip(state.model.parameters(), there.parameters(), strict=True):
             parameter.copy_(given)
+    if state.ema is not None:
+        state.ema.begin()
     state.init_from = {"checkpoint": str(folder), "weights": meta.weights}
     if ranks.is_first:
-        ctx.progress.say(f"beginning with the weights of {folder}, after step {meta.step} there")
+        what = "averaged weights" if is_average(meta) else "weights"
+        ctx.progress.say(f"beginning with the {what} of {folder}, after step {meta.step} there")
         if tuple(channels) != meta.channels:
             ctx.progress.say(
                 f"its channels are {', '.join(meta.channels)}, those here {', '.join(channels)}: taken in this order"
@@ -63,6 +68,8 @@ def _begin_from_timm(path: Path, adapt: Adapt, state: TrainState, ranks: Ranks, 
         for name, parameter in state.model.named_parameters():
             if name in found:
                 parameter.copy_(found[name])
+    if state.ema is not None:
+        state.ema.begin()
     digest = weights_digest({name: tensor.contiguous() for name, tensor in found.items()})
     state.init_from = {"checkpoint": str(path), "weights": digest}
     if ranks.is_first:

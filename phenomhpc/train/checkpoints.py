@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,7 @@ from phenomhpc.models.checkpoint import (
     COMMITTED,
     META,
     CheckpointMeta,
+    average_key,
     committed,
     damaged_bytes,
     list_files,
@@ -65,9 +66,10 @@ class DiskFullError(WorkError):
 class _Held:
     """What the thread needs of a state, while the state changes."""
 
-    meta: CheckpointMeta  # without the weights' digest
+    meta: CheckpointMeta  # without the digests of weights and average
     tensors: dict[str, Tensor]
     weights: dict[str, Tensor]  # of the first rank
+    average: dict[str, Tensor]  # of the first rank
     began: float
     blocked: float  # seconds
 
@@ -120,13 +122,16 @@ class Checkpoints:
         if self._plan is None:
             self._plan = SharedPlan.of(tensors, self.ranks.world)
         weights = {model_key(name): name for name in state.weights()} if self.ranks.is_first else {}
-        needed = {name: tensors[name] for name in {**dict.fromkeys(self._plan.names(self.ranks.rank)), **weights}}
+        average = {average_key(name): name for name in _averaged(state)} if self.ranks.is_first else {}
+        own = dict.fromkeys(self._plan.names(self.ranks.rank))
+        needed = {name: tensors[name] for name in {**own, **weights, **average}}
         held = self._copies.take(needed) if self.config.background else needed
         meta = self.describe(state, "")
         taken = _Held(
             meta=meta,
             tensors=held,
             weights={name: held[key] for key, name in weights.items()},
+            average={name: held[key] for key, name in average.items()},
             began=began,
             blocked=time.monotonic() - began,
         )
@@ -222,8 +227,10 @@ class Checkpoints:
     def _publish(self, held: _Held, temporary: Path, final: Path, shares: list[Written]) -> None:
         assert self._plan is not None
         write_index(temporary, self._plan, shares)
-        digest = weights_digest({name: tensor.cpu() for name, tensor in held.weights.items()})
-        commit(temporary / META, replace(held.meta, weights=digest).to_json(), token=self.ctx.token)
+        meta = replace(held.meta, weights=_digest(held.weights))
+        if held.average:
+            meta = replace(meta, ema_weights=_digest(held.average))
+        commit(temporary / META, meta.to_json(), token=self.ctx.token)
         known = {name: crc for share in shares for name, crc in share.checksums.items()}
         mark = make_mark(temporary, known)
         fsync_folder(temporary)
@@ -317,6 +324,7 @@ class Checkpoints:
             "random_scheme",
         ):
             require_same(folder, {name: getattr(there, name)}, {name: getattr(here, name)}, "", way_out=way_out)
+        require_same(folder, {"optim.ema": there.ema}, {"optim.ema": here.ema}, "", way_out=way_out)
         return there
 
     def _load(self, folder: Path, meta: CheckpointMeta, state: TrainState) -> str | None:
@@ -336,9 +344,19 @@ class Checkpoints:
         for name, tensor in tensors.items():
             if tensor is not on_cpu[name]:
                 tensor.copy_(on_cpu[name])
-        if weights_digest({name: tensor.cpu() for name, tensor in state.weights().items()}) != meta.weights:
+        if _digest(state.weights()) != meta.weights:
             return "its weights are not those that were saved"
+        if meta.ema_weights is not None and _digest(_averaged(state)) != meta.ema_weights:
+            return "its average of the weights is not the one that was saved"
         return None
+
+
+def _averaged(state: TrainState) -> dict[str, Tensor]:
+    return {} if state.ema is None else state.ema.weights
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    return weights_digest({name: tensor.cpu() for name, tensor in weights.items()})
 
 
 def _reason(error: BaseException) -> str:

@@ -13,26 +13,35 @@ FP32, BF16 = 4, 2
 class StepMemory:
     """Bytes of one rank, every rank holding the whole model.
 
-    weights and gradients in fp32; copies: of the weights in bf16, for a step's length; batch: a micro-batch's pixels.
+    weights, gradients and average (the weights' moving one) in fp32; copies: of the weights in bf16, for a step's length; batch: a
+    micro-batch's pixels.
     """
 
     weights: float
     gradients: float
     moments: float
+    average: float
     copies: float
     activations: float
     batch: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.moments + self.copies + self.activations + self.batch
+        return self.weights + self.gradients + self.moments + self.average + self.copies + self.activations + self.batch
 
 
 MOMENTS = {"lion": 1, "adamw": 2}
 
 
 def step_memory(
-    cost: ModelCost, *, optimiser: str, precision: str, micro_batch: int, crop_values: int, itemsize: int
+    cost: ModelCost,
+    *,
+    optimiser: str,
+    precision: str,
+    micro_batch: int,
+    crop_values: int,
+    itemsize: int,
+    ema: bool = False,
 ) -> StepMemory:
     """crop_values: pixels of a crop times its channels; itemsize: of the store's pixels, bytes."""
     weights = float(FP32 * cost.parameters)
@@ -40,12 +49,13 @@ def step_memory(
         weights=weights,
         gradients=weights,
         moments=MOMENTS[optimiser] * weights,
+        average=weights if ema else 0.0,
         copies=BF16 * cost.parameters if precision == "bf16" else 0.0,
         activations=micro_batch * cost.activation_bytes,
         batch=float(micro_batch * crop_values * itemsize),
     )
 
 
-def checkpoint_bytes(cost: ModelCost, optimiser: str) -> int:
-    """Weights and the optimiser's moments, fp32."""
-    return FP32 * (1 + MOMENTS[optimiser]) * cost.parameters
+def checkpoint_bytes(cost: ModelCost, optimiser: str, *, ema: bool = False) -> int:
+    """Weights, the optimiser's moments and the weights' moving average, fp32."""
+    return FP32 * (1 + MOMENTS[optimiser] + ema) * cost.parameters

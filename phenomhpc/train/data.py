@@ -156,6 +156,7 @@ class CropSource:
             random_scheme=RANDOM_SCHEME,
             torch=torch.__version__,
             weights=weights,
+            ema=config.optim.ema,
         )
 
 

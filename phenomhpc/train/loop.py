@@ -27,6 +27,7 @@ from phenomhpc.train.begin import begin_from
 from phenomhpc.train.checkpoints import Checkpoints
 from phenomhpc.train.data import CropSource
 from phenomhpc.train.determinism import repeatable
+from phenomhpc.train.ema import Average
 from phenomhpc.train.faults import Skips, Spikes, usual_before
 from phenomhpc.train.feed import feed_for
 from phenomhpc.train.goodput import Meter
@@ -116,7 +117,11 @@ class _Run:
             recompute_blocks(model)
         if compiled:
             compile_blocks(model)
-        state = TrainState(model=model.train(), optimiser=make_optimiser(model, config.optim, compiled=compiled))
+        state = TrainState(
+            model=model.train(),
+            optimiser=make_optimiser(model, config.optim),
+            ema=Average.of(model, config.optim.ema),
+        )
         checkpoints = Checkpoints(
             ctx=ctx,
             ranks=ranks,

@@ -43,19 +43,8 @@ class Lion(torch.optim.Optimizer):
     u = sign(beta1 * m + (1 - beta1) * g);  p = p * (1 - lr * decay) - lr * u;  m = beta2 * m + (1 - beta2) * g
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        compiled: bool = False,
-    ) -> None:
-        """compiled: each value is read and written once, which on a GPU takes a third of the time."""
+    def __init__(self, params: Iterable[Any], *, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-        # One kernel for parameters of all lengths: one over all of them at once takes minutes to compile.
-        self._compiled = torch.compile(_lion_update, dynamic=True) if compiled else None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -73,14 +62,6 @@ class Lion(torch.optim.Optimizer):
                 continue
             grads: list[Tensor] = [p.grad for p in params]
             momenta = [self._momentum(p) for p in params]
-            if self._compiled is not None:
-                bad_1 = torch.zeros((), device=params[0].device) if found_inf is None else found_inf
-                # Numbers would be compiled in, and the rate is another one in each step.
-                shrink_1 = torch.where(bad_1 > 0, 1.0, 1 - lr * decay)
-                rate_1 = torch.where(bad_1 > 0, 0.0, -lr)
-                for p, g, m in zip(params, grads, momenta, strict=True):
-                    self._compiled(p.view(-1), g.view(-1), m.view(-1), shrink_1, rate_1, bad_1, beta1, beta2)
-                continue
             shrink: float | Tensor = 1 - lr * decay
             if found_inf is not None:
                 # The momentum in place of a bad gradient leaves the momentum as it is, and is finite.
@@ -103,17 +84,8 @@ class Lion(torch.optim.Optimizer):
         return momentum
 
 
-def _lion_update(
-    p: Tensor, g: Tensor, m: Tensor, shrink: Tensor, rate: Tensor, bad: Tensor, beta1: float, beta2: float
-) -> None:
-    """Lion's update of one parameter [n] in place, for compiling; shrink, rate, bad f32[]: 1, 0, 1 where nothing is to change."""
-    safe = torch.where(bad > 0, m, g)
-    p.copy_(p * shrink + rate * torch.sign(torch.lerp(m, safe, 1 - beta1)))
-    m.copy_(torch.lerp(m, safe, 1 - beta2))
-
-
-def make_optimiser(model: nn.Module, config: OptimConfig, *, compiled: bool = False) -> torch.optim.Optimizer:
-    """The optimiser over two groups: weight decay for matrices, none for the rest.  compiled: Lion's update is.
+def make_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser over two groups: weight decay for matrices, none for the rest.
 
     Biases, norms, LayerScale, tokens and learned positions are not decayed, as in the public masked-autoencoder code (He et al.
     2022); the notes are silent.
@@ -126,7 +98,7 @@ def make_optimiser(model: nn.Module, config: OptimConfig, *, compiled: bool = Fa
     ]
     betas = (config.beta1, config.beta2)
     if config.name == "lion":
-        return Lion(groups, lr=config.peak_lr, betas=betas, weight_decay=config.weight_decay, compiled=compiled)
+        return Lion(groups, lr=config.peak_lr, betas=betas, weight_decay=config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.peak_lr, betas=betas, weight_decay=config.weight_decay, fused=True)
 
 

@@ -1,8 +1,8 @@
 """Linear probe while training: perturbations of held-out wells from the encoder's features, beside two baselines.
 
-Like a validation it moves nothing of the training.  A well's features are the mean over a few fixed crops; the wells are shared
-among the ranks, so that all of them are embedded in a moment.  Baselines, once: the encoder before it learned anything, and the
-statistics of the pixels.
+Like a validation it moves nothing of the training, and measures the average of the weights where there is one.  A well's
+features are the mean over a few fixed crops; the wells are shared among the ranks, so that all of them are embedded in a moment.
+Baselines, once: the encoder before it learned anything, and the statistics of the pixels.
 
 PROBE/ATTEMPT-STEP.parquet, a row for each source of features.  STEP counts the steps done.
 """
@@ -35,6 +35,7 @@ from phenomhpc.models.standardise import standardise
 from phenomhpc.runs import TaskContext, committing
 from phenomhpc.runs.heartbeat import STEP, beat
 from phenomhpc.train.data import CropSource
+from phenomhpc.train.ema import measured
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.retention import PROBE_ACCURACY, note_scores
 from phenomhpc.train.state import TrainState
@@ -59,10 +60,15 @@ class ProbeRow:
     num_train: int
     num_test: int
     seconds: float
+    weights: str | None = None  # of the encoder: model, or ema: their average; null of baselines and in older versions
 
 
 _INTEGERS = ("step", "num_classes", "num_train", "num_test")
-_TYPES = {name: pa.int64() for name in _INTEGERS} | {"time": pa.timestamp("us", tz="UTC"), "source": pa.string()}
+_TYPES = {name: pa.int64() for name in _INTEGERS} | {
+    "time": pa.timestamp("us", tz="UTC"),
+    "source": pa.string(),
+    "weights": pa.string(),
+}
 SCHEMA = pa.schema([(column.name, _TYPES.get(column.name, pa.float64())) for column in fields(ProbeRow)])
 
 
@@ -136,7 +142,8 @@ class LinearProbe:
         mode = state.model.training
         state.model.eval()
         try:
-            row = self._row(state.step, ENCODER, self._encoder(state.model))
+            with measured(state.ema) as weights:
+                row = self._row(state.step, ENCODER, self._encoder(state.model), weights)
         finally:
             state.model.train(mode)
         self.last_accuracy = row.accuracy
@@ -153,7 +160,7 @@ class LinearProbe:
 
         return encode
 
-    def _row(self, step: int, source: str, encode: Encode) -> ProbeRow:
+    def _row(self, step: int, source: str, encode: Encode, weights: str | None = None) -> ProbeRow:
         began = time.perf_counter()
         wells = self.wells
         assert wells is not None
@@ -161,7 +168,12 @@ class LinearProbe:
         test = wells.is_test
         found = linear_probe(features[~test], wells.label[~test].tolist(), features[test], wells.label[test].tolist())
         return ProbeRow(
-            step=step, time=datetime.now(UTC), source=source, **asdict(found), seconds=time.perf_counter() - began
+            step=step,
+            time=datetime.now(UTC),
+            source=source,
+            **asdict(found),
+            seconds=time.perf_counter() - began,
+            weights=weights,
         )
 
     def _features(self, wells: ProbeWells, encode: Encode) -> NDArray[np.float64]:

@@ -12,8 +12,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from phenomhpc.crops.ledger import Ledger
-from phenomhpc.models.checkpoint import model_key
+from phenomhpc.models.checkpoint import average_key, model_key
 from phenomhpc.models.mae import MaeOutput, MaskedAutoencoder
+from phenomhpc.train.ema import Average
 from phenomhpc.train.optim import state_tensors
 from phenomhpc.train.ranks import Ranks
 
@@ -31,6 +32,8 @@ class TrainState:
     skip_ledger: Ledger = ()
     init_from: dict[str, str] | None = None
     """The checkpoint whose weights the run began with, as CheckpointMeta says it."""
+    ema: Average | None = None
+    """The moving average of the weights, where there is one."""
 
     def weights(self) -> dict[str, Tensor]:
         """The parameters under the names of the model, sharing their memory."""
@@ -39,6 +42,8 @@ class TrainState:
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint holds, sharing the memory of the state."""
         state = {model_key(name): tensor for name, tensor in self.weights().items()}
+        if self.ema is not None:
+            state |= {average_key(name): tensor for name, tensor in self.ema.weights.items()}
         optimiser = state_tensors(self.model, self.optimiser)
         return state | {f"optimiser.{name}": tensor for name, tensor in optimiser.items()}
 

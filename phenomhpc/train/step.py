@@ -48,7 +48,8 @@ def run_step(
 ) -> StepSums:
     """Accumulate over the `num_micro` micro-batches, exchange gradients with the last one, update.  The state is one step further.
 
-    Where the gradient is not finite, weights and optimiser stay as they are: on all ranks, since it is the exchanged one.
+    Where the gradient is not finite, weights, their average and optimiser stay as they are: on all ranks, since it is the
+    exchanged one.
 
     Each micro-batch's loss is a mean over its weights; times their sum, over the global batch, it is its share of the
     global mean.  DDP divides by the world, so the share is multiplied by it first.
@@ -65,7 +66,10 @@ def run_step(
     if settings.clip_grad_norm is not None:
         torch._foreach_mul_(gradients, (settings.clip_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
     set_lr(state.optimiser, lr)
-    step_unless(state.optimiser, ~torch.isfinite(grad_norm))
+    bad = ~torch.isfinite(grad_norm)
+    step_unless(state.optimiser, bad)
+    if state.ema is not None:
+        state.ema.update(bad)
     state.step += 1
     return StepSums(losses=losses, grad_norm=grad_norm)
 

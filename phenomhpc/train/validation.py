@@ -1,5 +1,7 @@
 """Validation while training: the loss over fixed held-out crops, and what the model makes of a few of them.
 
+It measures the average of the weights where the run keeps one (optim.ema).
+
 Nothing of the training moves: no gradient, no stochastic depth, no random number, and the crops have a reader of their own.
 Crops and masks are functions of the snapshot alone, so that losses of different runs, and of one run on different numbers of
 ranks, compare (to rounding).  Every rank takes as many forward passes, padded with weight 0.
@@ -32,6 +34,7 @@ from phenomhpc.models.standardise import standardise
 from phenomhpc.runs import RunPaths, TaskContext, commit, committing
 from phenomhpc.runs.heartbeat import STEP, beat
 from phenomhpc.train.data import CropSource
+from phenomhpc.train.ema import measured
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.retention import PROBE_ACCURACY, note_scores
 from phenomhpc.train.state import TrainState
@@ -54,9 +57,10 @@ class ValidationRow:
     val_mse: float
     val_fourier: float
     seconds: float
+    weights: str | None = None  # model, or ema: their average; null in those of older versions
 
 
-_TYPES = {"step": pa.int64(), "time": pa.timestamp("us", tz="UTC"), "crops": pa.int64()}
+_TYPES = {"step": pa.int64(), "time": pa.timestamp("us", tz="UTC"), "crops": pa.int64(), "weights": pa.string()}
 SCHEMA = pa.schema([(column.name, _TYPES.get(column.name, pa.float64())) for column in fields(ValidationRow)])
 
 
@@ -126,7 +130,7 @@ class Validation:
         mode = state.model.training
         state.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), measured(state.ema) as weights:
                 sums = self.ranks.sum_in_order(self._losses(state, crops)[None])[0].tolist()
                 original = self._standardised(shown.pixels)
                 with self._autocast():
@@ -142,6 +146,7 @@ class Validation:
             val_mse=mse,
             val_fourier=fourier,
             seconds=time.perf_counter() - began,
+            weights=weights,
         )
         self.last_loss = loss
         self.ranks.on_first(lambda: self._publish(row, original, images))

@@ -10,7 +10,7 @@ import torch
 
 from phenomhpc.config import OptimConfig
 from phenomhpc.models.mae import build_mae
-from phenomhpc.train.optim import Lion, make_optimiser, one_cycle_lr, set_lr, state_tensors, step_unless
+from phenomhpc.train.optim import Lion, make_optimiser, one_cycle_lr, set_lr, state_tensors
 from tests.unit.test_models_mae import TINY
 
 
@@ -124,29 +124,3 @@ def test_preparing_the_state_does_not_change_the_first_step() -> None:
             optimiser.step()
     for mine, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(mine, theirs)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch calls deprecated
-@pytest.mark.parametrize("bad", [0.0, 1.0])
-def test_a_compiled_lion_is_lion(bad: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    pairs = []
-    for _ in range(2):
-        pairs.append([torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((7, 5), (9,))])
-    with torch.no_grad():
-        for mine, theirs in zip(*pairs, strict=True):
-            theirs.copy_(mine)
-    eager, compiled = (
-        Lion(params, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1, compiled=flag)
-        for params, flag in zip(pairs, (False, True), strict=True)
-    )
-    for number in range(3):
-        for mine, theirs in zip(*pairs, strict=True):
-            mine.grad = torch.randn(mine.shape, generator=generator)
-            theirs.grad = mine.grad.clone()
-        for optimiser in (eager, compiled):
-            set_lr(optimiser, 1e-2 / (1 + number))
-            step_unless(optimiser, torch.tensor(bad > 0 and number == 1))
-    for mine, theirs in zip(*pairs, strict=True):
-        torch.testing.assert_close(theirs, mine, rtol=1e-6, atol=1e-6)
