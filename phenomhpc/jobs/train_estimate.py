@@ -20,7 +20,7 @@ from phenomhpc.train.costs import StepMemory, checkpoint_bytes, step_memory
 from phenomhpc.train.gpus import GIGABYTE, Gpu, gpu_named
 
 DEFAULT_GPU = "h100"
-# What we aim at of a GPU's published peak with bf16 and compiled models; not measured on any.
+# Of a GPU's published peak, with bf16 and compiled blocks: what L/8 reached on one H200 (docs/benchmarks.md); small ones less.
 DEFAULT_MFU = 0.35
 # Of a GPU's memory what torch, its libraries and fragments take.
 USABLE_MEMORY = 0.92
@@ -55,6 +55,7 @@ class TrainEstimate:
     memory: StepMemory
     checkpoint_bytes: int
     kept_bytes: int
+    recomputes: bool
 
     @property
     def memory_share(self) -> float:
@@ -130,9 +131,11 @@ def estimate_train(
             crop_values=values,
             itemsize=itemsize,
             ema=averaged,
+            recompute=config.activation_checkpointing,
         ),
         checkpoint_bytes=checkpoint,
         kept_bytes=checkpoint * min(made, config.checkpoint.keep + 1),
+        recomputes=config.activation_checkpointing,
     )
 
 
@@ -204,7 +207,7 @@ def words_of(found: TrainEstimate) -> list[str]:
     if found.memory_share > 1:
         lines.append(
             f"too large: a micro-batch needs {_gb(found.memory.total)}, a {found.gpu.name} has {found.gpu.memory_gb:g} GB; "
-            "give a smaller optim.micro_batch"
+            "give a smaller optim.micro_batch" + ("" if found.recomputes else ", or activation_checkpointing=true")
         )
     if found.utilisation < 0.95:
         lines.append(

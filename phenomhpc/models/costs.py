@@ -26,6 +26,7 @@ class ModelCost:
     times that.  inference_flop: `encode`, nothing hidden.
     activation_bytes: what autograd keeps in eager mode with a fused attention; not the weights, their copies in bf16, nor
     what exists only for a moment.  A compiled model keeps less.  In bf16: by a GPU's rules of what stays fp32.
+    recomputed_bytes: the same with activation checkpointing: the blocks' inputs, and what one block keeps while its turn is.
     """
 
     encoder_parameters: int
@@ -33,6 +34,7 @@ class ModelCost:
     forward_flop: int
     inference_flop: int
     activation_bytes: int
+    recomputed_bytes: int
 
     @property
     def parameters(self) -> int:
@@ -173,6 +175,7 @@ class _Transformer:
             forward_flop=self._encoder_flop(self.num_visible) + self._decoder_flop(),
             inference_flop=self._encoder_flop(self.num_patches),
             activation_bytes=self._encoder_bytes() + self._decoder_bytes() + self._loss_bytes(),
+            recomputed_bytes=self._recomputed_bytes(),
         )
 
     def _encoder_parameters(self) -> int:
@@ -216,6 +219,15 @@ class _Transformer:
         looking = size * (G * D + L * D + G * D + 2 * L * D + G * D) + G * D * (_F32 + size) + 2 * G * M * size
         stack = self.decoder_depth * self.decoder.activation_bytes(G, size)
         return shared + self.num_channels * (looking + stack)
+
+    def _recomputed_bytes(self) -> int:
+        inside = 1 + self.registers + self.num_visible
+        outside = self.in_group if self.by_channel else 1 + self.num_patches
+        stacks = self.decoder_depth * (self.num_channels if self.by_channel else 1)
+        kept = self.encoder.activation_bytes(inside, self.size), self.decoder.activation_bytes(outside, self.size)
+        inputs = _F32 * (self.depth * inside * self.encoder.dim + stacks * outside * self.decoder.dim)
+        everything = self._encoder_bytes() + self._decoder_bytes() + self._loss_bytes()
+        return everything - self.depth * kept[0] - stacks * kept[1] + inputs + max(kept)
 
     def _loss_bytes(self) -> int:
         """Differences, pixels and the half spectrum (its complex values and the sign of what they differ by), fp32."""

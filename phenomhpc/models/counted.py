@@ -28,12 +28,14 @@ def counted_cost(fields: Mapping[str, Any], num_channels: int, *, precision: Lit
         with FlopCounterMode(display=False) as inference:
             model.eval().encode(crops)
     counts = count_parameters(model)
+    kept = _kept_bytes(fields, num_channels, bf16=precision == "bf16") // _CROPS
     return ModelCost(
         encoder_parameters=counts["encoder"],
         decoder_parameters=counts["decoder"],
         forward_flop=forward.get_total_flops() // _CROPS,
         inference_flop=inference.get_total_flops() // _CROPS,
-        activation_bytes=_kept_bytes(fields, num_channels, bf16=precision == "bf16") // _CROPS,
+        activation_bytes=kept,
+        recomputed_bytes=kept,  # it has no blocks that could be
     )
 
 

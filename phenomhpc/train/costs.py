@@ -42,8 +42,9 @@ def step_memory(
     crop_values: int,
     itemsize: int,
     ema: bool = False,
+    recompute: bool = False,
 ) -> StepMemory:
-    """crop_values: pixels of a crop times its channels; itemsize: of the store's pixels, bytes."""
+    """crop_values: pixels of a crop times its channels; itemsize: of the store's pixels, bytes; recompute: of blocks' activations."""
     weights = float(FP32 * cost.parameters)
     return StepMemory(
         weights=weights,
@@ -51,7 +52,7 @@ def step_memory(
         moments=MOMENTS[optimiser] * weights,
         average=weights if ema else 0.0,
         copies=BF16 * cost.parameters if precision == "bf16" else 0.0,
-        activations=micro_batch * cost.activation_bytes,
+        activations=micro_batch * (cost.recomputed_bytes if recompute else cost.activation_bytes),
         batch=float(micro_batch * crop_values * itemsize),
     )
 

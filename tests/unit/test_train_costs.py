@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from phenomhpc.config import PretrainConfig, resolve
 from phenomhpc.errors import UsageError
+from phenomhpc.models.blocks import blocks_of, recompute_blocks
 from phenomhpc.models.costs import model_cost
 from phenomhpc.models.mae import MaskedAutoencoder, build_mae, count_parameters, outline_mae
 from phenomhpc.train.costs import checkpoint_bytes, step_memory
@@ -73,11 +77,8 @@ def test_flop_of_the_published_recipes_are_those_of_the_notes() -> None:
         assert found / 1e9 == pytest.approx(gflop, rel=0.03), recipe
 
 
-@pytest.mark.parametrize("changes", [{}, {"mlp_ratio": 6.0, "depth": 5}, {"layer_scale": 0.0, "decoder_depth": 4}])
-def test_activations_are_those_that_autograd_keeps(changes: dict[str, Any]) -> None:
-    fields = fields_of("model=mae_vit_tiny") | changes
-    cost, batch = model_cost(fields, 3), 6
-    model = build_mae(3, **fields).train()
+def bytes_kept(model: nn.Module, forward: Callable[[], object], beside: Iterable[torch.Tensor] = ()) -> int:
+    """Of what autograd keeps of a forward pass, parameters and tables left out; beside: tensors that are kept as well."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
 
@@ -86,8 +87,37 @@ def test_activations_are_those_that_autograd_keeps(changes: dict[str, Any]) -> N
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run(model, batch)
-    counted = sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in own)
+        forward()
+    for tensor in beside:
+        keep(tensor)
+    return sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in own)
+
+
+@pytest.mark.parametrize("changes", [{}, {"kind": "ca_mae_vit"}, {"depth": 5, "decoder_depth": 4}])
+def test_recomputed_activations_are_inputs_of_blocks_and_one_block(changes: dict[str, Any]) -> None:
+    fields = fields_of("model=mae_vit_tiny") | changes
+    cost, batch = model_cost(fields, 3), 6
+    model = build_mae(3, **fields).train()
+    inputs: list[torch.Tensor] = []
+    blocks = list(blocks_of(model))
+    for block in blocks:
+        block.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    recompute_blocks(model)
+    outside = bytes_kept(model, lambda: run(model, batch), inputs)
+    alone = []
+    for block, given in zip(blocks, list(inputs), strict=True):
+        block.recompute = False
+        alone.append(bytes_kept(block, partial(block, given.detach().requires_grad_())) - given.nbytes)
+    assert batch * cost.recomputed_bytes == pytest.approx(outside + max(alone), rel=0.05)
+    assert cost.recomputed_bytes < 0.6 * cost.activation_bytes
+
+
+@pytest.mark.parametrize("changes", [{}, {"mlp_ratio": 6.0, "depth": 5}, {"layer_scale": 0.0, "decoder_depth": 4}])
+def test_activations_are_those_that_autograd_keeps(changes: dict[str, Any]) -> None:
+    fields = fields_of("model=mae_vit_tiny") | changes
+    cost, batch = model_cost(fields, 3), 6
+    model = build_mae(3, **fields).train()
+    counted = bytes_kept(model, lambda: run(model, batch))
     memory = step_memory(cost, optimiser="lion", precision="fp32", micro_batch=batch, crop_values=3 * 64**2, itemsize=0)
     assert memory.activations + memory.copies == pytest.approx(counted, rel=0.04)
 
