@@ -44,7 +44,7 @@ def step_memory(
     ema: bool = False,
     recompute: bool = False,
 ) -> StepMemory:
-    """crop_values: pixels of a crop times its channels; itemsize: of the store's pixels, bytes; recompute: of blocks' activations."""
+    """crop_values: pixels of a crop times its channels; itemsize: of the store's pixels, bytes; recompute: block by block."""
     weights = float(FP32 * cost.parameters)
     return StepMemory(
         weights=weights,
