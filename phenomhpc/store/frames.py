@@ -35,6 +35,9 @@ from phenomhpc.store.vectors import (
     weave_32,
 )
 
+COMPILED_WITH = "01c5a36971bd07ac"
+"""The beginning of vectors.py's sha256, as a test demands: with another one this file is another, and numba compiles it anew."""
+
 # What a chunk turns out to be: put where it belongs; laid out so that blosc must decode it; damaged.
 DONE, FOR_BLOSC, RAW_LENGTH, HEADER, CUT, OUTSIDE, BLOCK_CUT, NOT_DECODED = range(8)
 # Rows that are put together before they are copied away: with all that is in between they stay in the first-level cache.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 from phenomhpc.compiled import compiled
 from phenomhpc.models import standardise_loops
 from phenomhpc.slurm.submit import PACKAGE, copy_code
+from phenomhpc.store.frames import COMPILED_WITH
 
 SOURCE = """
 def twice(values):
@@ -27,6 +29,12 @@ def test_a_function_that_nobody_can_keep_is_compiled_all_the_same() -> None:
     values = np.arange(4)
     compiled("void(i8[::1])")(names["twice"])(values)
     assert values.tolist() == [0, 2, 4, 6]
+
+
+def test_frames_are_compiled_anew_when_their_instructions_change() -> None:
+    """numba would go on with machine code that was made with other instructions."""
+    now = hashlib.sha256((PACKAGE / "store" / "vectors.py").read_bytes()).hexdigest()
+    assert now.startswith(COMPILED_WITH), f"vectors.py has changed: set frames.COMPILED_WITH to {now[:16]}"
 
 
 def test_what_is_compiled_goes_with_the_code_of_a_run(tmp_path: Path) -> None:
