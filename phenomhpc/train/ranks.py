@@ -148,7 +148,8 @@ def in_order(parts: list[Tensor]) -> Tensor:
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """The ranks by torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_*); absent: one rank, no process group.
+    """The ranks by torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_*); absent: one rank, no
+    process group.
 
     `device` is auto, cpu or cuda.  gloo on CPUs, NCCL on GPUs; the group is taken down at the end.
     """

@@ -43,15 +43,13 @@ def shard(model: nn.Module, ranks: Ranks, sharding: Sharding, *, bf16_gradients:
     """Cut the parameters into parts, block by block, on the ranks' device; afterwards make optimiser and average of them.
 
     Compiled and recomputed blocks are to be so before.  The model may come on the CPU: a GPU then holds one whole block at most.
-    bf16_gradients: exchanged in half as many bytes.  With one part for each parameter nothing is done.  Called by all ranks together.
+    bf16_gradients: exchanged in half as many bytes.  One part: nothing is done.  Called by all ranks together.
     """
     shards = num_shards(sharding, ranks)
     if shards == 1:
         return
     mesh = _mesh(ranks, shards)
-    policy = MixedPrecisionPolicy(
-        reduce_dtype=torch.bfloat16 if bf16_gradients else None, cast_forward_inputs=False
-    )
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if bf16_gradients else None, cast_forward_inputs=False)
     for block in blocks_of(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # Cut again after a forward pass, too: a validation must leave nothing whole behind, which may be the average's weights.

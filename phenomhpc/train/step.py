@@ -82,9 +82,7 @@ def _accumulate(replica: Replica, batch: DeviceBatch, settings: StepSettings, ra
     pixels = batch.pixels if batch.is_ready else settings.standardise(batch.pixels)
     # Sharded: bf16 copies of the weights must not outlive their block.
     cached = replica.shards == 1
-    with torch.autocast(
-        ranks.device.type, torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=cached
-    ):
+    with torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=cached):
         output = replica.forward(pixels, batch.mask_noise, batch.drop_key, batch.weight)
     share = batch.weight.sum() / settings.global_batch
     # A loss that is not finite makes the gradient so, which the other ranks see.

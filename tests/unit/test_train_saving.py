@@ -10,11 +10,13 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from phenomhpc.errors import WorkError
 from phenomhpc.models.checkpoint import META, damage, newest_committed, step_folder
 from phenomhpc.runs import TaskContext, read_events
 from phenomhpc.train import checkpoints as module
+from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.retention import note_scores
 from phenomhpc.train.saving import SharedPlan
 from tests.unit.test_convert_disk import MOUNTS
