@@ -2,7 +2,7 @@
 
 DCP's own save asks every rank for its plan, on the training's process group, and copies while it writes.  Here the plan
 follows from names and shapes alone, so that each rank works it out by itself and copies what is its own before training
-goes on: with N ranks that hold the same state, about an N-th of it.
+goes on: with N ranks that hold the same state, about an N-th of it.  Ranks that hold parts tell each other once which.
 """
 
 from __future__ import annotations
