@@ -195,7 +195,8 @@ def _memory_words(found: TrainEstimate) -> str:
     average = f", their moving average {_gb(memory.average)}" if memory.average else ""
     copies = f", bf16 copies {_gb(memory.copies)}" if memory.copies else ""
     gathered = f", blocks gathered {_gb(memory.gathered)}" if memory.gathered else ""
-    return f"{parts}{average}{copies}{gathered}, activations about {_gb(memory.activations)}; {found.memory_share:.0%} of a {found.gpu.name}"
+    activations = f", activations about {_gb(memory.activations)}"
+    return f"{parts}{average}{copies}{gathered}{activations}; {found.memory_share:.0%} of a {found.gpu.name}"
 
 
 def _rate_words(found: TrainEstimate) -> str:

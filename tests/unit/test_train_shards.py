@@ -97,7 +97,9 @@ def test_each_rank_holds_and_writes_its_part_of_every_tensor(sharded: RunPaths) 
         assert isinstance(entry, TensorStorageMetadata)
         if entry.size and entry.size[0] >= 32:
             half = entry.size[0] // 2
-            assert sorted((chunk.offsets[0], chunk.sizes[0]) for chunk in entry.chunks) == [(0, half), (half, half)], name
+            assert sorted((chunk.offsets[0], chunk.sizes[0]) for chunk in entry.chunks) == [(0, half), (half, half)], (
+                name
+            )
             checked.append(name)
     for name in ("model.patch_embed.weight", "ema.patch_embed.weight", "optimiser.patch_embed.weight.exp_avg_sq"):
         assert name in checked
@@ -146,35 +148,32 @@ def test_a_checkpoint_goes_on_with_any_sharding_and_number_of_ranks(
 
 @pytest.mark.parametrize("weights", ["model", "ema"])
 def test_an_encoder_is_loaded_from_parts(whole: RunPaths, sharded: RunPaths, weights: str) -> None:
-    """Against the digest that the run gave them, too."""
+    """Against the digest that the run gave them, too.  AdamW moves a weight by the rate, however small its gradient."""
     of_parts, of_whole = (
         dict(load_encoder(last(paths), weights=weights)[0].named_parameters()) for paths in (sharded, whole)
     )
     for name, parameter in of_parts.items():
-        torch.testing.assert_close(parameter, of_whole[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(parameter, of_whole[name], rtol=1e-3, atol=2e-4)
 
 
 def test_a_run_begins_with_the_weights_of_another(store: Path, tmp_path: Path, whole: RunPaths) -> None:
     short = {"optim__steps": 2, "init_from": str(last(whole)), "optim__ema": None}
-    paths = [ended(two(store, tmp_path / kind, sharding=kind, **short)) for kind in ("none", "full")]
-    assert_agree(*paths)
-    assert abs(losses(paths[0])[0] - losses(whole)[0]) > 1e-3
+    alone, parts = (
+        ended(two(store, tmp_path / kind, sharding=kind, ranks_per_node=world, **short))
+        for kind, world in (("none", 1), ("full", 2))
+    )
+    assert_agree(parts, alone)
+    assert abs(losses(parts)[0] - losses(whole)[0]) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("changes", "rtol"),
-    [({"activation_checkpointing": True}, 1e-5), ({"activation_checkpointing": True, "precision": "bf16"}, 1e-2)],
-    ids=["fp32", "bf16"],
-)
-def test_recomputed_blocks_are_sharded(
-    store: Path, tmp_path: Path, whole: RunPaths, changes: dict[str, Any], rtol: float
-) -> None:
-    assert_agree(ended(two(store, tmp_path, sharding="full", **changes)), whole, rtol)
+def test_bf16_is_that_of_ddp_up_to_rounding(store: Path, tmp_path: Path, whole: RunPaths) -> None:
+    changes = {"precision": "bf16", "activation_checkpointing": True}
+    assert_agree(ended(two(store, tmp_path, sharding="full", **changes)), whole, 1e-2)
 
 
 def test_hybrid_on_two_nodes_of_two_ranks(store: Path, tmp_path: Path, whole: RunPaths) -> None:
-    """The parts lie within a node; the two nodes hold the same, and share the writing."""
-    paths = new_run(two(store, tmp_path, sharding="hybrid"))
+    """The parts lie within a node; the two nodes hold the same, and share the writing.  Blocks are recomputed, too."""
+    paths = new_run(two(store, tmp_path, sharding="hybrid", activation_checkpointing=True))
     open_gang(paths)
     nodes = [node(paths, tmp_path, task, ("127.0.0.1", "127.0.0.1")) for task in (1, 0)]
     try:
