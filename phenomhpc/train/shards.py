@@ -6,6 +6,7 @@ Where nothing is sharded every function here takes plain tensors as they are.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -44,6 +45,8 @@ def shard(model: nn.Module, ranks: Ranks, sharding: Sharding, *, bf16_gradients:
 
     Compiled and recomputed blocks are to be so before.  The model may come on the CPU: a GPU then holds one whole block at most.
     bf16_gradients: exchanged in half as many bytes.  One part: nothing is done.  Called by all ranks together.
+
+    An architecture without transformer blocks is gathered as a whole, and only at rest in parts.
     """
     shards = num_shards(sharding, ranks)
     if shards == 1:
@@ -55,6 +58,8 @@ def shard(model: nn.Module, ranks: Ranks, sharding: Sharding, *, bf16_gradients:
     # Cut again after a forward pass, too: a validation must leave nothing whole behind, which may be the average's weights.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     register_fsdp_forward_method(model, "encode")
+    # The prediction is one; nobody writes into it.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(.*\) returned a view tensor", UserWarning)
 
 
 def _mesh(ranks: Ranks, shards: int) -> DeviceMesh:
