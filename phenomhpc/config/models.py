@@ -525,6 +525,11 @@ class PretrainConfig(JobModel):
     activation_checkpointing: bool = Field(
         False, description="keep the inputs of blocks alone and compute the rest again: less memory, a third more time"
     )
+    sharding: Literal["none", "full", "hybrid"] = Field(
+        "none",
+        description="weights, gradients and the optimiser's state: none: whole on every rank (DDP); full: a part on each (FSDP2); "
+        "hybrid: a part on each rank of a node, the same on every node. Never run with NCCL or several GPUs",
+    )
     deterministic: bool = Field(
         False, description="on GPUs too a resumed run is bit for bit the undisturbed one; slower; on CPUs it always is"
     )

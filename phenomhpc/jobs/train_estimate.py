@@ -132,6 +132,8 @@ def estimate_train(
             itemsize=itemsize,
             ema=averaged,
             recompute=config.activation_checkpointing,
+            shards={"none": 1, "full": num_gpus, "hybrid": per_node}[config.sharding],
+            depth=config.model.depth,
         ),
         checkpoint_bytes=checkpoint,
         kept_bytes=checkpoint * min(made, config.checkpoint.keep + 1),
@@ -192,7 +194,9 @@ def _memory_words(found: TrainEstimate) -> str:
     parts = f"weights {_gb(memory.weights)}, gradients {_gb(memory.gradients)}, moments {_gb(memory.moments)}"
     average = f", their moving average {_gb(memory.average)}" if memory.average else ""
     copies = f", bf16 copies {_gb(memory.copies)}" if memory.copies else ""
-    return f"{parts}{average}{copies}, activations about {_gb(memory.activations)}; {found.memory_share:.0%} of a {found.gpu.name}"
+    gathered = f", blocks gathered {_gb(memory.gathered)}" if memory.gathered else ""
+    activations = f", activations about {_gb(memory.activations)}"
+    return f"{parts}{average}{copies}{gathered}{activations}; {found.memory_share:.0%} of a {found.gpu.name}"
 
 
 def _rate_words(found: TrainEstimate) -> str:

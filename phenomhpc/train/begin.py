@@ -26,6 +26,7 @@ from phenomhpc.models.weights import is_average
 from phenomhpc.runs import TaskContext
 from phenomhpc.train.named import named_checkpoint
 from phenomhpc.train.ranks import Ranks
+from phenomhpc.train.shards import fill
 from phenomhpc.train.state import TrainState
 
 
@@ -48,7 +49,7 @@ def begin_from(
     there, meta = load_encoder(folder)
     with torch.no_grad():
         for parameter, given in zip(state.model.parameters(), there.parameters(), strict=True):
-            parameter.copy_(given)
+            fill(parameter, given)
     if state.ema is not None:
         state.ema.begin()
     state.init_from = {"checkpoint": str(folder), "weights": meta.weights}
@@ -67,7 +68,7 @@ def _begin_from_timm(path: Path, adapt: Adapt, state: TrainState, ranks: Ranks, 
     with torch.no_grad():
         for name, parameter in state.model.named_parameters():
             if name in found:
-                parameter.copy_(found[name])
+                fill(parameter, found[name])
     if state.ema is not None:
         state.ema.begin()
     digest = weights_digest({name: tensor.contiguous() for name, tensor in found.items()})

@@ -53,6 +53,7 @@ from phenomhpc.train.faults import note_ledger, read_ledger
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.retention import delete, superseded
 from phenomhpc.train.saving import Flight, HostCopies, SharedPlan, Written, write_index, write_share
+from phenomhpc.train.shards import WholeOnHost, is_sharded, own_part, whole
 from phenomhpc.train.state import TrainState
 
 T = TypeVar("T")
@@ -91,6 +92,7 @@ class Checkpoints:
     _beside: Ranks = field(init=False)
     _plan: SharedPlan | None = None
     _copies: HostCopies = field(default_factory=HostCopies)
+    _whole_copies: HostCopies = field(default_factory=HostCopies)
     _flight: Flight | None = None
     _full: DiskFullError | None = None
 
@@ -120,18 +122,23 @@ class Checkpoints:
         began = time.monotonic()
         tensors = state.tensors()
         if self._plan is None:
-            self._plan = SharedPlan.of(tensors, self.ranks.world)
-        weights = {model_key(name): name for name in state.weights()} if self.ranks.is_first else {}
-        average = {average_key(name): name for name in _averaged(state)} if self.ranks.is_first else {}
-        own = dict.fromkeys(self._plan.names(self.ranks.rank))
-        needed = {name: tensors[name] for name in {**own, **weights, **average}}
+            self._plan = SharedPlan.of(tensors, self.ranks)
+        weights = {model_key(name): name for name in state.weights()}
+        average = {average_key(name): name for name in _averaged(state)}
+        digested = {key: tensors[key] for key in (*weights, *average)}
+        sharded = any(is_sharded(tensor) for tensor in digested.values())
+        needed = {name: own_part(tensors[name]) for name in self._plan.names(self.ranks.rank)}
+        if self.ranks.is_first and not sharded:
+            needed |= digested
         held = self._copies.take(needed) if self.config.background else needed
-        meta = self.describe(state, "")
+        wholes = self._take_whole(digested) if sharded else held
+        if not self.ranks.is_first:
+            weights, average = {}, {}
         taken = _Held(
-            meta=meta,
+            meta=self.describe(state, ""),
             tensors=held,
-            weights={name: held[key] for key, name in weights.items()},
-            average={name: held[key] for key, name in average.items()},
+            weights={name: wholes[key] for key, name in weights.items()},
+            average={name: wholes[key] for key, name in average.items()},
             began=began,
             blocked=time.monotonic() - began,
         )
@@ -139,6 +146,15 @@ class Checkpoints:
         self._flight = Flight(step=state.step, work=lambda: self._save(taken))
         if not self.config.background:
             self.wait()
+
+    def _take_whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of sharded tensors as whole ones in the first rank's host memory, gathered one by one; none elsewhere."""
+        copies: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            gathered = whole(tensor)
+            if self.ranks.is_first:
+                copies |= self._whole_copies.take({name: gathered})
+        return copies
 
     @property
     def failed(self) -> bool:
@@ -333,14 +349,20 @@ class Checkpoints:
         if self.ranks.any(reason is not None):
             return reason or "another rank finds it damaged"
         tensors = state.tensors()
+        # DCP reads of a sharded tensor the own part, straight into it.
         on_cpu = {
-            name: tensor if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")
+            name: tensor
+            if tensor.device.type == "cpu" or is_sharded(tensor)
+            else torch.empty_like(tensor, device="cpu")
             for name, tensor in tensors.items()
         }
+        unreadable: str | None = None
         try:
             load_tensors(folder, on_cpu)
         except WorkError as error:
-            return str(error)
+            unreadable = str(error)
+        if self.ranks.any(unreadable is not None):
+            return unreadable or "another rank cannot read it"
         for name, tensor in tensors.items():
             if tensor is not on_cpu[name]:
                 tensor.copy_(on_cpu[name])
@@ -356,7 +378,7 @@ def _averaged(state: TrainState) -> dict[str, Tensor]:
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:
-    return weights_digest({name: tensor.cpu() for name, tensor in weights.items()})
+    return weights_digest(WholeOnHost(weights))
 
 
 def _reason(error: BaseException) -> str:

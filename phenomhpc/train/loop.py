@@ -35,6 +35,7 @@ from phenomhpc.train.metrics import MetricsLog, StepRow
 from phenomhpc.train.optim import make_optimiser, one_cycle_lr
 from phenomhpc.train.probe import LinearProbe, wells_of
 from phenomhpc.train.ranks import Ranks, joined
+from phenomhpc.train.shards import num_shards, shard
 from phenomhpc.train.state import Replica, TrainState, replicate
 from phenomhpc.train.step import StepSettings, run_step
 from phenomhpc.train.steplog import StepLog
@@ -111,12 +112,16 @@ class _Run:
         cls, config: PretrainConfig, ctx: TaskContext, ranks: Ranks, source: CropSource, draw: Draw | None
     ) -> _Run:
         require_validation(config, source)
+        shards = num_shards(config.sharding, ranks)
         compiled = is_compiled(config.compile, ranks.device, deterministic=config.deterministic)
-        model = build_mae(source.num_channels, seed=config.seed, **config.model.model_dump()).to(ranks.device)
+        model = build_mae(source.num_channels, seed=config.seed, **config.model.model_dump())
+        if shards == 1:
+            model = model.to(ranks.device)
         if config.activation_checkpointing:
             recompute_blocks(model)
         if compiled:
             compile_blocks(model)
+        shard(model, ranks, config.sharding, bf16_gradients=config.precision == "bf16")
         state = TrainState(
             model=model.train(),
             optimiser=make_optimiser(model, config.optim),
@@ -195,7 +200,13 @@ class _Run:
             if watcher.missing(self.state.step):  # of the untrained model, or a stop came before it
                 watcher.run(self.state)
         bf16 = config.precision == "bf16"
-        replica = replicate(self.state.model, self.ranks, optim.micro_batch, bf16_gradients=bf16)
+        replica = replicate(
+            self.state.model,
+            self.ranks,
+            optim.micro_batch,
+            bf16_gradients=bf16,
+            shards=num_shards(config.sharding, self.ranks),
+        )
         replica = self.log.clock.watch(replica)
         while self.state.step < optim.steps:
             self._until_rolled_back(stage, replica, settings)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from phenomhpc.train.shards import own_part
+
 if TYPE_CHECKING:
     from phenomhpc.config.models import OptimConfig
 
@@ -60,8 +62,9 @@ class Lion(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            grads: list[Tensor] = [p.grad for p in params]
-            momenta = [self._momentum(p) for p in params]
+            grads: list[Tensor] = [own_part(p.grad) for p in params]
+            momenta = [own_part(self._momentum(p)) for p in params]
+            params = [own_part(p) for p in params]
             shrink: float | Tensor = 1 - lr * decay
             if found_inf is not None:
                 # The momentum in place of a bad gradient leaves the momentum as it is, and is finite.

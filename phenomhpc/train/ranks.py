@@ -33,6 +33,8 @@ class Ranks:
     world: int
     local_rank: int
     device: torch.device
+    local_world: int = 1
+    """Ranks of this node."""
     group: dist.ProcessGroup | None = None  # None: the default one
     host_group: dist.ProcessGroup | None = None
     """On GPUs: for what the hosts decide, so that they need not wait for what their devices still compute."""
@@ -146,7 +148,8 @@ def in_order(parts: list[Tensor]) -> Tensor:
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """The ranks by torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*); absent: one rank, no process group.
+    """The ranks by torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_*); absent: one rank, no
+    process group.
 
     `device` is auto, cpu or cuda.  gloo on CPUs, NCCL on GPUs; the group is taken down at the end.
     """
@@ -156,7 +159,8 @@ def joined(device: str) -> Iterator[Ranks]:
         raise UsageError("device=cuda: torch sees no GPU here; use device=cpu or auto")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     here = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    ranks = Ranks(rank=rank, world=world, local_rank=local_rank, device=here)
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks = Ranks(rank=rank, world=world, local_rank=local_rank, device=here, local_world=local_world)
     if on_gpu:
         torch.cuda.set_device(here)
     if world == 1:

@@ -2,7 +2,7 @@
 
 DCP's own save asks every rank for its plan, on the training's process group, and copies while it writes.  Here the plan
 follows from names and shapes alone, so that each rank works it out by itself and copies what is its own before training
-goes on: with N ranks that hold the same state, about an N-th of it.
+goes on: with N ranks that hold the same state, about an N-th of it.  Ranks that hold parts tell each other once which.
 """
 
 from __future__ import annotations
@@ -24,21 +24,34 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from phenomhpc.errors import WorkError
 from phenomhpc.models.checkpoint import checksum
+from phenomhpc.train.ranks import Ranks
+from phenomhpc.train.shards import is_sharded
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPlan:
-    """Which rank writes which tensors of a state that every rank holds as a whole: balanced by size, the same on all ranks."""
+    """Which rank writes which tensors, or parts of them: balanced by size where several ranks hold the same, the same on all
+    ranks."""
 
     plans: list[SavePlan]
     metadata: Metadata
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], world: int) -> SharedPlan:
+    def of(cls, tensors: Mapping[str, Tensor], ranks: Ranks) -> SharedPlan:
+        """For whole tensors it follows from names and shapes; where parts are held, all ranks tell each other which.
+
+        Called by all ranks together.
+        """
         planner = DefaultSavePlanner()
         planner.set_up_planner(dict(tensors), is_coordinator=True)
         local = planner.create_local_plan()
-        plans, metadata = planner.create_global_plan([local] * world)
+        if any(is_sharded(tensor) for tensor in tensors.values()):
+            # Of a tensor with fewer rows than ranks some hold nothing.
+            items = [item for item in local.items if item.tensor_data is None or item.tensor_data.chunk.sizes.numel()]
+            locals_ = ranks.gather(replace(local, items=items))
+        else:
+            locals_ = [local] * ranks.world
+        plans, metadata = planner.create_global_plan(locals_)
         return cls(plans=plans, metadata=metadata)
 
     def names(self, rank: int) -> list[str]:
@@ -47,7 +60,7 @@ class SharedPlan:
 
 
 class _Held(DefaultSavePlanner):
-    """Looks tensors up where they are held for the writer."""
+    """Looks tensors, of sharded ones this rank's parts, up where they are held for the writer."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from phenomhpc.models.mae import MaeOutput, MaskedAutoencoder
 from phenomhpc.train.ema import Average
 from phenomhpc.train.optim import state_tensors
 from phenomhpc.train.ranks import Ranks
+from phenomhpc.train.shards import exchange_between_nodes, is_sharded
 
 
 @dataclass(kw_only=True)
@@ -53,20 +54,34 @@ Forward = Callable[[Tensor, Tensor, Tensor, Tensor], MaeOutput]
 
 @dataclass(frozen=True, kw_only=True)
 class Replica:
-    """The model as the loop calls it: plain for one rank, in DistributedDataParallel for several."""
+    """The model as the loop calls it: plain for one rank, for several in DistributedDataParallel, or sharded."""
 
     forward: Forward
     ddp: DistributedDataParallel | None
+    sharded: nn.Module | None = None
+    shards: int = 1
+    """Parts of every gradient; the ranks from the first on hold them in this order."""
 
     @contextlib.contextmanager
     def local(self) -> Iterator[None]:
-        """Inside, gradients are accumulated and not exchanged."""
-        with contextlib.nullcontext() if self.ddp is None else self.ddp.no_sync():
+        """Inside, gradients are accumulated and not exchanged; sharded ones not between nodes, and stay cut."""
+        if self.sharded is None:
+            with contextlib.nullcontext() if self.ddp is None else self.ddp.no_sync():
+                yield
+            return
+        exchange_between_nodes(self.sharded, False)
+        try:
             yield
+        finally:
+            exchange_between_nodes(self.sharded, True)
 
 
-def replicate(model: MaskedAutoencoder, ranks: Ranks, micro_batch: int, *, bf16_gradients: bool = False) -> Replica:
+def replicate(
+    model: MaskedAutoencoder, ranks: Ranks, micro_batch: int, *, bf16_gradients: bool = False, shards: int = 1
+) -> Replica:
     """The replica of this rank, warmed up, with gradients zeroed.  bf16_gradients: exchanged in half as many bytes.
+
+    shards: into how many parts `shard` has cut the model, which then exchanges gradients by itself.
 
     DDP rearranges its buckets after the first backward pass, by the order in which gradients came; the order in which an
     all-reduce adds depends on the arrangement.  A pass over weightless crops before the first step brings that behind us:
@@ -74,6 +89,8 @@ def replicate(model: MaskedAutoencoder, ranks: Ranks, micro_batch: int, *, bf16_
     """
     if ranks.world == 1:
         return Replica(forward=model, ddp=None)
+    if shards > 1:
+        return Replica(forward=model, ddp=None, sharded=model, shards=shards)
     on_gpu = ranks.device.type == "cuda"
     ddp = DistributedDataParallel(
         model,
@@ -97,7 +114,12 @@ def replicate(model: MaskedAutoencoder, ranks: Ranks, micro_batch: int, *, bf16_
 
 
 def zero_gradients(model: nn.Module) -> None:
-    """Zero the gradients in place: DDP's buckets are views of them, and their memory is used again."""
+    """Zero the gradients in place: DDP's buckets are views of them, and their memory is used again.
+
+    Sharded ones are dropped: what FSDP's exchange gives becomes the gradient, where there is none yet.
+    """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if gradients:
+    if any(is_sharded(gradient) for gradient in gradients):
+        model.zero_grad(set_to_none=True)
+    elif gradients:
         torch._foreach_zero_(gradients)

@@ -13,6 +13,7 @@ from phenomhpc.models.standardise import Standardiser
 from phenomhpc.train.feed import DeviceBatch
 from phenomhpc.train.optim import set_lr, step_unless
 from phenomhpc.train.ranks import Ranks
+from phenomhpc.train.shards import own_part
 from phenomhpc.train.state import Replica, TrainState, zero_gradients
 
 NUM_LOSSES = 3
@@ -61,8 +62,10 @@ def run_step(
         with nullcontext() if number == num_micro else replica.local():
             losses += _accumulate(replica, batch, settings, ranks)
 
-    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+    gradients = [own_part(p.grad) for p in state.model.parameters() if p.grad is not None]
     grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if replica.shards > 1:  # in the order of the ranks, so that all of them have the same bits
+        grad_norm = torch.linalg.vector_norm(torch.cat(ranks.each(grad_norm[None])[: replica.shards]))
     if settings.clip_grad_norm is not None:
         torch._foreach_mul_(gradients, (settings.clip_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
     set_lr(state.optimiser, lr)
@@ -77,7 +80,9 @@ def run_step(
 def _accumulate(replica: Replica, batch: DeviceBatch, settings: StepSettings, ranks: Ranks) -> Tensor:
     """Forward and backward of one micro-batch; its share of the three losses, f64[3]."""
     pixels = batch.pixels if batch.is_ready else settings.standardise(batch.pixels)
-    with torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+    # Sharded: bf16 copies of the weights must not outlive their block.
+    cached = replica.shards == 1
+    with torch.autocast(ranks.device.type, torch.bfloat16, enabled=settings.precision == "bf16", cache_enabled=cached):
         output = replica.forward(pixels, batch.mask_noise, batch.drop_key, batch.weight)
     share = batch.weight.sum() / settings.global_batch
     # A loss that is not finite makes the gradient so, which the other ranks see.

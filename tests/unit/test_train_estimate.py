@@ -84,6 +84,19 @@ def test_what_does_not_fit_and_what_is_padding_is_said() -> None:
     assert "36% of what is computed is padding" in words_of(padded)[0]
 
 
+def test_parts_of_the_state_are_as_many_as_ranks_or_those_of_a_node() -> None:
+    whole, full, hybrid = (estimated(phenom(sharding=kind)).memory for kind in ("none", "full", "hybrid"))
+    per_node = phenom().cluster.gpus_per_node
+    assert per_node and per_node < 128
+    for held in ("weights", "gradients", "moments"):
+        assert getattr(full, held) == getattr(whole, held) / 128
+        assert getattr(hybrid, held) == getattr(whole, held) / per_node
+    assert whole.gathered == 0 < full.gathered < whole.weights / 4
+    assert full.total < hybrid.total < whole.total
+    assert full.copies == whole.copies  # the backward pass keeps them
+    assert estimated(phenom(sharding="full", activation_checkpointing=True)).memory.copies < whole.copies / 20
+
+
 @pytest.mark.parametrize(
     ("batch", "per_visit", "micro", "world"), [(8, 1, 3, 1), (8, 1, 3, 3), (12, 4, 5, 2), (8, 2, 64, 3)]
 )

@@ -10,11 +10,13 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from phenomhpc.errors import WorkError
 from phenomhpc.models.checkpoint import META, damage, newest_committed, step_folder
 from phenomhpc.runs import TaskContext, read_events
 from phenomhpc.train import checkpoints as module
+from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.retention import note_scores
 from phenomhpc.train.saving import SharedPlan
 from tests.unit.test_convert_disk import MOUNTS
@@ -102,7 +104,7 @@ def test_leaving_with_an_error_finishes_what_is_under_way(ctx: TaskContext) -> N
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_every_tensor_is_written_by_one_rank_and_no_rank_writes_much_more_than_its_share(world: int) -> None:
     tensors = state_after(0).tensors()
-    plan = SharedPlan.of(tensors, world)
+    plan = SharedPlan.of(tensors, Ranks(rank=0, world=world, local_rank=0, device=torch.device("cpu")))
     shares = [plan.names(rank) for rank in range(world)]
     assert sorted(name for share in shares for name in share) == sorted(tensors)
     sizes = [sum(tensors[name].numel() for name in share) for share in shares]
