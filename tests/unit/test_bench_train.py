@@ -125,7 +125,6 @@ print(sorted(heavy))
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch calls deprecated
 def test_a_plain_step_is_measured_in_bf16_too() -> None:
     found = plain("mae_vit_tiny", 4, torch.device("cpu"), 1)
     assert found.name == "mae_vit_tiny, 4 crops" and found.tflops > 0

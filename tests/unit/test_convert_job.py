@@ -87,7 +87,7 @@ def test_zarr_and_tensorstore_read_what_was_painted(size: int, dtype: str, tmp_p
 KILLS = 200 if os.environ.get("PHENOMHPC_SOAK") else 20
 
 
-@pytest.mark.timeout(3600 if KILLS > 20 else 300)
+@pytest.mark.timeout(3600 if KILLS > 20 else 900)
 def test_kills_at_random_moments_with_two_workers_leave_the_store_of_an_undisturbed_run(
     raw: Path, tmp_path: Path
 ) -> None:

@@ -337,7 +337,7 @@ def peak_growth(store: Path, to: Path) -> int:
 KILLS = 100 if os.environ.get("PHENOMHPC_SOAK") else 5
 
 
-@pytest.mark.timeout(3600 if KILLS > 5 else 300)
+@pytest.mark.timeout(3600 if KILLS > 5 else 900)
 def test_kills_at_random_moments_leave_the_copy_of_an_undisturbed_run(tmp_path: Path) -> None:
     """All processes at once as in a power cut, or one of the workers; then the same command again."""
     store = new_store(tmp_path / "source", channels=3, chunk_px=64, fields_per_shard=3)

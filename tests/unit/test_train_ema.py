@@ -399,9 +399,7 @@ def test_a_validation_measures_it_and_says_so(store: Path, tmp_path: Path, whole
     found = {}
     for weights in ("model", "ema"):
         paths = new_run(config)
-        validation = Validation(
-            config=config, ctx=start(paths), ranks=ALONE, source=CropSource.open(config), draw=None, tracker=None
-        )
+        validation = Validation(config=config, ctx=start(paths), ranks=ALONE, source=CropSource.open(config), draw=None)
         validation.run(state_of_weights(config, last(whole), weights))
         (row,) = read_validations(paths.validation).to_pylist()
         assert row["weights"] == "model"
