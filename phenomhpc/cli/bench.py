@@ -84,7 +84,7 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="fp32 or bf16; default bf16 on a GPU, else fp32.", show_default=False)
     ] = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Also the step under torch.compile.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also the step with compiled blocks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """A training step of a recipe on this machine, part by part, on random crops and on a store's.

@@ -77,7 +77,7 @@ class ParallelBlock(TransformerBlock):
     2.1), with its qk-norm (LayerNorm over each head's queries and keys, before the scaled dot product) and, unless
     qkv_bias is asked for, without a bias on q, k, v.  Both branches' input projections are one weight and so are both
     output projections, which on a CPU are one matmul each; on a GPU, where matmuls of these sizes run at full speed by
-    themselves, they are two each, which spares the joining of what the branches give: a fifth of an L/8 step on an H200.
+    themselves, they are two each, which spares the joining of what the branches give: a seventh of an L/8 step on an H200.
     It has as many weights as the sequential block: 4 D^2 + 2 r D^2 for an MLP of ratio r.
     """
 

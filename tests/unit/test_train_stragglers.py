@@ -33,6 +33,10 @@ from tests.unit.train_store import settings
 __all__ = ["store"]
 
 
+# On a busy machine it takes this thread a while to come back: the rank stands still for much longer than that.
+STOPPED_S = 0.25
+
+
 class Hindered(threading.Thread):
     """Stops one rank's process and lets it go on, in turns: most of its time it stands still."""
 
@@ -45,7 +49,7 @@ class Hindered(threading.Thread):
             for beat in read_beats(self.beats):
                 if beat.rank == self.rank and beat.step is not None:
                     self._send(beat.pid, signal.SIGSTOP)
-                    self.done.wait(0.06)
+                    self.done.wait(STOPPED_S)
                     self._send(beat.pid, signal.SIGCONT)
 
     def _send(self, pid: int, number: int) -> None:
@@ -63,9 +67,9 @@ def test_a_rank_that_is_stopped_in_turns_is_named(store: Path, tmp_path: Path, m
     beats = tmp_path / "beats"
     beats.mkdir()
     monkeypatch.setenv(ENVIRONMENT, str(beats))
-    # Low thresholds: on a busy machine the other rank is hindered, too, and who stops this one comes late.
-    found = {"faults__straggler_share": 0.25, "faults__straggler_intervals": 2}
-    config = settings(store, tmp_path, ranks_per_node=2, optim__steps=60, log_every_steps=5, **found)
+    config = settings(
+        store, tmp_path, ranks_per_node=2, optim__steps=40, log_every_steps=5, faults__straggler_share=0.5
+    )
     paths = new_run(config)
     hindered = Hindered(beats, rank=1)
     hindered.start()
@@ -75,12 +79,12 @@ def test_a_rank_that_is_stopped_in_turns_is_named(store: Path, tmp_path: Path, m
         hindered.done.set()
         hindered.join()
     event = told(paths, "straggler")[0]
-    assert event["rank"] == 1 and event["node"] and event["share"] > 0.25 and event["seconds"] > 0
-    assert event["part"] in (COMPUTE, DATA) and event["step"] >= 9
+    assert event["rank"] == 1 and event["node"] and event["share"] > 0.5 and event["seconds"] > 0
+    assert event["part"] in (COMPUTE, DATA) and event["step"] >= 14
     assert not [other for other in told(paths, "straggler") if other["rank"] != 1]
     rows = read_metrics(paths.metrics)
     assert np.median(rows["straggler_share"].to_numpy()) > 0.1
-    assert rows["slowest_rank"].to_pylist().count(1) > 36
+    assert rows["slowest_rank"].to_pylist().count(1) > 25
     (line,) = run_status(paths).alarms
     assert line.startswith(f"straggler: rank 1 on {event['node']} is slower than the others by ")
     assert why(paths).alarms == (line,)
