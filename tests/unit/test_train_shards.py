@@ -15,13 +15,14 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from phenomhpc.config import PretrainConfig
 from phenomhpc.errors import StopRequested, UsageError
 from phenomhpc.models.checkpoint import load_encoder, newest_committed, read_meta
-from phenomhpc.runs import RunPaths
+from phenomhpc.runs import RunPaths, read_events
 from phenomhpc.train.launch import launch
 from phenomhpc.train.metrics import read_metrics
 from phenomhpc.train.probe import ENCODER, read_probes
 from phenomhpc.train.ranks import Ranks
 from phenomhpc.train.shards import num_shards
 from phenomhpc.train.validation import read_validations
+from tests.unit.rank_processes import train_by_ranks
 from tests.unit.test_train_loop import ask_to_stop, final, losses, new_run, node, open_gang, start
 from tests.unit.test_train_probe import EVAL, store
 from tests.unit.train_store import settings
@@ -188,6 +189,39 @@ def test_hybrid_on_two_nodes_of_two_ranks(store: Path, tmp_path: Path, whole: Ru
     stored = FileSystemReader(last(paths)).read_metadata().state_dict_metadata
     assert len(stored["model.patch_embed.weight"].chunks) == 2  # type: ignore[union-attr]
     assert load_encoder(last(paths), weights="ema")[1].step == 12
+
+
+# The crops of step 33 have a loss that is fifty times what it should be.
+LEAP = """
+import phenomhpc.train.loop as loop
+from dataclasses import replace
+usual = loop.run_step
+def step(state, replica, micro, *rest):
+    micro = list(micro)
+    def forward(*args):
+        output = replica.forward(*args)
+        return output._replace(loss=output.loss * 50)
+    bad = any(264 <= index < 272 for part in micro for index in part.drop_key.tolist())
+    return usual(state, replace(replica, forward=forward) if bad else replica, micro, *rest)
+loop.run_step = step
+"""
+
+
+def test_a_leap_of_the_loss_rolls_all_parts_back(store: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "optim__steps": 40, "checkpoint__every_steps": 10, "log_every_steps": 5, "eval__every_steps": None,
+        "faults__spike_mads": 12.0, "faults__spike_window": 20,
+    }  # fmt: skip
+    runs = {}
+    for sharding in ("none", "full"):
+        paths = new_run(two(store, tmp_path, sharding=sharding, **changes))
+        train_by_ranks(paths, start(paths), LEAP)
+        (back,) = (event for event in read_events(paths) if event["event"] == "rollback")
+        assert (back["step"], back["reached"], back["skip_ledger"]) == (30, 35, [[264, 272]])
+        rows = read_metrics(paths.metrics)
+        assert rows["first_index"].to_pylist() == [8 * (step + (step >= 33)) for step in range(40)]
+        runs[sharding] = paths
+    assert_agree(runs["full"], runs["none"])
 
 
 def test_into_how_many_parts() -> None:

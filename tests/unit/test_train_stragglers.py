@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,11 @@ from phenomhpc.config.models import FaultsConfig
 from phenomhpc.jobs.alarms import alarms_of
 from phenomhpc.jobs.status import run_status
 from phenomhpc.jobs.why import why
-from phenomhpc.nodes.interface import interface_of
 from phenomhpc.runs import RunPaths, read_events
 from phenomhpc.train.metrics import read_metrics
 from phenomhpc.train.stragglers import COMPUTE, DATA, Slow, Stragglers, lost, slow_ranks
-from tests.unit.test_train_loop import REPOSITORY, new_run, start, store
-from tests.unit.test_train_mlflow import free_port
+from tests.unit.rank_processes import train_by_ranks
+from tests.unit.test_train_loop import new_run, start, store
 from tests.unit.train_store import settings
 
 __all__ = ["store"]
@@ -33,25 +29,16 @@ def told(paths: RunPaths, name: str) -> list[dict[str, Any]]:
     return [event for event in read_events(paths) if event["event"] == name]
 
 
-# One rank of two, of which the second takes 0.1 s more for each call of one method.
-RANK = """
-import importlib, os, sys, time
-from pathlib import Path
-from phenomhpc.config import load_run_config
-from phenomhpc.progress import silent
-from phenomhpc.runs import RunPaths, TaskContext
-from phenomhpc.train.loop import train
-paths = RunPaths(Path(sys.argv[1]))
+# The second rank takes 0.1 s more for each call of one method.
+SLOW = """
+import importlib, time
 if os.environ["RANK"] == "1":
-    module, kind, method = sys.argv[3].split(":")
-    owner = getattr(importlib.import_module(module), kind)
-    usual = getattr(owner, method)
+    owner = getattr(importlib.import_module({module!r}), {kind!r})
+    usual = getattr(owner, {method!r})
     def slow(*args):
         time.sleep(0.1)
         return usual(*args)
-    setattr(owner, method, slow)
-ctx = TaskContext(paths=paths, attempt=1, task=0, token=sys.argv[2], units=(), progress=silent())
-train(load_run_config(paths.run_yaml), ctx)
+    setattr(owner, {method!r}, slow)
 """
 
 
@@ -64,21 +51,8 @@ train(load_run_config(paths.run_yaml), ctx)
 )
 def test_a_slow_rank_is_named_and_what_it_is_slow_in(store: Path, tmp_path: Path, slow: str, part: str) -> None:
     paths = new_run(settings(store, tmp_path, optim__steps=20, faults__straggler_share=0.5))
-    ctx = start(paths)
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    network = {"GLOO_SOCKET_IFNAME": str(interface_of("127.0.0.1")), "PYTHONPATH": str(REPOSITORY)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(paths.root), ctx.token, slow],
-            env={**os.environ, **world, **network, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        assert [rank.wait(120) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    module, kind, method = slow.split(":")
+    train_by_ranks(paths, start(paths), SLOW.format(module=module, kind=kind, method=method))
     (event,) = told(paths, "straggler")
     assert (event["rank"], event["part"]) == (1, part) and event["node"] and event["share"] > 0.5
     # Four crops of each step: reading each takes 0.1 s more, or two micro-batches do, the last of which is not looked at whole.
