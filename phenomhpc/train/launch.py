@@ -50,6 +50,8 @@ _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 # The agent takes these over and does not give them back.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _KINDS = {kind.exit_code: kind for kind in (WorkError, UsageError, StopRequested, FencedError, NoCheckpointError)}
+# What multiprocessing says of a rank whose end it was not told, since the fork server, whose child it is, has gone.
+_UNTOLD = 255
 # Loaded once per node, so that the ranks of this round and of the next begin in a moment.
 _PRELOADED = ["phenomhpc.train.launch", "torch.distributed.checkpoint.state_dict_saver", "torch._dynamo"]
 
@@ -191,8 +193,9 @@ def _leave(code: int, message: str) -> NoReturn:
 
 def _failure_of(rank: int, failure: ProcessFailure) -> PhenomError:
     """The error that a rank's exit code and message stand for."""
-    kind = KilledError if failure.exitcode < 0 else _KINDS.get(failure.exitcode, WorkError)
-    message = str(failure.message)
+    unknown = failure.exitcode == _UNTOLD
+    kind = KilledError if failure.exitcode < 0 or unknown else _KINDS.get(failure.exitcode, WorkError)
+    message = "the process that starts this node's ranks was killed" if unknown else str(failure.message)
     if kind in (WorkError, KilledError):
         message = f"rank {rank}: {message}"
     return kind(message)

@@ -27,7 +27,7 @@ from phenomhpc.models.checkpoint import (
     step_folder,
     step_folders,
 )
-from phenomhpc.runs import RunPaths, read_outcome
+from phenomhpc.runs import RunPaths, read_events, read_outcome
 from phenomhpc.train.metrics import read_metrics
 from tests.cluster import Cluster, ClusterError
 from tests.cluster.cluster import wait_until
@@ -171,6 +171,14 @@ def kill_steward(lab: Lab, run: RunPaths, draw: random.Random) -> list[str]:
     return []
 
 
+def story(run: RunPaths, events: int = 60, lines: int = 25) -> str:
+    """What a run's last events and the ends of its newest logs say."""
+    told = [f"{event['time']} {event['event']} {event}" for event in read_events(run)][-events:]
+    logs = sorted((run.root / "logs").iterdir(), key=lambda path: path.stat().st_mtime)[-3:]
+    ends = [f"== {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) for log in logs]
+    return "\n".join([*told, *ends])
+
+
 def weights_at(run: RunPaths, step: int) -> str:
     return read_meta(step_folder(run.checkpoints, step)).weights
 
@@ -189,7 +197,8 @@ def test_whatever_is_killed_the_weights_are_those_of_a_calm_run(lab: Lab) -> Non
         run = pretrain(lab)
         died = disturb(lab, run, draw, min(KILLS_OF_A_RUN, KILLS - len(killed)))
         outcome = lab.ended(run)
-        assert (outcome["state"], outcome["exit_code"]) == ("finished", 0), (outcome, died)
+        if (outcome["state"], outcome["exit_code"]) != ("finished", 0):
+            pytest.fail(f"{died}\n{outcome}\n{story(run)}")
         assert check_readable(run) > 0
         assert weights_at(run, STEPS) == weights_at(calm, STEPS), died
         disturbed, undisturbed = (read_metrics(which.metrics) for which in (run, calm))

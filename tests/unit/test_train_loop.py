@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing.forkserver
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 import torch
 
 from phenomhpc.config import PretrainConfig, dump, load_run_config
-from phenomhpc.errors import FencedError, StopRequested, UsageError, WorkError
+from phenomhpc.errors import FencedError, KilledError, StopRequested, UsageError, WorkError
 from phenomhpc.jobs.here import run_here
 from phenomhpc.jobs.pretrain import data_words
 from phenomhpc.models.checkpoint import damage, newest_committed, read_meta, step_folder
@@ -257,6 +259,7 @@ def test_adamw_with_clipping_resumes_bit_for_bit_too(store: Path, tmp_path: Path
 
 TASK = """
 import sys
+import threading
 from phenomhpc.jobs.task import run_task
 if __name__ == "__main__":
     root, task, *hosts = sys.argv[1:]
@@ -367,6 +370,28 @@ def test_a_rank_that_fails_is_named_with_its_reason(store: Path, tmp_path: Path)
     with pytest.raises(WorkError, match=r"rank \d: .*plate EXP-1__Plate1, shard 0") as caught:
         launch(config, start(new_run(config)))
     assert "\n" not in str(caught.value)
+
+
+def test_ranks_whose_origin_is_killed_count_as_killed(store: Path, tmp_path: Path) -> None:
+    """The process that ranks are forked from, which alone is told how they end: nobody's code is to blame."""
+    config = settings(store, tmp_path, ranks_per_node=2, optim__steps=2000, checkpoint__every_steps=2000)
+    paths = new_run(config)
+
+    def kill_origin() -> None:
+        while not any(paths.metrics.glob("*")):
+            if ended.wait(0.05):
+                return
+        os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+
+    ended = threading.Event()
+    killer = threading.Thread(target=kill_origin)
+    killer.start()
+    try:
+        with pytest.raises(KilledError, match=r"rank \d: the process that starts this node's ranks was killed"):
+            launch(config, start(paths))
+    finally:
+        ended.set()
+        killer.join()
 
 
 def test_kill_9_of_a_run_of_three_ranks_loses_no_bit(store: Path, tmp_path: Path) -> None:
