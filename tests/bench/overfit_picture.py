@@ -61,6 +61,6 @@ def draw(rows: list[torch.Tensor], picture: Path) -> None:
 
 if __name__ == "__main__":
     main(
-        int(sys.argv[1]) if len(sys.argv) > 1 else 6000,
+        int(sys.argv[1]) if len(sys.argv) > 1 else 2200,
         Path(sys.argv[2] if len(sys.argv) > 2 else "docs/images/overfit.png"),
     )
