@@ -588,21 +588,54 @@ class EmbedConfig(JobModel):
     max_set_aside: Fraction = 0.01
 
 
+class ColumnsConfig(Model):
+    """Names of columns in anybody's embeddings, where they are not found by themselves; null: by themselves."""
+
+    plate: str | None = None
+    experiment: str | None = None
+    batch: str | None = None
+    well: str | None = None
+    gene: str | None = None
+    perturbation: str | None = None
+    treatment: str | None = None
+    concentration_um: str | None = None
+    is_control: str | None = Field(
+        None, description="a control is a well that has true, 1, yes, or the value of `control`"
+    )
+    features: tuple[str, ...] = Field(
+        (), description="beginnings of the names of feature columns, such as [Cells_, Nuclei_]; default: numeric ones"
+    )
+
+
 class EvaluateConfig(JobModel):
     """Embeddings scored as a map against known relationships."""
 
     kind: ClassVar[str] = "evaluate"
     embeddings: str = ""
+    metadata: str | None = Field(
+        None, description="CSV or Parquet with the wells' metadata, where the embeddings have none but well_id"
+    )
+    join: str = Field("well_id", description="column that metadata and embeddings share")
+    columns: ColumnsConfig = ColumnsConfig()
+    bad_features: Literal["refuse", "drop"] = Field(
+        "refuse", description="features that are no finite number in some well; drop leaves those features out"
+    )
+    blocks: Literal["main", "all"] = Field(
+        "main", description="all: probe every block that embed --blocks made, and name the best"
+    )
     annotations: str = Field("", description="folder of two-column relationship files (*.txt, *.csv)")
     unexpressed: str | None = Field(
         None, description="file of unexpressed genes; default: unexpressed.txt in annotations, if there"
     )
-    align: Literal["none", "center_scale", "pca_cs", "tvn", "tvn_efaar"] = "tvn"
+    align: Literal["none", "center_scale", "pca_cs", "tvn", "tvn_efaar", "coral"] = "tvn"
     batch: Literal["plate", "experiment", "batch"] = Field("plate", description="column whose values are the batches")
     control: str = Field("EMPTY_control", description="treatment of the control wells where is_control is absent")
     arm_correction: bool = False
     thresholds: tuple[tuple[Fraction, Fraction], ...] = ((0.05, 0.95), (0.1, 0.9))
-    bootstrap: Annotated[int, Field(ge=0)] = Field(200, description="bootstrap draws of the intervals; 0 for none")
+    bootstrap: Annotated[int, Field(ge=0)] = Field(1000, description="bootstrap draws of the intervals; 0 for none")
+    neighbours: Annotated[int, Field(ge=1, le=100)] = Field(
+        10, description="neighbours of each perturbation that can be looked up in the report, on either side"
+    )
 
 
 class RunConfig(JobModel):
