@@ -54,7 +54,8 @@ def arms_by_position(
             found.setdefault(gene, set()).add(f"{name}{'p' if end < middle[name] else 'q'}")
     if not found:
         raise UsageError(
-            f"arms: no gene is on a chromosome with a centromere (genes: {given}, ...; centromeres: {', '.join(list(middle)[:3])}, ...)"
+            f"arms: no gene is on a chromosome with a centromere (genes are on {given}, ...; centromeres: "
+            f"{', '.join(list(middle)[:3]) or 'none'}, ...)"
         )
     return {gene: arms.pop() for gene, arms in found.items() if len(arms) == 1}
 

@@ -70,5 +70,5 @@ def triangle_of(centred: Iterable[Features], num_features: int) -> Features:
     """R of the QR decomposition of all rows: f64[min(rows, d), d] with R'R = the scatter."""
     triangle = np.empty((0, num_features))
     for block in centred:
-        triangle = np.linalg.qr(np.concatenate([triangle, block]), mode="r")
+        triangle = np.asarray(np.linalg.qr(np.concatenate([triangle, block]), mode="r"))
     return triangle

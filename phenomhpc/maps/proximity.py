@@ -100,7 +100,7 @@ def _within_and_between(
     rows = np.flatnonzero(on_arm)
     within, between = [], []
     for row in rows:
-        cosines = null.with_others(row)
+        cosines = null.with_others(int(row))
         within.append(cosines[rows[rows > row]])
         between.append(cosines[elsewhere])
     return np.concatenate(within), np.concatenate(between)

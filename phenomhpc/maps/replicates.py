@@ -19,7 +19,7 @@ from phenomhpc.errors import UsageError
 from phenomhpc.maps.align import EFAAR
 from phenomhpc.maps.benchmark import DRAWS, Labels
 from phenomhpc.maps.bootstrap import CHOSEN_CONTROLS, bootstrap_interval, keyed
-from phenomhpc.maps.checks import Features, Rows, as_labels, as_mask, as_rows, read_rows
+from phenomhpc.maps.checks import Features, as_labels, as_mask, as_rows, read_rows
 from phenomhpc.maps.relate import unit_rows
 from phenomhpc.maps.results import PerturbationScores
 
@@ -163,7 +163,7 @@ def _mean_cosine(rows: Features) -> float:
 def _chosen(controls: NDArray[np.intp], most: int, seed: int) -> NDArray[np.intp]:
     if len(controls) < MIN_CONTROLS:
         raise UsageError(
-            f"magnitude: {len(controls)} control{'' if len(controls) == 1 else 's'}; distances to controls need at least {MIN_CONTROLS}"
+            f"magnitude: {len(controls)} control{'' if len(controls) == 1 else 's'}; give at least {MIN_CONTROLS}"
         )
     if len(controls) <= most:
         return controls

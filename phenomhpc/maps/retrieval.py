@@ -57,7 +57,9 @@ def replicate_retrieval(
     precision = _replicate_precision(unit, code, counts)
     num_candidates = len(unit) - 1
     nulls = rank_nulls(set(counts[counts > 1] - 1), num_candidates, null_size, seed)
-    p_values = np.array([_p_value(nulls[counts[c] - 1], ap) if counts[c] > 1 else np.nan for c, ap in zip(code, precision)])  # fmt: skip
+    p_values = np.full(len(unit), np.nan)
+    for row in np.flatnonzero(counts[code] > 1):
+        p_values[row] = _p_value(nulls[counts[code[row]] - 1], precision[row])
     scored = np.flatnonzero(counts > 1)
     sums = np.bincount(code, weights=np.nan_to_num(precision), minlength=len(names))
     means = sums[scored] / counts[scored]
@@ -223,8 +225,8 @@ def _targets_in_map(rows: Mapping[str, list[int]], genes: list[str], targets: Pa
     wanted = {name: np.array(sorted(columns), dtype=np.intp) for name, columns in found.items() if columns}
     if not wanted:
         raise UsageError(
-            f"compound-gene: no target has its compound among the {len(rows)} compounds ({next(iter(rows))}, ...) and its gene among "
-            f"the {len(genes)} genes ({genes[0]}, ...); names must agree"
+            f"compound-gene: no target has its compound among the {len(rows)} compounds ({next(iter(rows))}, ...) and its gene "
+            f"among the {len(genes)} genes ({genes[0]}, ...); names must agree"
         )
     return wanted
 

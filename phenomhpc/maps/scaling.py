@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.bootstrap import INTERVAL
+from phenomhpc.maps.checks import Features
 
 MIN_RUNS = 3
 
@@ -81,7 +82,7 @@ def fit_log_linear(flop: ArrayLike, value: ArrayLike) -> LogLinear:
     )
 
 
-def _refuse_what_is_no_line(flops: np.ndarray, values: np.ndarray) -> None:  # type: ignore[type-arg]
+def _refuse_what_is_no_line(flops: Features, values: Features) -> None:
     if flops.ndim != 1 or flops.shape != values.shape:
         raise UsageError(f"scaling: FLOP of shape {flops.shape}, values of {values.shape}; give one of each per run")
     if len(flops) < MIN_RUNS:
@@ -94,7 +95,7 @@ def _refuse_what_is_no_line(flops: np.ndarray, values: np.ndarray) -> None:  # t
         raise UsageError(f"scaling: all {len(flops)} runs cost {flops[0]:.3g} FLOP; a line needs at least two sizes")
 
 
-def _refuse_unless_positive(flops: np.ndarray) -> None:  # type: ignore[type-arg]
+def _refuse_unless_positive(flops: Features) -> None:
     good = np.isfinite(flops) & (flops > 0)
     if not good.all():
         row = int(np.argmin(good))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from phenomhpc.maps.bootstrap import NULL_SAMPLE, keyed
 from phenomhpc.maps.checks import Features
-from phenomhpc.maps.relate import CosineNull, blocks_of, cosine_null
+from phenomhpc.maps.relate import blocks_of, cosine_null
 
 Threshold = tuple[float, float]
 Tail = tuple[float, float]  # (below, above): a pair is a hit when its cosine is < below or > above
