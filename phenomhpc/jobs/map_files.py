@@ -16,7 +16,8 @@ from phenomhpc.embed.table import feature_columns
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.base import Table
 from phenomhpc.jobs.evaluation.lookup import known_pairs, unit_rows
-from phenomhpc.maps import THRESHOLDS, compare_recalls
+from phenomhpc.maps import compare_recalls
+from phenomhpc.maps.benchmark import THRESHOLDS
 from phenomhpc.runs import RunPaths, find_run
 
 MAX_SUGGESTED = 5
@@ -123,7 +124,8 @@ def compare(first: MapFiles, second: MapFiles, *, bootstrap: int, seed: int) -> 
         ours, theirs = (_within(one.relations[name], both) for one in (first, second))
         if ours != theirs:
             raise UsageError(
-                f"maps compare: {name} has other pairs in {first.name} than in {second.name} ({len(ours)} and {len(theirs)} among the "
+                f"maps compare: {name} has other pairs in {first.name} than in {second.name} ({len(ours)} and "
+                f"{len(theirs)} among the "
                 "labels that both have); evaluate both with the same annotations"
             )
     found = compare_recalls(

@@ -220,18 +220,21 @@ def write_scaling(found: Scaling, out: Path) -> Path:
         _trends(found),
         name="scaling",
         alt="; ".join(f"{name}: {line.slope:+.3f} per tenfold FLOP" for name, line in found.lines.items()),
-        caption=f"Runs as points, the line with the 95 % interval of a new run; the ring is {found.next_name}, {found.next_flop:.3g} FLOP.",
+        caption=f"Runs as points, the line with the 95 % interval of a new run; the ring is {found.next_name}, "
+        f"{found.next_flop:.3g} FLOP.",
     )
     section = Section(
         title="Scores against training FLOP",
         text=(
-            "A straight line over the logarithm of the FLOP of training. It knows no ceiling: far beyond the largest run it is a guess.",
+            "A straight line over the logarithm of the FLOP of training. It knows no ceiling: far beyond the largest "
+            "run it is a guess.",
         ),
         pictures=(picture,),
         tables=tuple(PageTable(caption=one.title, columns=one.columns, rows=one.rows) for one in (runs, lines)),
         details=(
             "FLOP of training: crops seen times three forward passes, matrix products and attention alone. Ordinary least squares; "
-            "intervals by Student's t. Loss is that of held-out crops where there was a validation, else the mean of the last 5 % of steps.",
+            "intervals by Student's t. Loss is that of held-out crops where there was a validation, else the mean of "
+            "the last 5 % of steps.",
         ),
     )  # fmt: skip
     make_folder(out)

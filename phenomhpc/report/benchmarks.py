@@ -151,10 +151,11 @@ def spread_figure(
     with drawing(6.4, 2.9, theme) as (figure, colours):
         axes = figure.add_subplot()
         for data, name, colour in ((null, words[1], colours.muted), (values, words[0], colours.series[0])):
-            axes.hist(np.clip(data, bins[0], bins[-1]), bins=bins, weights=np.full(len(data), 1 / max(len(data), 1)), histtype="stepfilled",
-                      alpha=0.35, color=colour)  # fmt: skip
-            axes.hist(np.clip(data, bins[0], bins[-1]), bins=bins, weights=np.full(len(data), 1 / max(len(data), 1)), histtype="step",
-                      color=colour, linewidth=1.4, label=f"{name} ({len(data):,})")  # fmt: skip
+            inside = np.clip(data, bins[0], bins[-1])
+            share = np.full(len(data), 1 / max(len(data), 1))
+            axes.hist(inside, bins=bins, weights=share, histtype="stepfilled", alpha=0.35, color=colour)
+            axes.hist(inside, bins=bins, weights=share, histtype="step", color=colour, linewidth=1.4,
+                      label=f"{name} ({len(data):,})")  # fmt: skip
         if limit is not None:
             axes.axvline(limit, color=colours.text, linestyle=(0, (4, 3)), linewidth=1.2)
         axes.set(xlabel=words[2], ylabel="share")

@@ -63,7 +63,7 @@ def _points(axes: Any, points: NDArray[np.float64], colouring: Colouring, theme:
     axes.set(xlim=(low[0] - room[0], high[0] + room[0]), ylim=(low[1] - room[1], high[1] + room[1]))
 
 
-def _palette(num: int) -> list[tuple[float, ...]]:
+def _palette(num: int) -> list[tuple[float, float, float, float]]:
     from matplotlib import colormaps
 
     if num <= MAX_CATEGORIES:
@@ -71,7 +71,7 @@ def _palette(num: int) -> list[tuple[float, ...]]:
     return [tuple(colour) for colour in colormaps["turbo"](np.linspace(0.05, 0.95, num))]
 
 
-def _grey(theme: Theme) -> tuple[float, ...]:
+def _grey(theme: Theme) -> tuple[float, float, float, float]:
     from matplotlib.colors import to_rgba
 
     return (*to_rgba(theme.muted)[:3], 1.0)

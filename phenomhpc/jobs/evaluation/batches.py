@@ -97,12 +97,14 @@ def batches_section(wells: Wells, seen: Seen, labels: list[str], annotation: str
         name="wells",
         alt=f"Scatter of {drawn}, coloured by {', '.join(one.title for one in colourings)}. "
         + "; ".join(f"{name}: {value}" for name, value in facts),
-        caption=f"Each point is a well ({drawn}), placed by the first two principal components (PCA), which hold {shares} of the variance.",
+        caption=f"Each point is a well ({drawn}), placed by the first two principal components (PCA), which hold "
+        f"{shares} of the variance.",
     )
     return Section(
         title="Batch effects, before and after",
         text=(
-            "Points of one plate should not lie together: where they do, the numbers tell plates apart and not biology. After alignment "
+            "Points of one plate should not lie together: where they do, the numbers tell plates apart and not "
+            "biology. After alignment "
             "plates should mix, and colours of a pathway should gather.",
         ),
         facts=facts,
@@ -110,7 +112,8 @@ def batches_section(wells: Wells, seen: Seen, labels: list[str], annotation: str
         details=(
             "Principal components of the drawn wells, each stage on its own; features as they came are divided by their standard "
             "deviation first. A scatter of two components shows a small part of what there is.",
-            "Controls' variance between batches: the sum of squares between the batches' means over the total, of control wells, the mean "
+            "Controls' variance between batches: the sum of squares between the batches' means over the total, of "
+            "control wells, the mean "
             "over features. Chance alone leaves (batches - 1) / (controls - 1).",
         ),
     )  # fmt: skip

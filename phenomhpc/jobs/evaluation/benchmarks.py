@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,13 @@ PROXIMITY, RETRIEVAL, COMPOUNDS = "proximity bias", "replicate retrieval", "comp
 BY_ARM = "recall within and between arms"
 
 
+class _Draws(TypedDict):
+    """Of the intervals."""
+
+    bootstrap: int
+    seed: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmarks:
     """Results, None where an input is lacking; left_out: (benchmark, reason) of those."""
@@ -68,7 +75,7 @@ def measure(
     What cannot be measured is left out with its reason, which is the measure's own error.
     """
     left_out: list[tuple[str, str]] = []
-    draws = {"bootstrap": config.bootstrap, "seed": config.seed}
+    draws = _Draws(bootstrap=config.bootstrap, seed=config.seed)
     in_map = np.array([bool(label) for label in wells.label])
     names = [label for label in wells.label if label]
     silent = sorted(set(annotations.unexpressed) & set(labels))
@@ -128,7 +135,7 @@ def _any_mapped(pairs: list[tuple[str, str]], labels: set[str]) -> bool:
     return any(first in labels and second in labels for first, second in pairs)
 
 
-def _magnitude(aligned: Array, wells: Wells, silent: list[str], draws: dict[str, int]) -> PerturbationScores:
+def _magnitude(aligned: Array, wells: Wells, silent: list[str], draws: _Draws) -> PerturbationScores:
     counted = np.array([bool(label) for label in wells.label]) | wells.is_control
     names = [wells.label[row] or "control" for row in np.flatnonzero(counted)]
     return perturbation_magnitude(aligned[counted], names, wells.is_control[counted], silent, **draws)
@@ -140,7 +147,7 @@ def _compounds(
     profiles: Array,
     labels: list[str],
     annotations: Annotations,
-    draws: dict[str, int],
+    draws: _Draws,
 ) -> CompoundRetrieval:
     """Doses of a compound are profiles of their own under the compound's name."""
     rows = [row for row, name in enumerate(wells.compound) if name]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from phenomhpc.config import EvaluateConfig
 from phenomhpc.jobs.evaluation.benchmarks import BY_ARM, CONSISTENCY
 from phenomhpc.jobs.evaluation.blocks import best_block
 from phenomhpc.jobs.evaluation.rows import FINAL, RECALL, Score, scores
 from phenomhpc.jobs.evaluation.scores import CORRECTED, Evaluation
 from phenomhpc.jobs.evaluation.words import ALIGNMENTS, source_name
-from phenomhpc.maps import PerturbationScores
+from phenomhpc.maps import PerturbationScores, Recall
 from phenomhpc.report import (
     Cell,
     Measured,
@@ -69,7 +71,8 @@ def way_section(config: EvaluateConfig, evaluation: Evaluation) -> Section:
     return Section(
         title="From wells to the map",
         text=(
-            f"The same wells at every stage. Alignment here is {ALIGNMENTS[config.align]}. All other numbers of this page are of the map "
+            f"The same wells at every stage. Alignment here is {ALIGNMENTS[config.align]}. All other numbers of this "
+            "page are of the map "
             f"that is {used}.",
         ),
         pictures=(picture,),
@@ -77,11 +80,8 @@ def way_section(config: EvaluateConfig, evaluation: Evaluation) -> Section:
     )  # fmt: skip
 
 
-def _measured(name: str, one: object) -> Measured:
-    """A recall, or anything with value and interval of the same names."""
-    value = getattr(one, "recall", None)
-    assert isinstance(value, float)
-    return Measured(name=name, value=value, ci_low=one.ci_low, ci_high=one.ci_high)
+def _measured(name: str, one: Recall) -> Measured:
+    return Measured(name=name, value=one.recall, ci_low=one.ci_low, ci_high=one.ci_high)
 
 
 def _stage_table(evaluation: Evaluation) -> Table:
@@ -224,28 +224,25 @@ def _consistency(found: PerturbationScores, evaluation: Evaluation) -> Section:
             null,
             ("other perturbations", "unexpressed genes", "mean cosine of a perturbation's wells"),
             name="consistency",
-            alt=f"Mean cosine among replicates: median {_median(others):.2f}, of unexpressed genes {_median(null):.2f}.",
-            caption="Wells of one perturbation should look alike; those of genes that the cells do not express say how alike any wells are.",
+            alt=f"Mean cosine among replicates: median {np.median(others):.2f}, of unexpressed genes {np.median(null):.2f}.",
+            caption="Wells of one perturbation should look alike; those of genes that the cells do not express say "
+            "how alike any wells are.",
         )
         pictures = (picture,)
     return Section(
         title="Do wells of one perturbation agree?",
         text=(
-            f"{found.hit_rate:.0%} of {len(found.labels):,} perturbations are more consistent than the {found.num_null:,} unexpressed "
+            f"{found.hit_rate:.0%} of {len(found.labels):,} perturbations are more consistent than the "
+            f"{found.num_null:,} unexpressed "
             f"genes of the null, at p <= {found.alpha:g}; by chance it would be {found.chance:.0%}.",
         ),
         pictures=pictures,
         details=(
-            f"{CONSISTENCY.capitalize()} is the mean cosine over all pairs of a perturbation's wells; p = (k + 1) / (n + 1), with k of n "
+            f"{CONSISTENCY.capitalize()} is the mean cosine over all pairs of a perturbation's wells; p = (k + 1) / "
+            "(n + 1), with k of n "
             "null perturbations at least as consistent.",
         ),
     )  # fmt: skip
-
-
-def _median(values: object) -> float:
-    import numpy as np
-
-    return float(np.median(np.asarray(values)))
 
 
 def blocks_sections(evaluation: Evaluation) -> list[Section]:
@@ -296,11 +293,13 @@ def blocks_sections(evaluation: Evaluation) -> list[Section]:
         rows=rows,
     )
     text = f"Block {best.block} embeds best, by {judged}. Embeddings of it are made with block={best.block}."
-    details = ()
+    details: tuple[str, ...] = ()
     if best.probe:
         details = (
-            f"A ridge classifier learns {best.probe.num_classes} perturbations from {best.probe.num_train:,} wells and is asked about "
-            f"{best.probe.num_test:,} others, of other batches where there are enough of them. All blocks are aligned in the same way.",
+            f"A ridge classifier learns {best.probe.num_classes} perturbations from {best.probe.num_train:,} wells "
+            "and is asked about "
+            f"{best.probe.num_test:,} others, of other batches where there are enough of them. All blocks are aligned "
+            "in the same way.",
         )
     return [
         Section(title="Which block embeds best", text=(text,), pictures=(picture,), tables=(table,), details=details)

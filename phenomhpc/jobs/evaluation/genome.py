@@ -40,11 +40,13 @@ def genome_section(evaluation: Evaluation) -> list[Section]:
         caption=f"{shown}, ordered by chromosome and arm; frames along the diagonal are arms. Red is alike, blue is opposite.",
     )
     text = [
-        "A cut of CRISPR can remove the rest of the chromosome arm, so that genes of one arm look alike without working together. Red "
+        "A cut of CRISPR can remove the rest of the chromosome arm, so that genes of one arm look alike without "
+        "working together. Red "
         "squares along the diagonal are that bias.",
     ]
     text.append(
-        f"Correction takes out what the unexpressed genes of an arm have in common; it is possible on {len(evaluation.corrected_arms)} "
+        "Correction takes out what the unexpressed genes of an arm have in common; it is possible on "
+        f"{len(evaluation.corrected_arms)} "
         f"of {len(bounds)} arms here."
         if after
         else "No arm can be corrected: that takes more than 20 unexpressed genes on it."
@@ -90,7 +92,7 @@ def block_cosines(profiles: NDArray[np.float64], blocks: list[tuple[int, int]]) 
     unit = unit_rows(profiles)
     sums = np.stack([unit[start:end].sum(axis=0) for start, end in blocks])
     sizes = np.array([end - start for start, end in blocks], dtype=np.float64)
-    means = (sums @ sums.T) / (sizes[:, None] * sizes[None, :])
+    means: NDArray[np.float64] = (sums @ sums.T) / (sizes[:, None] * sizes[None, :])
     own = np.einsum("ij,ij->i", sums, sums) - sizes
     with np.errstate(invalid="ignore", divide="ignore"):
         np.fill_diagonal(means, np.where(sizes > 1, own / (sizes * (sizes - 1)), 1.0))

@@ -13,7 +13,10 @@ MIN_COMPLEX = 10  # genes of a complex that is tested for coherence
 
 
 def pathways(labels: list[str], annotations: Annotations, names: Iterable[str]) -> tuple[str, list[int]]:
-    """The annotation of `names` whose pairs make the most groups, and each label's group: -1 for none; ("", ...) if all are networks."""
+    """The annotation of `names` whose pairs make the most groups, and the group of each label, -1 for none.
+
+    ("", ...) where all of them are networks.
+    """
     best, best_groups = "", [-1] * len(labels)
     for name in names:
         groups = connected_groups(labels, annotations.relationships[name])

@@ -59,7 +59,7 @@ def neighbours(
     cosines: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = ([], [])
     for start in range(0, num, BLOCK_ROWS):
         block = unit[start : start + BLOCK_ROWS] @ unit.T
-        for side, (sign, places, values) in enumerate(zip((1.0, -1.0), sides, cosines, strict=True)):
+        for side, sign in enumerate((1.0, -1.0)):
             signed = sign * block
             signed[np.arange(len(block)), start + np.arange(len(block))] = -np.inf  # nobody's own neighbour
             best = np.argpartition(-signed, count - 1, axis=1)[:, :count]
@@ -93,7 +93,8 @@ def neighbours_section(found: Neighbours) -> Section:
     return Section(
         title=f"Look up a {found.noun}",
         text=(
-            f"Type the name of a {found.noun} to see which others change cells in the same way, and which in the opposite way. Bars are "
+            f"Type the name of a {found.noun} to see which others change cells in the same way, and which in the "
+            "opposite way. Bars are "
             f"cosine similarities of profiles; a tag says that the pair is known, and from which annotation "
             f"({', '.join(found.annotations)}).",
         ),

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its run, each file committed whole; evaluation.json, which says that it is done, is not among them."""
+"""What an evaluation leaves in its run beside evaluation.json, which says that it is done; each file committed whole."""
 
 from __future__ import annotations
 

@@ -93,10 +93,10 @@ def _others(source: str, found: Benchmarks) -> Iterator[Score]:
         if one is not None:
             yield _hits(source, benchmark, one)
     if found.coherence is not None:
-        one = found.coherence
+        sets = found.coherence
         yield _row(
-            source, COHERENCE, one.hit_rate, (one.ci_low, one.ci_high), one.chance, len(one.names),
-            threshold=f"p <= {one.alpha:g}", subset="share of complexes",
+            source, COHERENCE, sets.hit_rate, (sets.ci_low, sets.ci_high), sets.chance, len(sets.names),
+            threshold=f"p <= {sets.alpha:g}", subset="share of complexes",
             null="cosines between a complex and the rest, two-sample Kolmogorov-Smirnov test",
         )  # fmt: skip
     if found.retrieval is not None:
@@ -138,7 +138,8 @@ def _row(
 def _hits(source: str, benchmark: str, one: PerturbationScores) -> Score:
     return _row(
         source, benchmark, one.hit_rate, (one.ci_low, one.ci_high), one.chance, len(one.labels),
-        threshold=f"p <= {one.alpha:g}", null=f"{one.num_null:,} perturbations of unexpressed genes", subset="share of perturbations",
+        threshold=f"p <= {one.alpha:g}", null=f"{one.num_null:,} perturbations of unexpressed genes",
+        subset="share of perturbations",
     )  # fmt: skip
 
 
