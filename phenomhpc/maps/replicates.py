@@ -149,6 +149,7 @@ def _scores(
         ci_high=high,
         alpha=alpha,
         num_null=len(null),
+        null_values=null,
         num_dropped=len(groups) - len(values),
     )
 

@@ -86,7 +86,7 @@ class PerturbationScores(_WithInterval):
     """One statistic per perturbation against the same statistic of null perturbations.
 
     labels: the p perturbations that have it, sorted; values f64[p]; p_values f64[p]; num_replicates i64[p]
-    hit_rate: share with p <= alpha, its interval over perturbations; num_null: values of the null
+    hit_rate: share with p <= alpha, its interval over perturbations; num_null: values of the null, null_values f64[num_null] sorted
     num_dropped: perturbations left out since they have too few replicates
     """
 
@@ -97,6 +97,7 @@ class PerturbationScores(_WithInterval):
     hit_rate: float
     alpha: float
     num_null: int
+    null_values: NDArray[np.float64]
     num_dropped: int
 
     @property

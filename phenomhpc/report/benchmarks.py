@@ -28,7 +28,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Values to be drawn beside each other, the first of them larger; note: what the axis shows."""
+    """Shares, probabilities or precisions (0 to 1), one below the other, the first of them larger; note: what the axis shows."""
 
     title: str
     note: str
@@ -40,12 +40,13 @@ def panels_figure(panels: Sequence[Panel], *, theme: ThemeName = "light", form: 
     columns = min(PANELS_A_ROW, len(panels))
     rows = -(-len(panels) // columns)
     most = max(len(panel.values) for panel in panels)
-    with drawing(WIDTH_IN, rows * (0.95 + 0.27 * most), theme) as (figure, colours):
+    with drawing(WIDTH_IN, rows * (1.2 + 0.27 * most), theme) as (figure, colours):
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         for axes, panel in zip(grid, panels, strict=False):
             _panel(axes, panel, colours)
+        figure.get_layout_engine().set(hspace=0.06, h_pad=0.06)
         return encoded(figure, form)
 
 
@@ -55,10 +56,7 @@ def _panel(axes: Any, panel: Panel, theme: Theme) -> None:
     chances = {one.chance for one in panel.values if one.chance is not None}
     if len(chances) == 1:
         axes.axvline(chances.pop(), color=theme.muted, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
-    ends = [end for one in panel.values for end in (one.value, one.ci_low, one.ci_high, one.chance) if end is not None]
-    low, high = min(0.0, *ends), max(ends)
-    room = 0.05 * max(high - low, 1e-9)
-    axes.set(xlim=(low - room, high + 6 * room), ylim=(len(panel.values) - 0.4, -0.6), xlabel=panel.note)
+    axes.set(xlim=(0, 1.18), xticks=(0, 0.25, 0.5, 0.75, 1), ylim=(len(panel.values) - 0.4, -0.6), xlabel=panel.note)
     axes.set_title(panel.title, fontsize=9)
     axes.set_yticks(range(len(panel.values)), [one.name for one in panel.values])
     for tick in axes.get_yticklabels():

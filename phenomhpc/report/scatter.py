@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from phenomhpc.report.theme import Form, Theme, ThemeName, drawing, encoded
 
-MAX_CATEGORIES = 10  # more are coloured by their order
+MAX_CATEGORIES = 9  # more are coloured by their order
+GREY = 7  # its place among matplotlib's ten colours: grey means none of the categories here
 MAX_LETTERS = 22  # of a name in a legend
 PANEL_IN = 3.4
 
@@ -55,9 +56,15 @@ def _points(axes: Any, points: NDArray[np.float64], colouring: Colouring, theme:
     size = float(np.clip(9000 / max(len(points), 1), 2.0, 26.0))
     # In one order that has nothing to do with the colour, so that the last category does not cover the others.
     order = np.random.default_rng(0).permutation(len(points))
-    order = order[np.argsort(colouring.code[order] >= 0, kind="stable")]
-    palette = np.array([*_palette(len(colouring.names)), _grey(theme)])
-    axes.scatter(*points[order].T, s=size, c=palette[colouring.code[order]], alpha=0.75, linewidths=0, rasterized=True)
+    code = colouring.code[order]
+    none, some = order[code < 0], order[code >= 0]
+    axes.scatter(*points[none].T, s=size, color=theme.muted, alpha=0.3, linewidths=0, rasterized=True)
+    if len(some):
+        palette = np.array(_palette(len(colouring.names)))
+        larger = 2.5 if len(none) > 2 * len(some) else 1.0
+        axes.scatter(
+            *points[some].T, s=larger * size, c=palette[colouring.code[some]], alpha=0.8, linewidths=0, rasterized=True
+        )
     low, high = np.percentile(points, [0.5, 99.5], axis=0)
     room = 0.12 * np.maximum(high - low, 1e-9)
     axes.set(xlim=(low[0] - room[0], high[0] + room[0]), ylim=(low[1] - room[1], high[1] + room[1]))
@@ -67,14 +74,9 @@ def _palette(num: int) -> list[tuple[float, float, float, float]]:
     from matplotlib import colormaps
 
     if num <= MAX_CATEGORIES:
-        return [(*tuple(colour), 1.0) for colour in colormaps["tab10"].colors[:num]]  # type: ignore[attr-defined]
+        colours = [colour for place, colour in enumerate(colormaps["tab10"].colors) if place != GREY]  # type: ignore[attr-defined]
+        return [(*colour, 1.0) for colour in colours[:num]]
     return [tuple(colour) for colour in colormaps["turbo"](np.linspace(0.05, 0.95, num))]
-
-
-def _grey(theme: Theme) -> tuple[float, float, float, float]:
-    from matplotlib.colors import to_rgba
-
-    return (*to_rgba(theme.muted)[:3], 1.0)
 
 
 def _legend(axes: Any, colouring: Colouring) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 from phenomhpc.config import EvaluateConfig
 from phenomhpc.jobs.evaluation.benchmarks import BY_ARM, CONSISTENCY
 from phenomhpc.jobs.evaluation.blocks import best_block
-from phenomhpc.jobs.evaluation.rows import FINAL, RECALL, Score, scores
+from phenomhpc.jobs.evaluation.groups import MIN_COMPLEX
+from phenomhpc.jobs.evaluation.rows import FINAL, NO_THRESHOLD, RECALL, Score, scores
 from phenomhpc.jobs.evaluation.scores import CORRECTED, Evaluation
 from phenomhpc.jobs.evaluation.words import ALIGNMENTS, source_name
 from phenomhpc.maps import PerturbationScores, Recall
@@ -140,18 +141,18 @@ def benchmarks_sections(evaluation: Evaluation) -> list[Section]:
             text=("Recall looks at pairs of known partners. Here the same map is asked other questions.",),
             pictures=tuple(pictures),
             tables=_benchmark_tables(evaluation, kinds),
-            details=_benchmark_words(kinds, evaluation),
+            details=_complex_words(evaluation),
         )
     ]
     consistency = evaluation.encoder.benchmarks.consistency
-    return sections if consistency is None else [*sections, _consistency(consistency, evaluation)]
+    return sections if consistency is None else [*sections, _consistency(consistency)]
 
 
 def _panel(group: list[Score]) -> Panel:
     first = group[0]
     return Panel(
         title=first.benchmark.capitalize(),
-        note=first.subset if first.threshold.startswith("none") else f"{first.subset}, {first.threshold}",
+        note=first.subset if first.threshold == NO_THRESHOLD else f"{first.subset}\nwith {first.threshold}",
         values=tuple(
             Measured(
                 name=source_name(score.source),
@@ -184,63 +185,59 @@ def _benchmark_tables(evaluation: Evaluation, kinds: dict[tuple[str, str, str, s
                 for name in sources
             ]
             name = f"{annotation}, {subset}" if wanted else benchmark
+            counts = threshold if wanted else _counts(subset, threshold)
+            small = f"{counts}; null: {group[0].null}"
             chance = group[0].chance
             rows.append(
                 (
-                    name,
-                    threshold if wanted else f"{subset}; {threshold}",
+                    (name, small),
                     group[0].num,
-                    "–" if chance is None else f"{chance:.2f}",
+                    "–" if chance is None else f"{chance:.2g}",
                     *cells,
                 )
             )
         if rows:
-            columns = ("", "what counts", "number", "chance", *map(source_name, sources))
+            columns = ("", "number", "chance", *map(source_name, sources))
             tables.append(Table(caption=f"{caption}, with 95 % intervals", columns=columns, rows=tuple(rows)))
     return tuple(tables)
 
 
-def _benchmark_words(kinds: dict[tuple[str, str, str, str], list[Score]], evaluation: Evaluation) -> tuple[str, ...]:
-    """Of each benchmark its null, and what else must be known."""
-    nulls = dict.fromkeys(
-        f"{group[0].benchmark.capitalize()}: the null is {group[0].null}." for group in kinds.values()
-    )
+def _complex_words(evaluation: Evaluation) -> tuple[str, ...]:
     where, found = evaluation.complexes
-    complexes = [f"Complexes are {len(found)} from {where}."] if found else []
-    return (*nulls, *complexes)
+    return (f"Complexes are {len(found)} from {where}, of {MIN_COMPLEX} genes or more.",) if found else ()
 
 
-def _consistency(found: PerturbationScores, evaluation: Evaluation) -> Section:
-    silent = set(evaluation.annotations.unexpressed)
-    is_null = [label in silent for label in found.labels]
-    values = found.values
-    null = values[is_null]
-    others = values[[not one for one in is_null]]
-    pictures: tuple[Picture, ...] = ()
-    if len(null) and len(others):
-        picture = themed(
-            spread_figure,
-            others,
-            null,
-            ("other perturbations", "unexpressed genes", "mean cosine of a perturbation's wells"),
-            name="consistency",
-            alt=f"Mean cosine among replicates: median {np.median(others):.2f}, of unexpressed genes {np.median(null):.2f}.",
-            caption="Wells of one perturbation should look alike; those of genes that the cells do not express say "
-            "how alike any wells are.",
-        )
-        pictures = (picture,)
+def _counts(subset: str, threshold: str) -> str:
+    """What a value is a share or mean of, and what must hold for a thing to count."""
+    return subset if threshold == NO_THRESHOLD else f"{subset} with {threshold}"
+
+
+def _consistency(found: PerturbationScores) -> Section:
+    hits = found.values[found.p_values <= found.alpha]
+    picture = themed(
+        spread_figure,
+        found.values,
+        found.null_values,
+        ("perturbations", "unexpressed genes", "mean cosine of a perturbation's wells"),
+        float(hits.min()) if len(hits) else None,
+        name="consistency",
+        alt=f"Mean cosine among replicates: median {np.median(found.values):.2f}, of unexpressed genes "
+        f"{np.median(found.null_values):.2f}.",
+        caption="Wells of one perturbation should look alike; those of genes that the cells do not express say how alike any wells "
+        "are. Right of the dashed line a perturbation counts as consistent.",
+    )
     return Section(
         title="Do wells of one perturbation agree?",
         text=(
             f"{found.hit_rate:.0%} of {len(found.labels):,} perturbations are more consistent than the "
             f"{found.num_null:,} unexpressed "
-            f"genes of the null, at p <= {found.alpha:g}; by chance it would be {found.chance:.0%}.",
+            f"genes of the null (p\N{NO-BREAK SPACE}≤\N{NO-BREAK SPACE}{found.alpha:g}); by chance it would be {found.chance:.0%}.",
         ),
-        pictures=pictures,
+        pictures=(picture,),
         details=(
             f"{CONSISTENCY.capitalize()} is the mean cosine over all pairs of a perturbation's wells; p = (k + 1) / "
-            "(n + 1), with k of n "
-            "null perturbations at least as consistent.",
+            "(n + 1), with k of "
+            "n null perturbations at least as consistent.",
         ),
     )  # fmt: skip
 

@@ -76,6 +76,11 @@ def _by_group(order: NDArray[np.intp], groups: list[int]) -> NDArray[np.intp]:
     )
 
 
+def _signed(value: float) -> str:
+    """Two digits, and no minus before zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 def _group_words(cosines: NDArray[np.float64], groups: list[int]) -> str:
     member = np.array(groups)
     known = member >= 0
@@ -85,5 +90,7 @@ def _group_words(cosines: NDArray[np.float64], groups: list[int]) -> str:
     within, between = here[same & upper], here[~same & upper]
     if not within.size or not between.size:
         return ""
-    text = f"On average the similarity is {within.mean():.2f} within a group and {between.mean():.2f} between groups."
+    text = (
+        f"On average the similarity is {within.mean():.2f} within a group and {_signed(between.mean())} between groups."
+    )
     return text.replace("-", "\N{MINUS SIGN}")

@@ -21,6 +21,7 @@ from phenomhpc.maps import PerturbationScores, Recall
 
 RECALL = "relationship recall"
 FINAL = "map"
+NO_THRESHOLD = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,21 +97,21 @@ def _others(source: str, found: Benchmarks) -> Iterator[Score]:
         sets = found.coherence
         yield _row(
             source, COHERENCE, sets.hit_rate, (sets.ci_low, sets.ci_high), sets.chance, len(sets.names),
-            threshold=f"p <= {sets.alpha:g}", subset="share of complexes",
+            threshold=f"p ≤ {sets.alpha:g}", subset="share of complexes",
             null="cosines between a complex and the rest, two-sample Kolmogorov-Smirnov test",
         )  # fmt: skip
     if found.retrieval is not None:
         hits = found.retrieval
         null = f"{hits.null_size:,} random rankings"
         yield _row(source, RETRIEVAL, hits.mean_ap, (hits.mean_ap_low, hits.mean_ap_high), hits.chance_ap, len(hits.labels),
-                   threshold="none", subset="mean average precision", null=null)  # fmt: skip
+                   threshold=NO_THRESHOLD, subset="mean average precision", null=null)  # fmt: skip
         yield _row(source, RETRIEVAL, hits.hit_rate, (hits.ci_low, hits.ci_high), None, len(hits.labels),
-                   threshold=f"q <= {hits.alpha:g}, Benjamini-Hochberg", subset="share of perturbations", null=null)  # fmt: skip
+                   threshold=f"q ≤ {hits.alpha:g}, Benjamini-Hochberg", subset="share of perturbations", null=null)  # fmt: skip
     if found.compounds is not None:
         targets = found.compounds
         null = f"random rankings of {targets.num_genes:,} genes"
         yield _row(source, COMPOUNDS, targets.mean_ap, (targets.ci_low, targets.ci_high), targets.chance_ap, len(targets.labels),
-                   threshold="none", subset="mean average precision", null=null)  # fmt: skip
+                   threshold=NO_THRESHOLD, subset="mean average precision", null=null)  # fmt: skip
         for at in targets.recall_at.values():
             yield _row(source, COMPOUNDS, at.recall, (at.ci_low, at.ci_high), at.chance, len(targets.labels),
                        threshold=f"among the {at.k} nearest", subset="targets found", null=null)  # fmt: skip
@@ -138,7 +139,7 @@ def _row(
 def _hits(source: str, benchmark: str, one: PerturbationScores) -> Score:
     return _row(
         source, benchmark, one.hit_rate, (one.ci_low, one.ci_high), one.chance, len(one.labels),
-        threshold=f"p <= {one.alpha:g}", null=f"{one.num_null:,} perturbations of unexpressed genes",
+        threshold=f"p ≤ {one.alpha:g}", null=f"{one.num_null:,} perturbations of unexpressed genes",
         subset="share of perturbations",
     )  # fmt: skip
 
@@ -146,8 +147,8 @@ def _hits(source: str, benchmark: str, one: PerturbationScores) -> Score:
 def _proximity(source: str, stage: str, one: Any) -> Iterator[Score]:
     yield _row(
         source, PROXIMITY, one.effect, (one.ci_low, one.ci_high), one.chance, len(one.arms), stage=stage,
-        threshold="none; Brunner-Munzel test per arm", subset="P(within arm > between arms), mean over arms",
-        null="cosines between a gene of the arm and one of another",
+        threshold=NO_THRESHOLD, subset="P(within arm > between), mean of arms",
+        null="cosines of genes of the arm with those of others",
     )  # fmt: skip
 
 
