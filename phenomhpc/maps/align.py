@@ -141,7 +141,7 @@ class Alignment:
 
     def shared(self, block: Features) -> Features:
         """f64[m, d] after the steps that all batches share, but for the last: f64[m, k].  Writes over `block`."""
-        if self.axes is None:
+        if self.mean is None or self.axes is None:
             return block
         block -= self.mean
         projected: Features = block @ self.axes
