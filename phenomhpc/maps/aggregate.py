@@ -45,7 +45,7 @@ def aggregate_blocks(
     kept = np.flatnonzero(~mask)
     if not len(kept):
         raise UsageError(f"aggregate: all {len(labels)} rows are controls; a map needs perturbations")
-    names = as_labels(["control" if out else name for name, out in zip(labels, mask, strict=True)], len(labels))
+    names = as_labels(labels, len(labels), ignored=mask)
     unique, code_of_kept = np.unique(np.array(names)[kept], return_inverse=True)
     code = np.full(len(names), -1, dtype=np.intp)
     code[kept] = code_of_kept

@@ -32,7 +32,7 @@ from phenomhpc.maps.whiten import Whitener, square_root, whitener_of
 EFAAR = "efaar"
 CENTER_SCALE, PCA_CS, TVN, TVN_EFAAR, CORAL = METHODS = ("center_scale", "pca_cs", "tvn", "tvn_efaar", "coral")
 RIDGE = 0.5  # added to the diagonal of a batch's control covariance by TVN: EFAAR's value
-CORAL_RIDGE = 1.0  # by CORAL: its authors' value, features having been scaled to a standard deviation of 1
+CORAL_RIDGE = 1.0  # by CORAL: its authors' value
 MIN_CONTROLS = 2
 
 Batches = Sequence[str] | NDArray[np.str_]
@@ -73,11 +73,12 @@ def tvn(features: ArrayLike, batch: Batches, is_control: ArrayLike, compat: str 
 def coral(features: ArrayLike, batch: Batches, is_control: ArrayLike) -> Features:
     """Correlation alignment.  Returns f64[n, d].
 
-        1. centre-scale on all controls
-        2. per batch b:  S_b = cov(controls of b, ddof=1) + I;   E_b <- (E_b - mean of b's controls) S_b^(-1/2) T^(1/2)
+        1. center_scale
+        2. per batch b:  S_b = cov(controls of b, ddof=1) + I;   E_b <- E_b S_b^(-1/2) T^(1/2)
 
-    with T = the covariance of all controls about the means of their own batches (ddof = number of batches) + I.  So every
-    batch's controls get the covariance that batches have on average, where TVN would give them none of their own.
+    with T = the covariance of all controls, as step 1 leaves them (ddof = number of batches), + I.  So every batch's controls
+    get the correlations that batches have on average, where TVN leaves them none.  The I is what keeps 1,000 features of 100
+    controls from being turned about by chance; it also keeps a part of what batches differ in.
     """
     return align(CORAL, features, batch, is_control)
 
@@ -97,14 +98,13 @@ class Alignment:
     """What all batches share of an alignment, fitted on controls; each batch is then aligned by its own controls.
 
     So wells of batches that came later are aligned by the same axes: `blocks` of those alone.
-    axes: f64[d, k] the principal components, already divided by the scale of step 1, or None; mean f64[d] and scale f64[d]:
-    subtracted and divided by beforehand; recolour: f64[d, d] T^(1/2) of coral, or None; num_inputs: d
+    mean: f64[d], subtracted; axes: f64[d, k], principal components divided by the scale of step 1, multiplied with then
+    recolour: f64[d, d], T^(1/2) of coral, multiplied with at last; None for what the method has not; num_inputs: d
     """
 
     method: str
     num_inputs: int
     mean: Features | None = None
-    scale: Features | None = None
     axes: Features | None = None
     recolour: Features | None = None
 
@@ -140,15 +140,12 @@ class Alignment:
                 yield rows, step(self.shared(read_rows(array, rows)))
 
     def shared(self, block: Features) -> Features:
-        """f64[m, d] after the steps that all batches share: f64[m, k].  Writes over `block`."""
-        if self.mean is not None:
-            block -= self.mean
-        if self.axes is not None:
-            projected: Features = block @ self.axes
-            return projected
-        if self.scale is not None:
-            block /= self.scale
-        return block
+        """f64[m, d] after the steps that all batches share, but for the last: f64[m, k].  Writes over `block`."""
+        if self.mean is None or self.axes is None:
+            return block
+        block -= self.mean
+        projected: Features = block @ self.axes
+        return projected
 
     def _fit_batch(self, array: Rows, controls: Members, block_rows: int) -> _BatchStep:
         """What is particular to one batch, from two passes over its controls (one where they fit into a block)."""
@@ -158,7 +155,7 @@ class Alignment:
 
         held = list(read()) if len(controls) <= block_rows else None
         moments = moments_of(read() if held is None else held, self.num_features)
-        mean, scale = moments.mean, np.ones(self.num_features) if self.method in (TVN_EFAAR, CORAL) else moments.scale
+        mean, scale = moments.mean, np.ones(self.num_features) if self.method == TVN_EFAAR else moments.scale
         if self.method in (CENTER_SCALE, PCA_CS):
             return _BatchStep(mean=mean, scale=scale)
         standard = ((block - mean) / scale for block in (read() if held is None else held))
@@ -202,13 +199,12 @@ def fit_alignment(
     batches = _batches(as_labels(batch, len(array), "batch label"), control)
     if method == CENTER_SCALE:
         return Alignment(method=method, num_inputs=num_features)
+    if method == CORAL:
+        recolour = _pooled_root(array, [rows[control[rows]] for rows in batches], block_rows)
+        return Alignment(method=method, num_inputs=num_features, recolour=recolour)
     controls = np.flatnonzero(control)
     moments = moments_of((read_rows(array, rows) for rows in _pieces(controls, block_rows)), num_features)
     mean, scale = moments.mean, np.ones(num_features) if method == PCA_CS else moments.scale
-    if method == CORAL:
-        standard = Alignment(method=method, num_inputs=num_features, mean=mean, scale=scale)
-        recolour = _pooled_root(standard, array, [rows[control[rows]] for rows in batches], block_rows)
-        return Alignment(method=method, num_inputs=num_features, mean=mean, scale=scale, recolour=recolour)
     centred = ((read_rows(array, rows) - mean) / scale for rows in _pieces(controls, block_rows))
     components, deviations = _principal_axes(centred, len(controls), num_features)
     if method == TVN_EFAAR:
@@ -256,15 +252,16 @@ def _principal_axes(centred: Iterator[Features], num_rows: int, num_features: in
     return components, singular[kept] / np.sqrt(num_rows)
 
 
-def _pooled_root(standard: Alignment, array: Rows, controls: list[Members], block_rows: int) -> Features:
-    """T^(1/2), T = covariance of controls about the means of their batches + CORAL_RIDGE I: f64[d, d]."""
+def _pooled_root(array: Rows, controls: list[Members], block_rows: int) -> Features:
+    """T^(1/2), T = covariance of controls that are centred and scaled by batch + CORAL_RIDGE I: f64[d, d]."""
     num_features, scatter = array.shape[1], np.zeros((array.shape[1], array.shape[1]))
     for rows in controls:
 
         def read(rows: Members = rows) -> Iterator[Features]:
-            return (standard.shared(read_rows(array, piece)) for piece in _pieces(rows, block_rows))
+            return (read_rows(array, piece) for piece in _pieces(rows, block_rows))
 
-        mean = moments_of(read(), num_features).mean
-        scatter += scatter_of((block - mean for block in read()), num_features)
+        moments = moments_of(read(), num_features)
+        mean, scale = moments.mean, moments.scale
+        scatter += scatter_of(((block - mean) / scale for block in read()), num_features)
     degrees = sum(map(len, controls)) - len(controls)
     return square_root(scatter / degrees + CORAL_RIDGE * np.eye(num_features))

@@ -50,13 +50,21 @@ def as_features(features: ArrayLike) -> Features:
     return np.asarray(as_rows(features), dtype=np.float64)
 
 
-def as_labels(labels: Sequence[str] | NDArray[np.str_], num_rows: int, what: str = "label") -> list[str]:
-    """`labels` as a list of text.  Raises UsageError for another length, or a missing one (naming its row)."""
+def as_labels(
+    labels: Sequence[str | None] | NDArray[np.str_],
+    num_rows: int,
+    what: str = "label",
+    ignored: NDArray[np.bool_] | None = None,
+) -> list[str]:
+    """`labels` as a list of text.  Raises UsageError for another length, or a missing one (naming its row).
+
+    ignored: bool[n], rows whose label does not matter and may be missing.
+    """
     names = list(labels)
     if len(names) != num_rows:
         raise UsageError(f"{what}s: {len(names)} for {num_rows} rows of features; give one per row")
     for row, name in enumerate(names):
-        if name is None or name == "" or name != name:
+        if (name is None or name == "" or name != name) and (ignored is None or not ignored[row]):
             raise UsageError(f"{what} of row {row} is missing; leave such rows out or name them")
     return [str(name) for name in names]
 

@@ -82,10 +82,7 @@ def perturbation_magnitude(
     """
     array = as_rows(features)
     control = as_mask(is_control, len(array))
-    names = as_labels(
-        [name or "control" if of else name for name, of in zip(labels, control, strict=False)], len(array)
-    )
-    groups = _groups(names, ~control)
+    groups = _groups(as_labels(labels, len(array), ignored=control), ~control)
     controls = read_rows(array, _chosen(np.flatnonzero(control), max_controls, seed))
     centre = controls.mean(axis=0)  # distances do not see it, and digits are kept
     controls -= centre
