@@ -26,6 +26,10 @@ class IntensityStatistics:
     def num_features(self) -> int:
         return len(self._scale) * self.PER_CHANNEL
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.num_features,)
+
     def encode(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
         flat = pixels.reshape(*pixels.shape[:2], -1)
         last = flat.shape[-1] - 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from phenomhpc.cli.arguments import spread_lists
-from phenomhpc.cli.job_flags import JOB_FLAGS, LIST_OPTIONS
+from phenomhpc.cli.job_flags import JOB_FLAGS, list_options
 from phenomhpc.config import resolve
 from phenomhpc.config.models import JOBS
 
@@ -86,7 +86,8 @@ def test_every_command_and_flag_exists(
     page: Path, helps: dict[tuple[str, ...], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for line in commands_of(page.read_text()):
-        words = spread_lists(shlex.split(line)[1:], LIST_OPTIONS)
+        typed = shlex.split(line)[1:]
+        words = spread_lists(typed, list_options(typed))
         command, path, rest = find(words)
         assert path and not isinstance(command, click.Group), f"{page.name}: {line}: no such command"
         known = {option for parameter in command.params for option in parameter.opts}
