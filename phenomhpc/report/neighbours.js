@@ -26,7 +26,7 @@ function rowOf(side, of, at, rank) {
   bar.style.width = `${Math.abs(cosine) * 100}%`;
   const track = make("span", "track");
   track.append(bar);
-  row.append(link(map.labels[at], "name"), track, make("span", "cosine", cosine.toFixed(2).replace("-", "\u2212")));
+  row.append(link(map.labels[at], "name"), track, make("span", "cosine", cosine.toFixed(3).replace("-", "\u2212")));
   const bits = side.known[of] ? side.known[of][rank] : 0;
   const known = make("span", "known");
   map.annotations.forEach((name, bit) => { if (bits & (1 << bit)) known.append(make("b", "", name)); });
