@@ -115,7 +115,7 @@ def tvn_plain(num: int, dim: int) -> Callable[[], object]:
         for name in np.unique(plate):
             rows = plate == name
             covariance = np.cov(out[rows & control], rowvar=False, ddof=1) + 0.5 * np.eye(out.shape[1])
-            out[rows] = out[rows] @ fractional_matrix_power(covariance, -0.5)
+            out[rows] = out[rows] @ fractional_matrix_power(covariance, -0.5).real
         return out
 
     return align
@@ -200,10 +200,11 @@ CASES: dict[str, Case] = {
     "recall of 5,000 genes, plainly": lambda _: recall_plain(5_000),
     "two maps compared, 1,000 draws": lambda _: compare(NUM_GENES),
     "tvn of 200,000 wells x 384": lambda _: tvn_ours(200_000, 384),
-    "tvn of 27,600 wells x 384": lambda _: tvn_ours(20 * PLATE, 384),
-    "tvn of 27,600 wells x 384, plainly": lambda _: tvn_plain(20 * PLATE, 384),
-    "mapped file to map, tvn, 200,000 wells x 1,664": lambda folder: mapped("tvn", 200_000, 1664, folder),
-    "mapped file to map, coral, 200,000 wells x 1,664": lambda folder: mapped("coral", 200_000, 1664, folder),
+    "tvn of 6,900 wells x 384": lambda _: tvn_ours(5 * PLATE, 384),
+    "tvn of 6,900 wells x 384, plainly": lambda _: tvn_plain(5 * PLATE, 384),
+    "mapped file to map, tvn, 27,600 wells x 1,664": lambda folder: mapped("tvn", 20 * PLATE, 1664, folder),
+    "mapped file to map, tvn, 55,200 wells x 1,664": lambda folder: mapped("tvn", 40 * PLATE, 1664, folder),
+    "mapped file to map, coral, 27,600 wells x 1,664": lambda folder: mapped("coral", 20 * PLATE, 1664, folder),
     "consistency of 17,000 x 6 wells": lambda _: replicates("consistency", NUM_GENES),
     "magnitude of 17,000 x 6 wells": lambda _: replicates("magnitude", NUM_GENES),
     "coherence of 300 complexes": lambda _: complexes(NUM_GENES),

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from phenomhpc.errors import UsageError
-from phenomhpc.maps import perturbation_consistency, perturbation_magnitude
+from phenomhpc.maps import perturbation_consistency, perturbation_magnitude, replicates
 from phenomhpc.maps.replicates import _distances
 from tests.unit import naive_maps as naive
 
@@ -53,7 +53,9 @@ def test_consistency_is_the_mean_cosine_of_different_replicates() -> None:
     assert compat.p_values.min() == 0.0 < result.p_values.min()
 
 
-def test_magnitude_is_the_energy_distance_to_the_controls() -> None:
+@pytest.mark.parametrize("rows_at_once", [7, 1024])
+def test_magnitude_is_the_energy_distance_to_the_controls(monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
+    monkeypatch.setattr(replicates, "_ROWS_AT_ONCE", rows_at_once)
     features, labels, control, silent = wells()
     names_of = [name for name, of in zip(labels, control, strict=True) if not of]
     rows = {name: [row for row, other in enumerate(labels) if other == name] for name in set(names_of)}
