@@ -129,7 +129,7 @@ def _as_bound(pipeline: PipelineConfig) -> dict[str, Any]:
     bound = read_binding(folder)
     if bound is None:
         raise UsageError(
-            f"pipeline: embeddings={folder.root}: holds none yet, to which new ones could be added; make the first by phenomhpc embed"
+            f"pipeline: embeddings={folder.root}: holds none yet to which new ones could be added; phenomhpc embed makes the first"
         )
     compiled = bound.backend == COMPILED
     return {
