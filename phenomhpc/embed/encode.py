@@ -25,7 +25,12 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class CropEncoder(Protocol):
-    """Anything that turns a batch of crops into one vector each, or several side by side."""
+    """Anything that turns a batch of crops into one vector each, or several side by side.
+
+    on_host: computed by threads of its own, beside the encoders that are not
+    """
+
+    on_host: bool
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -42,6 +47,8 @@ class ModelEncoder:
     blocks: whose vectors are given side by side; default the last one's
     compiled: the model's blocks are compiled, at the first batch
     """
+
+    on_host = False
 
     def __init__(
         self,
