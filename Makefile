@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 APT_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge mariadb-server-core mariadb-client-core iproute2 strace chromium
 
-.PHONY: install install-test system-packages demo test test-nodes lint format lock bench-cli bench-loader bench-convert bench-train bench-checkpoint bench-slurm bench-elastic bench-maps bench-gpu soak clean
+.PHONY: install install-test system-packages demo test test-nodes lint format lock bench-cli bench-loader bench-convert bench-train bench-embed bench-checkpoint bench-slurm bench-elastic bench-maps bench-gpu soak clean
 
 # Installs the versions of uv.lock with pip, which honours a machine's own wheel folder (a CPU build of torch, say).
 install: $(VENV)/installed
@@ -49,7 +49,7 @@ format: install-test
 lock: install-test
 	$(BIN)/uv lock
 
-bench-cli bench-convert bench-train bench-checkpoint bench-slurm bench-elastic bench-maps: install-test
+bench-cli bench-convert bench-train bench-embed bench-checkpoint bench-slurm bench-elastic bench-maps: install-test
 	$(BIN)/python -m tests.bench.$(subst -,_,$@)
 
 bench-loader: install-test

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from phenomhpc.models.blocks import compile_blocks
 from phenomhpc.models.mae import MaskedAutoencoder
@@ -24,7 +25,12 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class CropEncoder(Protocol):
-    """Anything that turns a batch of crops into one vector each, or several side by side."""
+    """Anything that turns a batch of crops into one vector each, or several side by side.
+
+    on_host: computed by threads of its own, beside the encoders that are not
+    """
+
+    on_host: bool
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -41,6 +47,8 @@ class ModelEncoder:
     blocks: whose vectors are given side by side; default the last one's
     compiled: the model's blocks are compiled, at the first batch
     """
+
+    on_host = False
 
     def __init__(
         self,
@@ -71,12 +79,19 @@ class ModelEncoder:
     def num_features(self) -> int:
         return sum(self._widths)
 
-    @torch.inference_mode()
     def encode(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
+        return self.vectors(self.prepare(pixels)).cpu().numpy()
+
+    @torch.inference_mode()
+    def prepare(self, pixels: NDArray[np.generic]) -> Tensor:
+        """Standardised crops on the device; on a CPU valid until the next call."""
         # Integer pixels cross to the device (a quarter of the bytes), arithmetic happens there.
-        crops = self._standardise(torch.from_numpy(pixels).to(self._device))
+        return self._standardise(torch.from_numpy(pixels).to(self._device))
+
+    @torch.inference_mode()
+    def vectors(self, crops_BCHW: Tensor) -> Tensor:
+        """f32[B, sum(widths)] of standardised crops on the device, where it stays."""
         with torch.autocast(
             self._device.type, AUTOCAST.get(self._precision, torch.bfloat16), enabled=self._precision != "fp32"
         ):
-            vectors = self._model.encode_blocks(crops, self._blocks, self._pooling)
-        return vectors.float().cpu().numpy()
+            return self._model.encode_blocks(crops_BCHW, self._blocks, self._pooling)

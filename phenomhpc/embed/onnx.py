@@ -30,6 +30,8 @@ def choose_providers(present: Sequence[str], device: str) -> list[str]:
 class OnnxEncoder:
     """A CropEncoder out of the bytes of an exported file."""
 
+    on_host = False
+
     def __init__(self, content: bytes, name: str, *, device: str = "auto") -> None:
         """name: of the file, for messages.  Raises UsageError for a file that ONNX Runtime cannot load."""
         require_onnx()

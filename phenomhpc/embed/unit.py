@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -184,13 +185,18 @@ def encode_wells(
     keep: encoders of which the vector of each crop is kept, too
     """
     found = {source: Vectors(sums=np.zeros((wells.num_wells, sum(each.widths)))) for source, each in encoders.items()}
-    for ready in batches(wells, pixels, batch):
-        # Crops of a well follow each other: one run of rows for each well in the batch.
-        owners, first = np.unique(ready.owner, return_index=True)
-        for source, encoder in encoders.items():
-            vectors = encoder.encode(ready.pixels)[: len(ready.owner)]
-            found[source].sums[owners] += np.add.reduceat(vectors, first, axis=0, dtype=np.float64)
-            if source in keep:
-                found[source].crops.append(vectors)
-        stage.advance(len(ready.owner))
+    with ThreadPoolExecutor(1, thread_name_prefix="embed-host") as host:
+        for ready in batches(wells, pixels, batch):
+            beside = {
+                source: host.submit(each.encode, ready.pixels) for source, each in encoders.items() if each.on_host
+            }
+            # Crops of a well follow each other: one run of rows for each well in the batch.
+            owners, first = np.unique(ready.owner, return_index=True)
+            for source, encoder in encoders.items():
+                encoded = beside[source].result() if source in beside else encoder.encode(ready.pixels)
+                vectors = encoded[: len(ready.owner)]
+                found[source].sums[owners] += np.add.reduceat(vectors, first, axis=0, dtype=np.float64)
+                if source in keep:
+                    found[source].crops.append(vectors)
+            stage.advance(len(ready.owner))
     return found

@@ -49,7 +49,8 @@ class Placing:
         draws = field_index * _FIELD_DRAWS + np.arange(self.per_field or len(tiled), dtype=np.uint64)
         room = np.array([height - self.crop_px + 1, width - self.crop_px + 1])
         drawn = uniform(philox(self.seed, OFFSET, np.uint64(key), draws)[:, :2])
-        return np.floor(drawn * room).astype(np.int64)
+        corners: NDArray[np.int64] = np.floor(drawn * room).astype(np.int64)
+        return corners
 
 
 @dataclass(frozen=True, kw_only=True)

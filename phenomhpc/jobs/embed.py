@@ -64,9 +64,7 @@ def run(config: EmbedConfig, ctx: TaskContext) -> TaskOutcome:
 
     source = Source.open(config)
     folder = embeddings_folder(config, ctx.paths)
-    bind_all(config, source, folder)
-    if not ctx.units:
-        return TaskOutcome()
+    bind_all(config, source, folder, only_look=True)
     writer = Writer(attempt=ctx.attempt, task=ctx.task, token=ctx.token, check_fence=ctx.check_fence)
     set_aside: list[tuple[str, str]] = []
     with (
@@ -75,6 +73,7 @@ def run(config: EmbedConfig, ctx: TaskContext) -> TaskOutcome:
     ):
         pixels = source.pixels(config, reader)
         encoders = make_encoders(config, source, pixels, ctx)
+        bind_all(config, source, folder)  # not before the backend has passed its gate
         parts = Parts(ctx, stage)
         for unit in ctx.units:
             if ctx.stop_requested():

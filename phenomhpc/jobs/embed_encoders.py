@@ -48,7 +48,7 @@ def make_encoders(config: EmbedConfig, source: Source, pixels: Pixels, ctx: Task
 
     makers: Mapping[str, Callable[[], CropEncoder]] = {
         UNTRAINED: untrained,
-        INTENSITY: lambda: IntensityStatistics(source.scale),
+        INTENSITY: lambda: IntensityStatistics(source.scale, threads=pixels.threads),
     }
     return {CHECKPOINT: encoder, **{name: makers[name]() for name in config.baselines}}
 

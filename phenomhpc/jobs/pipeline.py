@@ -94,7 +94,12 @@ def _tied(pipeline: PipelineConfig, stage: str, finished: Mapping[str, RunPaths]
     if stage == "pretrain":
         return {"store": (pipeline.store,)}
     if stage == "embed" and pipeline.new:
-        return {"store": pipeline.store, "out": str(_folder_to_add_to(pipeline).root), "new": True, **_as_bound(pipeline)}
+        return {
+            "store": pipeline.store,
+            "out": str(_folder_to_add_to(pipeline).root),
+            "new": True,
+            **_as_bound(pipeline),
+        }
     if stage == "evaluate" and pipeline.new:
         return {"embeddings": str(_folder_to_add_to(pipeline).root), "annotations": pipeline.annotations}
     if stage == "embed":
@@ -124,7 +129,7 @@ def _as_bound(pipeline: PipelineConfig) -> dict[str, Any]:
     bound = read_binding(folder)
     if bound is None:
         raise UsageError(
-            f"pipeline: embeddings={folder.root}: holds none yet, to which new ones could be added; make the first by phenomhpc embed"
+            f"pipeline: embeddings={folder.root}: holds none yet to which new ones could be added; phenomhpc embed makes the first"
         )
     compiled = bound.backend == COMPILED
     return {

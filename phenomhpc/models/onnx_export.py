@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,16 +87,16 @@ def facts_of(
 class _Encoder(nn.Module):
     """From grey levels to vectors."""
 
-    scale_C11: Tensor
+    scale: Tensor
 
     def __init__(self, model: MaskedAutoencoder, scale: Sequence[float], blocks: Sequence[int], pooling: str) -> None:
         super().__init__()
         self.model, self.blocks, self.pooling = model, tuple(blocks), pooling
         self.dtype = next(model.parameters()).dtype
-        self.register_buffer("scale_C11", torch.tensor(scale, dtype=torch.float32)[:, None, None])
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32)[:, None, None])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        scaled = pixels.to(torch.float32) / self.scale_C11
+        scaled = pixels.to(torch.float32) / self.scale
         standardised = nn.functional.group_norm(scaled, scaled.shape[1], eps=STANDARDISE_EPS)
         return self.model.encode_blocks(standardised.to(self.dtype), self.blocks, self.pooling)
 
@@ -150,8 +150,9 @@ def read_facts(content: bytes, name: str) -> OnnxFacts:
 
     try:
         held = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
-        value: Mapping[str, Any] = json.loads(held[_KEY])
-        return OnnxFacts(**{key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()})
+        value: dict[str, Any] = json.loads(held[_KEY])
+        several: dict[str, Any] = {key: tuple(entry) for key, entry in value.items() if isinstance(entry, list)}
+        return OnnxFacts(**{**value, **several})
     except (KeyError, ValueError, TypeError) as error:
         raise UsageError(f"{name}: its metadata has no {_KEY}; make it with phenomhpc export --to onnx") from error
     except Exception as error:  # protobuf's errors are of no common kind
