@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 APT_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge mariadb-server-core mariadb-client-core iproute2 strace chromium
 
-.PHONY: install install-test system-packages demo test test-nodes lint format lock bench-cli bench-loader bench-convert bench-train bench-checkpoint bench-slurm bench-elastic bench-gpu soak clean
+.PHONY: install install-test system-packages demo test test-nodes lint format lock bench-cli bench-loader bench-convert bench-train bench-embed bench-checkpoint bench-slurm bench-elastic bench-maps bench-gpu soak clean
 
 # Installs the versions of uv.lock with pip, which honours a machine's own wheel folder (a CPU build of torch, say).
 install: $(VENV)/installed
@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml uv.lock tools/lock_constraints.py
 
 install-test: $(VENV)/installed-test
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test,gpu,tracking]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test,gpu,onnx,tracking]'
 	touch $@
 
 # What the tests use beside Python: installed as root on Debian, else tests that need it are skipped by name.
@@ -49,7 +49,7 @@ format: install-test
 lock: install-test
 	$(BIN)/uv lock
 
-bench-cli bench-convert bench-train bench-checkpoint bench-slurm bench-elastic: install-test
+bench-cli bench-convert bench-train bench-embed bench-checkpoint bench-slurm bench-elastic bench-maps: install-test
 	$(BIN)/python -m tests.bench.$(subst -,_,$@)
 
 bench-loader: install-test

@@ -1,4 +1,4 @@
-"""phenomhpc bench loader | train: measurements that anybody can run on their own cluster."""
+"""phenomhpc bench loader | train | embed: measurements that anybody can run on their own cluster."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from phenomhpc.cli.complete import complete_run
 from phenomhpc.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
+    from phenomhpc.jobs.base import Table
+    from phenomhpc.jobs.embed_bench import EmbedBench
     from phenomhpc.jobs.train_bench import TrainBench
 
-app = typer.Typer(help="Measure: how fast crops come off a store, how fast a model trains.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure: how fast crops come off a store, how fast a model trains, how fast it embeds.", no_args_is_help=True
+)
 
 KIBIBYTE = 1024
 GPU_BATCH, CPU_BATCH = 64, 8
@@ -114,6 +119,79 @@ def train(
     found = bench_train(config, channels=channels, steps=steps, compiled=compiled, progress=progress)
     if first:
         _print_train(found, as_json=as_json)
+
+
+@app.command()
+def embed(
+    store: Annotated[Path, typer.Option(help="Folder of the store.", show_default=False)],
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            help="A step folder, an exported file, or a run.", show_default=False, autocompletion=complete_run
+        ),
+    ],
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Crops of a forward pass; default 64 on a GPU, 8 on a CPU.", show_default=False),
+    ] = None,
+    batches: Annotated[int, typer.Option(min=1, help="Forward passes of each pass over the crops.")] = 8,
+    passes: Annotated[int, typer.Option(min=1, help="Passes; their median counts.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these, as the table names them: torch, 'torch compiled', onnx.", show_default=False),
+    ] = None,
+    runs: Annotated[
+        str | None, typer.Option("--runs", help="Folder of the run directories.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Every backend on a store's crops: its rate, that of its bare encoder, and how near it comes to fp32 torch."""
+    from dataclasses import asdict
+
+    import torch
+
+    from phenomhpc.config import EmbedConfig, resolve
+    from phenomhpc.errors import UsageError
+    from phenomhpc.jobs.embed_bench import ON_CPU, ON_GPU, bench_embed
+    from phenomhpc.jobs.references import resolve_references
+    from phenomhpc.progress import console
+
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    every = ON_GPU if on_gpu else ON_CPU
+    cases = [case for case in every if not backend or case.name in backend]
+    unknown = sorted(set(backend or ()) - {case.name for case in every})
+    if unknown:
+        raise UsageError(f"--backend {unknown[0]}: there are {', '.join(dict.fromkeys(case.name for case in every))}")
+    settings = {
+        "store": str(store), "checkpoint": checkpoint, "device": device, "runs": runs,
+        "batch": batch or (GPU_BATCH if on_gpu else CPU_BATCH),
+    }  # fmt: skip
+    config = resolve_references(resolve("embed", settings, []).config)
+    assert isinstance(config, EmbedConfig)
+    found = bench_embed(config, cases, num_batches=batches, passes=passes, progress=console())
+    if as_json:
+        print_json(asdict(found))
+        return
+    print_table(embed_table(found))
+
+
+def embed_table(found: EmbedBench) -> Table:
+    """One row per backend."""
+    from phenomhpc.jobs.base import Table
+
+    rows = tuple(
+        (
+            rate.backend, rate.precision, rate.device, f"{rate.crops_per_s:,.4g}", f"{rate.bare_crops_per_s:,.4g}",
+            f"{rate.share:.1%}", f"{rate.min_cosine:.7f}", f"{100 * rate.recall_change:.2f}",
+        )
+        for rate in found.rates
+    )  # fmt: skip
+    return Table(
+        title=f"{found.model}, {found.batch} crops a forward pass, torch {found.torch}, median of {found.passes} passes",
+        columns=("backend", "dtype", "on", "crops/s", "bare", "of bare", "least cosine", "recall moves, points"),
+        rows=rows,
+    )
 
 
 def _print_train(found: TrainBench, *, as_json: bool) -> None:

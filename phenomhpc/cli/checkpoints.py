@@ -1,18 +1,17 @@
-"""phenomhpc checkpoints list | export | gc."""
+"""phenomhpc checkpoints list | gc."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import click
 import typer
 
 from phenomhpc.cli.complete import complete_run
 from phenomhpc.cli.output import print_json, print_table
 from phenomhpc.cli.runs import runs_folder
 
-app = typer.Typer(help="List, export and clear up the checkpoints of a run.", no_args_is_help=True)
+app = typer.Typer(help="List and clear up the checkpoints of a run.", no_args_is_help=True)
 RunName = Annotated[
     str,
     typer.Argument(
@@ -57,44 +56,6 @@ def list_(run: RunName, runs: RunsFolder = None, as_json: AsJson = False) -> Non
         for row in rows
     )  # fmt: skip
     print_table(Table(title=str(folder), columns=columns, rows=cells))
-
-
-@app.command()
-def export(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(help="A step folder, or a run (its newest committed checkpoint).", show_default=False),
-    ],
-    out: Annotated[Path, typer.Option(help="File to write: *.safetensors.", show_default=False)],
-    weights: Annotated[
-        str,
-        typer.Option(
-            help="The model's own weights, or their moving average; auto: that where there is one.",
-            click_type=click.Choice(["model", "ema", "auto"]),
-        ),
-    ] = "auto",
-    runs: RunsFolder = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write encoder and decoder as one safetensors file, which --checkpoint takes like a step folder."""
-    from phenomhpc.models.checkpoint import checkpoint_digest
-    from phenomhpc.models.export import export_weights
-    from phenomhpc.models.weights import EMA, MODEL, is_average
-    from phenomhpc.train.named import named_checkpoint
-
-    folder = named_checkpoint(checkpoint, runs_folder(runs))
-    meta = export_weights(folder, out, weights)
-    kind = EMA if is_average(meta) else MODEL
-    facts: dict[str, Any] = {
-        "checkpoint": str(folder), "out": str(out), "step": meta.step, "bytes": out.stat().st_size,
-        "weights": kind, "digest": checkpoint_digest(out),
-    }  # fmt: skip
-    if as_json:
-        print_json(facts)
-    else:
-        print(
-            f"wrote {out}: step {meta.step} of {folder}, weights={kind}, {facts['bytes']:,} bytes, digest {facts['digest']}"
-        )
 
 
 @app.command()

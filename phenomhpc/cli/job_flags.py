@@ -89,12 +89,20 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
         _path("checkpoint", "A step folder, an exported file, or a run (its newest committed checkpoint)."),
         _path("out", "Folder of the embeddings; default RUN/embeddings."),
         Flag(name="new", help="Take only what is absent under this checkpoint's digest.", type=bool, key="new"),
+        Flag(
+            name="blocks",
+            help="Further blocks in the same pass, into EMB/blocks: their numbers, or all.",
+            key="blocks",
+            multiple=True,
+        ),
         _RUNS,
     ),
     "evaluate": (
         _path("embeddings", "Folder of embeddings, a run, or anybody's Parquet with Metadata_* columns."),
         _ANNOTATIONS,
         _path("unexpressed", "File of unexpressed genes, one per line."),
+        _path("metadata", "CSV or Parquet with the wells' metadata, where the embeddings have none."),
+        Flag(name="blocks", help="main, or all: probe every embedded block and name the best.", key="blocks"),
         _RUNS,
     ),
     "run": (
@@ -114,7 +122,14 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
         ),
         _RUNS,
     ),
-    "pipeline": (_PLATES, _STORE, _ANNOTATIONS, _RUNS),
+    "pipeline": (
+        _PLATES,
+        _STORE,
+        _ANNOTATIONS,
+        _path("new", "Raw plates to add to a store and to --embeddings, which are scored anew.", multiple=True),
+        _path("embeddings", "With --new: the folder of embeddings, or the run that made it."),
+        _RUNS,
+    ),
 }
 
 JOB_HELP = {
@@ -124,7 +139,18 @@ JOB_HELP = {
     "embed": "Every well of a store through the encoder of a checkpoint.",
     "evaluate": "Score embeddings as a map against known relationships.",
     "run": "Any script: phenomhpc run [flags] -- python train.py ... (on Slurm: phenomhpc submit run ...).",
-    "pipeline": "convert, pretrain, embed and evaluate, one after the other.",
+    "pipeline": "convert, pretrain, embed and evaluate, one after the other; --new RAW: all but pretrain, of what is new.",
+}
+
+# Read by the verb here, and not behind `submit`.
+CHECK_FLAGS: dict[str, tuple[Flag, ...]] = {
+    "embed": (
+        Flag(
+            name="check",
+            help="Read the embeddings in --out back and hold them against the store: each well once; embed nothing.",
+            type=bool,
+        ),
+    )
 }
 
 # Jobs that have their verb here in another group than their own: phenomhpc store rechunk.
@@ -191,7 +217,15 @@ ESTIMATE_FLAGS: dict[str, tuple[Flag, ...]] = {
 }
 
 _RECIPE = Flag(name="recipe", help="Another recipe: a name in jobs/ or a YAML file.")
-LIST_OPTIONS = sorted({flag.option for flags in JOB_FLAGS.values() for flag in flags if flag.multiple})
+
+
+def list_options(words: Sequence[str]) -> list[str]:
+    """The options that take several words, in a command line of these: `--new` does of a pipeline, and of no other job."""
+    kinds = [word for word in words[:2] if word in JOB_FLAGS][:1] or [*JOB_FLAGS]
+    flags = [flag for kind in kinds for flag in JOB_FLAGS[kind]]
+    single = {flag.option for flag in flags if not flag.multiple}
+    return sorted({flag.option for flag in flags if flag.multiple} - (single if len(kinds) > 1 else set()))
+
 
 Action = Callable[[str, dict[str, Any], list[str], dict[str, Any]], None]
 

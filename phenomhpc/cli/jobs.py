@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from phenomhpc.cli.estimate import print_estimate, wants_estimate
-from phenomhpc.cli.job_flags import BELOW_STORE, HERE_FLAGS, JOB_FLAGS, JOB_HELP, job_command
+from phenomhpc.cli.job_flags import BELOW_STORE, CHECK_FLAGS, HERE_FLAGS, JOB_FLAGS, JOB_HELP, job_command
 from phenomhpc.cli.output import print_summary
+
+if TYPE_CHECKING:
+    from phenomhpc.config import AnyConfig
 
 
 def run(kind: str, settings: dict[str, Any], overrides: list[str], own: dict[str, Any]) -> None:
@@ -25,6 +28,8 @@ def run(kind: str, settings: dict[str, Any], overrides: list[str], own: dict[str
     if wants_estimate(own):
         print_estimate(config, own)
         return
+    if own.get("check"):
+        check(config)
     if isinstance(config, PipelineConfig):
         from phenomhpc.jobs.pipeline import run_pipeline_here
 
@@ -36,8 +41,24 @@ def run(kind: str, settings: dict[str, Any], overrides: list[str], own: dict[str
     raise typer.Exit(summary.exit_code)
 
 
+def check(config: AnyConfig) -> NoReturn:
+    """`embed --check`: say whether the embeddings in --out are complete, exit with 0, or 3 where wells are named missing."""
+    from phenomhpc.config import EmbedConfig
+    from phenomhpc.errors import UsageError
+    from phenomhpc.jobs.embed import check_embeddings
+
+    assert isinstance(config, EmbedConfig)
+    if config.out is None:
+        raise UsageError("embed: --check: say where they lie with --out EMB (of a run without --out: RUN/embeddings)")
+    summary = check_embeddings(config)
+    print(summary.text)
+    for thing, reason in summary.set_aside:
+        print(f"missing: {thing}: {reason}")
+    raise typer.Exit(summary.exit_code)
+
+
 def register(app: typer.Typer) -> None:
     """Add one verb per job, but those that lie elsewhere."""
     for kind in JOB_FLAGS:
         if kind not in BELOW_STORE:
-            app.command(kind, help=JOB_HELP[kind])(job_command(kind, HERE_FLAGS, run))
+            app.command(kind, help=JOB_HELP[kind])(job_command(kind, (*HERE_FLAGS, *CHECK_FLAGS.get(kind, ())), run))

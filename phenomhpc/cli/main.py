@@ -12,12 +12,12 @@ import typer.core
 from phenomhpc import __version__
 from phenomhpc.cli import jobs
 from phenomhpc.cli.arguments import spread_lists
-from phenomhpc.cli.job_flags import LIST_OPTIONS
+from phenomhpc.cli.job_flags import list_options
 from phenomhpc.errors import WORK_FAILED, PhenomError
 
 # Single verbs: the module's function of the same name.  Groups: the module's `app`.
-VERBS = ("init", "demo", "runs", "status", "why", "logs", "cancel", "retry")
-GROUPS = ("submit", "store", "checkpoints", "node", "config", "bench")
+VERBS = ("init", "demo", "runs", "status", "why", "logs", "cancel", "retry", "scaling", "export")
+GROUPS = ("submit", "store", "checkpoints", "node", "config", "bench", "maps")
 
 # What a full, read-only or forbidden file system says; a person needs the line, not the traceback.
 _PLAIN_OS_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.EIO}
@@ -58,7 +58,7 @@ def build() -> typer.Typer:
 def main() -> None:
     """`phenomhpc`: exits with 0, 1, 2, 3 or 4 as errors.py says; 130 when interrupted."""
     try:
-        build()(args=spread_lists(sys.argv[1:], LIST_OPTIONS), prog_name="phenomhpc")
+        build()(args=spread_lists(sys.argv[1:], list_options(sys.argv[1:])), prog_name="phenomhpc")
     except PhenomError as error:
         print(f"phenomhpc: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

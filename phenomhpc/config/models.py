@@ -584,8 +584,72 @@ class EmbedConfig(JobModel):
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
+    blocks: tuple[PositiveInt | Literal["all"], ...] = Field(
+        (), description="further blocks embedded in the same pass, into EMB/blocks/NN; [all]: every one"
+    )
+    crops: Literal["tiled", "random"] = Field(
+        "tiled", description="tiled: all that fit side by side; random: drawn, keyed by seed, plate and field"
+    )
+    crops_per_field: PositiveInt | None = Field(
+        None, description="random crops of a field; default as many as would be tiled"
+    )
+    level: Literal["well", "crop"] = Field("well", description="crop: beside the wells one row per crop, in EMB/crops")
+    read_threads: PositiveInt | None = Field(
+        None, description="threads that read fields ahead; default one per core, at most 8"
+    )
+    backend: Literal["torch", "onnx"] = Field(
+        "torch", description="what runs the encoder; onnx: ONNX Runtime on TensorRT, CUDA or the CPU, as present"
+    )
+    compile: bool = Field(False, description="backend=torch: with compiled blocks")
+    onnx: str | None = Field(
+        None,
+        description="file of `phenomhpc export CKPT --to onnx` for backend=onnx; default: exported when a task begins",
+    )
+    gate_wells: PositiveInt = Field(
+        48, description="wells on which anything but fp32 torch is held against it before it may embed"
+    )
+    gate_crops: PositiveInt = Field(4, description="crops of each of these wells")
+    min_cosine: Fraction = Field(0.9999, description="least cosine of a well's embedding to that of fp32 torch")
+    max_recall_change: Fraction = Field(
+        0.001, description="most that recall of the wells' relations may differ from that of fp32 torch"
+    )
     new: bool = Field(False, description="take only what is absent under this checkpoint's digest")
     max_set_aside: Fraction = 0.01
+
+    @model_validator(mode="after")
+    def _go_together(self) -> EmbedConfig:
+        if self.crops_per_field is not None and self.crops == "tiled":
+            raise ValueError(
+                f"crops_per_field={self.crops_per_field}: with crops=random only; tiled ones are all that fit"
+            )
+        if self.level == "crop" and self.blocks:
+            raise ValueError("level=crop: of one block only; leave blocks out")
+        if self.backend == "onnx" and self.compile:
+            raise ValueError("compile=true: with backend=torch only; ONNX Runtime compiles by itself")
+        if self.backend == "onnx" and self.precision == "bf16":
+            raise ValueError("precision=bf16: with backend=torch only; backend=onnx has fp32 and fp16")
+        if self.onnx is not None and self.backend != "onnx":
+            raise ValueError(f"onnx={self.onnx}: with backend=onnx only")
+        return self
+
+
+class ColumnsConfig(Model):
+    """Names of columns in anybody's embeddings, where they are not found by themselves; null: by themselves."""
+
+    plate: str | None = None
+    experiment: str | None = None
+    batch: str | None = None
+    well: str | None = None
+    gene: str | None = None
+    perturbation: str | None = None
+    treatment: str | None = None
+    concentration_um: str | None = None
+    is_control: str | None = Field(
+        None, description="a control is a well that has true, 1, yes, or the value of `control`"
+    )
+    features: tuple[str, ...] = Field(
+        (), description="beginnings of the names of feature columns, such as [Cells_, Nuclei_]; default: numeric ones"
+    )
 
 
 class EvaluateConfig(JobModel):
@@ -593,16 +657,30 @@ class EvaluateConfig(JobModel):
 
     kind: ClassVar[str] = "evaluate"
     embeddings: str = ""
+    metadata: str | None = Field(
+        None, description="CSV or Parquet with the wells' metadata, where the embeddings have none but well_id"
+    )
+    join: str = Field("well_id", description="column that metadata and embeddings share")
+    columns: ColumnsConfig = ColumnsConfig()
+    bad_features: Literal["refuse", "drop"] = Field(
+        "refuse", description="features that are no finite number in some well; drop leaves those features out"
+    )
+    blocks: Literal["main", "all"] = Field(
+        "main", description="all: probe every block that embed --blocks made, and name the best"
+    )
     annotations: str = Field("", description="folder of two-column relationship files (*.txt, *.csv)")
     unexpressed: str | None = Field(
         None, description="file of unexpressed genes; default: unexpressed.txt in annotations, if there"
     )
-    align: Literal["none", "center_scale", "pca_cs", "tvn", "tvn_efaar"] = "tvn"
+    align: Literal["none", "center_scale", "pca_cs", "tvn", "tvn_efaar", "coral"] = "tvn"
     batch: Literal["plate", "experiment", "batch"] = Field("plate", description="column whose values are the batches")
     control: str = Field("EMPTY_control", description="treatment of the control wells where is_control is absent")
     arm_correction: bool = False
     thresholds: tuple[tuple[Fraction, Fraction], ...] = ((0.05, 0.95), (0.1, 0.9))
-    bootstrap: Annotated[int, Field(ge=0)] = Field(200, description="bootstrap draws of the intervals; 0 for none")
+    bootstrap: Annotated[int, Field(ge=0)] = Field(1000, description="bootstrap draws of the intervals; 0 for none")
+    neighbours: Annotated[int, Field(ge=1, le=100)] = Field(
+        10, description="neighbours of each perturbation that can be looked up in the report, on either side"
+    )
 
 
 class RunConfig(JobModel):
@@ -651,6 +729,12 @@ class PipelineConfig(JobModel):
     plates: tuple[str, ...] = ()
     store: str = ""
     annotations: str = ""
+    new: tuple[str, ...] = Field(
+        (), description="raw plates to add to the store and to `embeddings`; then there is no pretraining"
+    )
+    embeddings: str = Field(
+        "", description="with new: folder of embeddings (or the run that made it) to which they are added"
+    )
     stages: tuple[Literal["convert", "pretrain", "embed", "evaluate"], ...] = (
         "convert",
         "pretrain",
@@ -663,6 +747,22 @@ class PipelineConfig(JobModel):
     pretrain: dict[str, Any] = Field(default_factory=dict)
     embed: dict[str, Any] = Field(default_factory=dict)
     evaluate: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_of_new(cls, value: Any) -> Any:
+        """What is added to embeddings that are there needs no pretraining."""
+        if isinstance(value, dict) and value.get("new") and "stages" not in value:
+            return {**value, "stages": ("convert", "embed", "evaluate")}
+        return value
+
+    @model_validator(mode="after")
+    def _new_goes_without_pretraining(self) -> PipelineConfig:
+        if self.new and "pretrain" in self.stages:
+            raise ValueError("new: is embedded by the checkpoint of `embeddings`; leave pretrain out of stages")
+        if self.embeddings and not self.new:
+            raise ValueError(f"embeddings={self.embeddings}: with new only; embed.out says where embeddings go")
+        return self
 
 
 JOBS: dict[str, type[JobModel]] = {

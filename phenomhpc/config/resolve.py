@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from phenomhpc.config.defaults import LANDING, PROJECT_FILE, Layer, default_layers
-from phenomhpc.config.models import JOBS, AnyConfig, JobModel
+from phenomhpc.config.models import JOBS, AnyConfig, JobModel, PipelineConfig
 from phenomhpc.config.overrides import Override, assign, flatten, merge, parse_override
 from phenomhpc.config.recipes import compose_recipe, groups, keys_of
 from phenomhpc.errors import UsageError
@@ -31,7 +31,7 @@ class Resolved:
 
 
 # Settings that are paths: made absolute where they are given, since a Slurm task runs in another folder.
-_PATHS = ("plates", "store", "to", "runs", "metadata", "out", "annotations", "unexpressed", "workdir")
+_PATHS = ("plates", "new", "store", "to", "runs", "metadata", "out", "onnx", "annotations", "unexpressed", "workdir")
 # A path, or the name of a run: absolute only where there is such a path.
 _PATHS_OR_RUNS = ("checkpoint", "embeddings", "init_from")
 
@@ -45,6 +45,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "run": ("command",),
     "pipeline": ("plates", "store", "annotations"),
 }
+_REQUIRED_WITH_NEW = ("store", "embeddings", "annotations")
 
 
 def _submodel(annotation: Any) -> type[BaseModel] | None:
@@ -164,7 +165,8 @@ def _make_absolute(tree: dict[str, Any]) -> None:
 
 def require(config: AnyConfig) -> None:
     """Raise UsageError naming the first setting the job cannot do without that is missing."""
-    for key in _REQUIRED[config.kind]:
+    adding = isinstance(config, PipelineConfig) and bool(config.new)
+    for key in _REQUIRED_WITH_NEW if adding else _REQUIRED[config.kind]:
         if not getattr(config, key):
             if key == "command":
                 raise UsageError(

@@ -14,7 +14,9 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from phenomhpc.models.blocks import compile_blocks
 from phenomhpc.models.mae import MaskedAutoencoder
 from phenomhpc.models.standardise import Standardiser
 
@@ -23,20 +25,30 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class CropEncoder(Protocol):
-    """Anything that turns a batch of crops into one vector each."""
+    """Anything that turns a batch of crops into one vector each, or several side by side.
+
+    on_host: computed by threads of its own, beside the encoders that are not
+    """
+
+    on_host: bool
 
     @property
-    def num_features(self) -> int: ...
+    def widths(self) -> tuple[int, ...]:
+        """Features of each of them."""
 
     def encode(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Vectors f32[B, num_features] of crops u8|u16[B, C, h, w], channels in the encoder's order; crops do not interact."""
+        """Vectors f32[B, sum(widths)] of crops u8|u16[B, C, h, w], channels in the encoder's order; crops do not interact."""
 
 
 class ModelEncoder:
     """The encoder of a masked autoencoder, in inference: nothing masked, no stochastic depth.
 
     scale: grey levels that become 1, of each channel of the crops; a channel-agnostic model takes any of them, in any order.
+    blocks: whose vectors are given side by side; default the last one's
+    compiled: the model's blocks are compiled, at the first batch
     """
+
+    on_host = False
 
     def __init__(
         self,
@@ -45,24 +57,41 @@ class ModelEncoder:
         *,
         device: torch.device,
         precision: Precision = "fp32",
-        block: int | None = None,
+        blocks: Sequence[int] = (),
         pooling: str = "mean",
+        compiled: bool = False,
     ) -> None:
         self._model = model.to(device).eval()
+        if compiled:
+            compile_blocks(self._model)
         self._standardise = Standardiser(torch.tensor(scale, dtype=torch.float32, device=device))
-        self._num_features = model.num_features(block=block, pooling=pooling, num_channels=len(scale))
-        self._device, self._precision, self._block, self._pooling = device, precision, block, pooling
+        self._blocks = tuple(blocks) or (model.num_blocks,)
+        self._widths = tuple(
+            model.num_features(block=block, pooling=pooling, num_channels=len(scale)) for block in self._blocks
+        )
+        self._device, self._precision, self._pooling = device, precision, pooling
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self._widths
 
     @property
     def num_features(self) -> int:
-        return self._num_features
+        return sum(self._widths)
+
+    def encode(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
+        return self.vectors(self.prepare(pixels)).cpu().numpy()
 
     @torch.inference_mode()
-    def encode(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
+    def prepare(self, pixels: NDArray[np.generic]) -> Tensor:
+        """Standardised crops on the device; on a CPU valid until the next call."""
         # Integer pixels cross to the device (a quarter of the bytes), arithmetic happens there.
-        crops = self._standardise(torch.from_numpy(pixels).to(self._device))
+        return self._standardise(torch.from_numpy(pixels).to(self._device))
+
+    @torch.inference_mode()
+    def vectors(self, crops_BCHW: Tensor) -> Tensor:
+        """f32[B, sum(widths)] of standardised crops on the device, where it stays."""
         with torch.autocast(
             self._device.type, AUTOCAST.get(self._precision, torch.bfloat16), enabled=self._precision != "fp32"
         ):
-            vectors = self._model.encode(crops, self._block, self._pooling)
-        return vectors.float().cpu().numpy()
+            return self._model.encode_blocks(crops_BCHW, self._blocks, self._pooling)

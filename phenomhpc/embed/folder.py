@@ -2,12 +2,15 @@
 
     EMB/embeddings.json               the binding: which encoder, which pixels, taken how
     EMB/PLATE.parquet                 one row per well (DESIGN 4)
+    EMB/blocks/NN/...                 the same of further blocks of the encoder, a whole folder of embeddings each
+    EMB/crops/...                     the same with one row per crop, where they were asked for
     EMB/baselines/NAME/...            the same, from something that was not trained: `untrained`, `intensity`
+    EMB/complete.json                 the proof that every well is there (embed/proof.py)
     EMB/.progress/PLATE.json          completion record of a plate; it alone says that a plate is done
 
-A folder holds embeddings of one kind only.  Whoever comes with another checkpoint, other weights of it, another block, pooling,
-dtype or backend is refused with one line; so is another snapshot, unless only what is new is asked for: then the plates that are
-in both snapshots with the same pixels and metadata stay, and the rest is added.
+A folder holds embeddings of one kind only.  Whoever comes with another checkpoint, other weights of it, other blocks, crops,
+another pooling, dtype or backend is refused with one line; so is another snapshot, unless only what is new is asked for: then
+the plates that are in both snapshots with the same pixels and metadata stay, and the rest is added.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.runs import canonical_json, commit
 
 SCHEMA = 1
-BASELINES = "baselines"
+BASELINES, BLOCKS, CROPS = "baselines", "blocks", "crops"
+COMPILED = "torch compiled"  # the name of a backend
+# What a binding tells and does not bind: where checkpoint and store lay, and what every plate's own digest has of settings.
+TOLD = ("checkpoint", "store", "batch", "seed")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,30 @@ class EmbeddingsPaths:
         """Names of the baselines that are bound here."""
         return sorted(path.parent.name for path in self.root.glob(f"{BASELINES}/*/embeddings.json"))
 
+    def block(self, number: int) -> EmbeddingsPaths:
+        """The folder of a further block."""
+        return EmbeddingsPaths(self.root / BLOCKS / f"{number:02d}")
+
+    def blocks(self) -> dict[int, EmbeddingsPaths]:
+        """Every block that is bound here, by its number, ascending: the folder's own among them; none of an unbound folder."""
+        own = read_binding(self)
+        if own is None:
+            return {}
+        further = {number: self.block(number) for number in own.blocks}
+        return dict(sorted({own.block: self, **further}.items()))
+
+    @property
+    def crops(self) -> EmbeddingsPaths:
+        return EmbeddingsPaths(self.root / CROPS)
+
+    @property
+    def proof(self) -> Path:
+        return self.root / "complete.json"
+
+    def tables(self) -> list[Path]:
+        """The plates' tables that lie here, by name."""
+        return sorted(self.root.glob("*.parquet"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
@@ -55,6 +85,9 @@ class Binding:
     checkpoint: the step folder as it was given, for whoever wants to go back to the run; its digest decides
     weights: of the checkpoint: `model`, or `ema`, their moving average
     store, snapshot_digest: the pixels; block: 1-based; channels: in the encoder's order
+    blocks: further ones that lie below the folder; level: crop where crops do
+    placing: which crops of a field, `tiled` or `random`; crops_per_field, crops_seed: of random ones
+    batch, seed: the settings, for whoever adds plates later
     """
 
     source: str
@@ -70,6 +103,13 @@ class Binding:
     channels: tuple[str, ...]
     crop_px: int
     num_features: int
+    blocks: tuple[int, ...] = ()
+    level: str = "well"
+    placing: str = "tiled"
+    crops_per_field: int | None = None
+    crops_seed: int | None = None
+    batch: int = 64
+    seed: int = 0
     schema: int = SCHEMA
 
 
@@ -79,7 +119,8 @@ def read_binding(paths: EmbeddingsPaths) -> Binding | None:
         raw = json.loads(paths.binding.read_bytes())
         known = {field.name for field in fields(Binding)}
         return Binding(
-            **{name: value for name, value in raw.items() if name in known} | {"channels": tuple(raw["channels"])}
+            **{name: value for name, value in raw.items() if name in known}
+            | {"channels": tuple(raw["channels"]), "blocks": tuple(raw.get("blocks", ()))}
         )
     except FileNotFoundError:
         return None
@@ -113,7 +154,7 @@ def bind(paths: EmbeddingsPaths, binding: Binding, *, new: bool = False) -> None
 
 
 def _refuse_difference(paths: EmbeddingsPaths, present: Binding, binding: Binding, *, new: bool) -> None:
-    comparable = replace(present, checkpoint=binding.checkpoint, store=binding.store)
+    comparable = replace(present, **{name: getattr(binding, name) for name in TOLD})
     if new:
         comparable = replace(comparable, snapshot_digest=binding.snapshot_digest)
     for field in fields(Binding):

@@ -81,7 +81,7 @@ def read_embeddings(source: Path, *, missing: bool = False) -> pl.DataFrame:
     if source.is_dir():
         frame = _read_folder(source)
     elif source.is_file():
-        frame = _foreign_names(_read_parquet(source))
+        frame = store_names(_read_parquet(source))
     else:
         raise UsageError(f"embeddings {source}: no such folder or Parquet file; `phenomhpc embed` makes one")
     features = feature_columns(frame)
@@ -110,7 +110,7 @@ def _read_parquet(path: Path) -> pl.DataFrame:
         raise UsageError(f"embeddings {path}: no readable Parquet file ({error})") from error
 
 
-def _foreign_names(frame: pl.DataFrame) -> pl.DataFrame:
+def store_names(frame: pl.DataFrame) -> pl.DataFrame:
     """Metadata columns under the store's names, each name given once; every other Metadata_* becomes meta_*.
 
     A column that bears the name itself outranks one that bears an alias of it.

@@ -7,40 +7,27 @@ embedded anew; after it, all its tables are whole and are its own.  Running agai
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from google_crc32c import value as crc32c
 from numpy.typing import NDArray
 
-from phenomhpc.crops import tile
+from phenomhpc.embed.feeding import Pixels, batches
 from phenomhpc.embed.folder import EmbeddingsPaths
 from phenomhpc.embed.table import OK, feature_name
 from phenomhpc.embed.wells import PlateWells
 from phenomhpc.progress import Stage
 from phenomhpc.runs import CompletionRecord, commit, now, read_record, write_record
-from phenomhpc.store.litreader import Reader
 
 if TYPE_CHECKING:
     from phenomhpc.embed.encode import CropEncoder
 
 CHECKPOINT = "checkpoint"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pixels:
-    """Where crops come from: the reader, the snapshot's table, and which of the store's channels the encoder takes."""
-
-    reader: Reader
-    table: NDArray[np.void]
-    dtype: np.dtype[Any]
-    num_channels: int
-    channel_index: Sequence[int]
-    crop_px: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +38,15 @@ class Writer:
     task: int
     token: str
     check_fence: Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors:
+    """What one encoder made of a plate: f64[wells, features], the sum over each well's crops; f32[crops, features] in their
+    order, where they were asked for."""
+
+    sums: NDArray[np.float64]
+    crops: list[NDArray[np.float32]] = field(default_factory=list)
 
 
 def embed_unit(
@@ -64,23 +60,37 @@ def embed_unit(
     digest: str,
     writer: Writer,
     stage: Stage,
+    blocks: Sequence[int] = (),
+    crops: bool = False,
 ) -> CompletionRecord:
     """Embed a plate by every encoder in one pass over its pixels; commits the tables, then the record.
 
     encoders: by source; `checkpoint` goes to EMB/PLATE.parquet, any other to EMB/baselines/SOURCE/PLATE.parquet
+    blocks: numbers of the further blocks whose vectors follow the first one's in the checkpoint's, for EMB/blocks/NN
+    crops: also the checkpoint's vector of each crop, into EMB/crops
     The result is a function of the snapshot, the encoders and `batch`.  Advances `stage` by crops.
     """
     started = now()
     writer.check_fence()
     paths.record(plate).unlink(missing_ok=True)
-    sums = _sum_per_well(wells, pixels, encoders, batch, stage)
+    found = encode_wells(wells, pixels, encoders, batch, stage, keep=(CHECKPOINT,) if crops else ())
     outputs = []
-    for source in encoders:
-        folder = paths if source == CHECKPOINT else paths.baseline(source)
-        content = _parquet(well_table(wells, sums[source]))
-        writer.check_fence()
-        commit(folder.table(plate), content, token=writer.token)
-        outputs.append((str(folder.table(plate).relative_to(paths.root)), len(content), crc32c(content)))
+    for source, encoder in encoders.items():
+        first = paths if source == CHECKPOINT else paths.baseline(source)
+        folders = [first, *(paths.block(number) for number in blocks if source == CHECKPOINT)]
+        cuts = np.cumsum(encoder.widths)[:-1]
+        tables = [
+            (folder, well_table(wells, sums))
+            for folder, sums in zip(folders, np.split(found[source].sums, cuts, axis=1), strict=True)
+        ]
+        if crops and source == CHECKPOINT:
+            none = np.empty((0, sum(encoder.widths)), dtype=np.float32)
+            tables.append((paths.crops, crop_table(wells, np.concatenate([none, *found[source].crops]))))
+        for folder, table in tables:
+            content = _parquet(table)
+            writer.check_fence()
+            commit(folder.table(plate), content, token=writer.token)
+            outputs.append((str(folder.table(plate).relative_to(paths.root)), len(content), crc32c(content)))
     record = CompletionRecord(
         unit_id=plate,
         digest=digest,
@@ -128,68 +138,65 @@ def well_table(wells: PlateWells, sums: NDArray[np.float64]) -> pl.DataFrame:
     return frame.hstack(features.select(pl.when(present).then(pl.all()).name.keep()))
 
 
+def crop_table(wells: PlateWells, vectors: NDArray[np.float32]) -> pl.DataFrame:
+    """One row per crop, in the wells' order: metadata of the well, field_index, site, level, crop_y, crop_x, features.
+
+    vectors: f32[crops, features]
+    """
+    fields = [found for fields in wells.fields for found in fields]
+    counts = [len(found.corners) for found in fields]
+    corners = np.concatenate([np.empty((0, 2), np.int64), *(found.corners for found in fields)])
+    placed = pl.DataFrame(
+        {
+            "field_index": _spread([found.field_index for found in fields], counts, pl.UInt32),
+            "site": _spread([found.site for found in fields], counts, pl.UInt16),
+            "level": pl.repeat("crop", len(corners), eager=True),
+            "crop_y": pl.Series(corners[:, 0], dtype=pl.UInt32),
+            "crop_x": pl.Series(corners[:, 1], dtype=pl.UInt32),
+            "num_crops": pl.repeat(1, len(corners), dtype=pl.UInt16, eager=True),
+            "status": pl.repeat(OK, len(corners), eager=True),
+        }
+    )
+    metadata = wells.metadata[np.repeat(np.arange(wells.num_wells), wells.num_crops)]
+    features = pl.DataFrame(vectors, schema=[feature_name(i) for i in range(vectors.shape[1])], orient="row")
+    return metadata.hstack(placed).hstack(features)
+
+
+def _spread(values: Sequence[int], counts: Sequence[int], dtype: type[pl.DataType]) -> pl.Series:
+    return pl.Series(np.repeat(np.array(values, np.int64), np.array(counts, np.int64)), dtype=dtype)
+
+
 def _parquet(frame: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     frame.write_parquet(buffer, compression="zstd", statistics=False)
     return buffer.getvalue()
 
 
-def _sum_per_well(
-    wells: PlateWells, pixels: Pixels, encoders: Mapping[str, CropEncoder], batch: int, stage: Stage
-) -> dict[str, NDArray[np.float64]]:
-    """f64[wells, features] per encoder: the sum of the vectors of each well's crops, in float64 and in a fixed order."""
-    sums = {source: np.zeros((wells.num_wells, encoder.num_features)) for source, encoder in encoders.items()}
-    size = pixels.crop_px
-    buffer = np.zeros((batch, len(pixels.channel_index), size, size), dtype=pixels.dtype)
-    owner: list[int] = []
+def encode_wells(
+    wells: PlateWells,
+    pixels: Pixels,
+    encoders: Mapping[str, CropEncoder],
+    batch: int,
+    stage: Stage,
+    keep: Sequence[str] = (),
+) -> dict[str, Vectors]:
+    """Per encoder the sum of the vectors of each well's crops, in float64 and in a fixed order.
 
-    def flush() -> None:
-        buffer[len(owner) :] = 0
-        for source, encoder in encoders.items():
-            np.add.at(sums[source], owner, encoder.encode(buffer)[: len(owner)].astype(np.float64))
-        stage.advance(len(owner))
-        owner.clear()
-
-    for well_no, crop in _crops(wells, pixels):
-        np.take(crop, pixels.channel_index, axis=0, out=buffer[len(owner)])
-        owner.append(well_no)
-        if len(owner) == batch:
-            flush()
-    if owner:
-        flush()
-    return sums
-
-
-def _crops(wells: PlateWells, pixels: Pixels) -> Iterator[tuple[int, NDArray[np.generic]]]:
-    """(index of the well, crop [channels of the store, h, w]), field after field; a crop is valid until the next one."""
-    work = [(well_no, field_no) for well_no, numbers in enumerate(wells.field_no) for field_no in numbers]
-    for (well_no, field_no), field in zip(work, _read_ahead([no for _, no in work], pixels), strict=True):
-        for y, x in _tiles(pixels, field_no):
-            yield well_no, field[:, y : y + pixels.crop_px, x : x + pixels.crop_px]
-
-
-def _tiles(pixels: Pixels, field_no: int) -> list[tuple[int, int]]:
-    row = pixels.table[field_no]
-    return tile(int(row["height"]), int(row["width"]), pixels.crop_px)
-
-
-def _read_ahead(field_nos: Sequence[int], pixels: Pixels) -> Iterator[NDArray[np.generic]]:
-    """Whole fields, so that a chunk is decoded once however many crops touch it; the next is read while one is encoded."""
-    buffers: list[NDArray[np.generic]] = [np.empty((0, 0, 0), dtype=pixels.dtype) for _ in range(2)]
-
-    def read(position: int) -> NDArray[np.generic]:
-        row = pixels.table[field_nos[position]]
-        shape = (pixels.num_channels, int(row["height"]), int(row["width"]))
-        if buffers[position % 2].shape != shape:
-            buffers[position % 2] = np.empty(shape, dtype=pixels.dtype)
-        pixels.reader.read(field_nos[position], 0, 0, buffers[position % 2])
-        return buffers[position % 2]
-
-    with ThreadPoolExecutor(1, thread_name_prefix="embed-read") as pool:
-        ahead = pool.submit(read, 0) if field_nos else None
-        for position in range(len(field_nos)):
-            assert ahead is not None
-            field = ahead.result()
-            # The other buffer is free: whoever iterates is done with the field before.
-            ahead = pool.submit(read, position + 1) if position + 1 < len(field_nos) else None
-            yield field
+    keep: encoders of which the vector of each crop is kept, too
+    """
+    found = {source: Vectors(sums=np.zeros((wells.num_wells, sum(each.widths)))) for source, each in encoders.items()}
+    with ThreadPoolExecutor(1, thread_name_prefix="embed-host") as host:
+        for ready in batches(wells, pixels, batch):
+            beside = {
+                source: host.submit(each.encode, ready.pixels) for source, each in encoders.items() if each.on_host
+            }
+            # Crops of a well follow each other: one run of rows for each well in the batch.
+            owners, first = np.unique(ready.owner, return_index=True)
+            for source, encoder in encoders.items():
+                encoded = beside[source].result() if source in beside else encoder.encode(ready.pixels)
+                vectors = encoded[: len(ready.owner)]
+                found[source].sums[owners] += np.add.reduceat(vectors, first, axis=0, dtype=np.float64)
+                if source in keep:
+                    found[source].crops.append(vectors)
+            stage.advance(len(ready.owner))
+    return found

@@ -1,11 +1,16 @@
-"""evaluate: embeddings aligned, made into a map, scored against known relationships; one report to look at.
+"""evaluate: embeddings aligned, made into a map, scored against what is known; one report to look at.
 
-One unit.  It writes RUN/recall.parquet, RUN/map.npz, RUN/report.html and, last, RUN/evaluation.json; what holds when killed
-here: without evaluation.json of the same digest nothing counts as done and everything is written again, the same.
+One unit.  What holds when killed here: without evaluation.json of the same digest nothing counts as done and everything is
+written again, the same.
 
-    recall.parquet    one row per source, annotation and pair of thresholds
-    map.npz           labels [g], profiles f64[g, d], cosine f32[g, g] (to look things up; scores come from float64)
-    evaluation.json   what was evaluated and every number of recall.parquet
+    report.html            to look at; pictures/NAME.png and .svg are its pictures
+    recall.parquet         one row per source, annotation and pair of thresholds
+    scores.parquet         every number of every benchmark with its threshold, null and interval, stages on the way included
+    perturbations.parquet  one row per perturbation: its consistency, magnitude, retrieval
+    map.parquet            label and profile of each: what `maps query` and `maps compare` read
+    relations.parquet      the known pairs with both ends in the map
+    blocks.parquet         with blocks=all: every block's probe and recall
+    evaluation.json        what was evaluated, and every number; written last
 """
 
 from __future__ import annotations
@@ -15,21 +20,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
-
 from phenomhpc.config import EvaluateConfig
 from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import ArrayPlan, Summary, Table, TaskOutcome
 from phenomhpc.jobs.evaluation.annotations import Annotations, read_annotations
-from phenomhpc.jobs.evaluation.scores import ENCODER, Evaluation, evaluate, recall_rows, source_names
-from phenomhpc.jobs.evaluation.sections import headline, report
+from phenomhpc.jobs.evaluation.blocks import blocks_of
+from phenomhpc.jobs.evaluation.products import write_products
+from phenomhpc.jobs.evaluation.rows import recall_rows
+from phenomhpc.jobs.evaluation.scores import ENCODER, Evaluation, evaluate, source_names
 from phenomhpc.jobs.evaluation.wells import embeddings_source
-from phenomhpc.maps import check_thresholds, cosine_map
+from phenomhpc.maps import check_thresholds
 from phenomhpc.progress import Progress, Stage
-from phenomhpc.runs import RunPaths, TaskContext, Unit, commit, committing, digest_of
+from phenomhpc.runs import RunPaths, TaskContext, Unit, commit, digest_of
 
-SCHEMA = 1
+SCHEMA = 2
 UNIT = "map"
 
 
@@ -46,7 +50,7 @@ def plan(config: EvaluateConfig, paths: RunPaths) -> ArrayPlan:
     digest = _digest(config, source, annotations)
     if _finished(paths) == digest:
         return ArrayPlan(units=(), num_done=1, noun="maps")
-    count = len(source_names(source))
+    count = len(source_names(source)) + (len(blocks_of(source)) if config.blocks == "all" else 0)
     return ArrayPlan(units=(Unit(unit_id=UNIT, kind=config.kind, count=count, digest=digest),), noun="maps")
 
 
@@ -91,34 +95,16 @@ def finish(config: EvaluateConfig, paths: RunPaths, progress: Progress) -> Summa
 def _publish(config: EvaluateConfig, ctx: TaskContext, unit: Unit, evaluation: Evaluation, source: Path) -> None:
     """Commit the products, evaluation.json last."""
     ctx.check_fence()
-    paths, rows = ctx.paths, recall_rows(evaluation)
-    text = headline(evaluation)
-    cosines = cosine_map(evaluation.encoder.profiles)
-    with committing(paths.recall, token=ctx.token) as file:
-        pl.DataFrame(rows).write_parquet(file)
-    with committing(paths.map, token=ctx.token) as file:
-        np.savez(
-            file,
-            labels=np.array(evaluation.encoder.labels),
-            profiles=evaluation.encoder.profiles,
-            cosine=cosines.astype(np.float32),
-        )
-    commit(paths.report, report(config, evaluation, cosines, source), token=ctx.token)
+    rows = recall_rows(evaluation)
     value = {
         "schema": SCHEMA,
         "digest": unit.digest,
-        "text": text,
-        "num_wells": len(evaluation.wells.label),
-        "num_controls": int(evaluation.wells.is_control.sum()),
-        "num_batches": len(set(evaluation.wells.batch)),
-        "num_perturbations": len(evaluation.encoder.labels),
-        "num_features": evaluation.wells.features.shape[1],
-        "corrected_arms": evaluation.corrected_arms,
         "recalls": rows,
         "set_aside": [list(entry) for entry in evaluation.set_aside],
+        **write_products(config, ctx, evaluation, source, rows),
     }
     ctx.check_fence()
-    commit(paths.evaluation, json.dumps(value, indent=2, sort_keys=True) + "\n", token=ctx.token)
+    commit(ctx.paths.evaluation, json.dumps(value, indent=2, sort_keys=True) + "\n", token=ctx.token)
 
 
 def _with_interval(recall: float, low: float | None, high: float | None) -> str:
@@ -156,8 +142,10 @@ def _annotations(config: EvaluateConfig) -> Annotations:
 
 def _digest(config: EvaluateConfig, source: Path, annotations: Annotations) -> str:
     tables = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
+    others = [Path(config.metadata)] if config.metadata and Path(config.metadata).is_file() else []
     inputs = [
-        [str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in (*tables, *sorted(annotations.files))
+        [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        for path in (*tables, *others, *sorted(annotations.files))
     ]
     return digest_of(config.kind, config.model_dump(mode="json", exclude={"cluster", "runs"}), inputs)
 

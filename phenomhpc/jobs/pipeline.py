@@ -3,6 +3,9 @@
 Here the stages run one after the other in this process; on Slurm the steward submits each when the one before has finished.
 Both plan a stage by `stage_config`: a function of the pipeline's resolved settings and the runs that have finished.
 
+With `new`, plates are added to what is there: converted into the store, embedded as the folder of embeddings says (its checkpoint,
+block, crops, dtype), and the whole is scored anew; nothing is trained, and what was embedded before stays as it is.
+
 A pipeline that was killed is gone on with: finished stages are found (by their settings, among the runs made since the pipeline
 began) and kept, the unfinished one goes on with its own run.
 """
@@ -13,9 +16,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from phenomhpc.config import AnyConfig, ClusterConfig, PipelineConfig, dump, require, resolve
+from phenomhpc.config import (
+    AnyConfig,
+    ClusterConfig,
+    EmbedConfig,
+    PipelineConfig,
+    dump,
+    load_run_config,
+    require,
+    resolve,
+)
 from phenomhpc.config.overrides import flatten
 from phenomhpc.config.recipes import groups
+from phenomhpc.embed.folder import COMPILED, EmbeddingsPaths, read_binding
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.base import ArrayPlan, Summary, Table, TaskOutcome
 from phenomhpc.progress import Progress
@@ -77,9 +90,18 @@ def _shared(pipeline: PipelineConfig, stage: str) -> dict[str, Any]:
 
 def _tied(pipeline: PipelineConfig, stage: str, finished: Mapping[str, RunPaths]) -> dict[str, Any]:
     if stage == "convert":
-        return {"plates": pipeline.plates, "store": pipeline.store}
+        return {"plates": pipeline.new or pipeline.plates, "store": pipeline.store, "new": bool(pipeline.new)}
     if stage == "pretrain":
         return {"store": (pipeline.store,)}
+    if stage == "embed" and pipeline.new:
+        return {
+            "store": pipeline.store,
+            "out": str(_folder_to_add_to(pipeline).root),
+            "new": True,
+            **_as_bound(pipeline),
+        }
+    if stage == "evaluate" and pipeline.new:
+        return {"embeddings": str(_folder_to_add_to(pipeline).root), "annotations": pipeline.annotations}
     if stage == "embed":
         checkpoint = str(finished["pretrain"].root) if "pretrain" in finished else None
         return {"store": pipeline.store, "checkpoint": checkpoint}
@@ -87,6 +109,46 @@ def _tied(pipeline: PipelineConfig, stage: str, finished: Mapping[str, RunPaths]
         embeddings = str(pipeline.embed.get("out") or finished["embed"].embeddings) if "embed" in finished else None
         return {"embeddings": embeddings, "annotations": pipeline.annotations}
     raise UsageError(f"stages={stage}: no such stage; there are {', '.join(ORDER)}")
+
+
+def _folder_to_add_to(pipeline: PipelineConfig) -> EmbeddingsPaths:
+    """The folder of embeddings that `embeddings` means: itself, or a run's."""
+    named = Path(pipeline.embeddings)
+    run_yaml = named / "run.yaml"
+    if not run_yaml.is_file():
+        return EmbeddingsPaths(named)
+    settings = load_run_config(run_yaml)
+    if not isinstance(settings, EmbedConfig):
+        raise UsageError(f"pipeline: embeddings={named}: is a run of {settings.kind}; name a run of embed")
+    return EmbeddingsPaths(Path(settings.out) if settings.out else RunPaths(named).embeddings)
+
+
+def _as_bound(pipeline: PipelineConfig) -> dict[str, Any]:
+    """The settings of embedding by which a folder's embeddings were made.  Raises UsageError where there are none."""
+    folder = _folder_to_add_to(pipeline)
+    bound = read_binding(folder)
+    if bound is None:
+        raise UsageError(
+            f"pipeline: embeddings={folder.root}: holds none yet to which new ones could be added; phenomhpc embed makes the first"
+        )
+    compiled = bound.backend == COMPILED
+    return {
+        "checkpoint": bound.checkpoint,
+        "weights": bound.weights,
+        "block": bound.block,
+        "blocks": bound.blocks,
+        "pooling": bound.pooling,
+        "channels": bound.channels,
+        "precision": bound.dtype,
+        "backend": "torch" if compiled else bound.backend,
+        "compile": compiled,
+        "level": bound.level,
+        "crops": bound.placing,
+        "crops_per_field": bound.crops_per_field,
+        "baselines": folder.baselines(),
+        "batch": bound.batch,
+        "seed": bound.seed,
+    }
 
 
 def check(pipeline: PipelineConfig) -> None:

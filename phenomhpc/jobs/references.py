@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from phenomhpc.config import AnyConfig, EmbedConfig, EvaluateConfig
+from phenomhpc.config import AnyConfig, EmbedConfig, EvaluateConfig, PipelineConfig
 from phenomhpc.runs import find_run
 
 # The setting that may name a run, and the kind of run it means.
-_REFERENCES = {EmbedConfig: ("checkpoint", "pretrain"), EvaluateConfig: ("embeddings", "embed")}
+_REFERENCES = {
+    EmbedConfig: ("checkpoint", "pretrain"),
+    EvaluateConfig: ("embeddings", "embed"),
+    PipelineConfig: ("embeddings", "embed"),
+}
 
 
 def resolve_references(config: AnyConfig) -> AnyConfig:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
-from phenomhpc.maps.checks import Features, as_features, as_labels
+from phenomhpc.maps.checks import Features, as_features, as_labels, as_mask
 
 
 def aggregate(
@@ -21,13 +21,51 @@ def aggregate(
     """
     array = as_features(features)
     unique, code = np.unique(np.array(as_labels(labels, len(array))), return_inverse=True)
-    order = np.argsort(code, kind="stable")
-    counts = np.bincount(code)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     if how == "mean":
-        profiles = np.add.reduceat(array[order], starts, axis=0) / counts[:, None]
-    elif how == "median":
-        profiles = np.stack([np.median(rows, axis=0) for rows in np.split(array[order], starts[1:])])
-    else:
+        return _means([(np.arange(len(array)), array)], code, len(unique)), [str(name) for name in unique]
+    if how != "median":
         raise UsageError(f"how={how}: unknown; there is mean and median")
+    order = np.argsort(code, kind="stable")
+    starts = np.cumsum(np.bincount(code))[:-1]
+    profiles = np.stack([np.median(array[rows], axis=0) for rows in np.split(order, starts)])
     return profiles, [str(name) for name in unique]
+
+
+def aggregate_blocks(
+    blocks: Iterable[tuple[NDArray[np.intp], Features]],
+    labels: Sequence[str | None] | NDArray[np.str_],
+    is_left_out: ArrayLike,
+) -> tuple[Features, list[str]]:
+    """`aggregate` by the mean of rows that come in blocks, such as `Alignment.blocks`: memory of the map and of one block.
+
+    blocks: (row numbers i64[m], f64[m, d]); labels: of all n rows; is_left_out: bool[n], rows that are no perturbation
+    (controls), whose label does not matter.  Raises UsageError for a missing label, and where all rows are left out.
+    """
+    mask = as_mask(is_left_out, len(labels))
+    kept = np.flatnonzero(~mask)
+    if not len(kept):
+        raise UsageError(f"aggregate: all {len(labels)} rows are controls; a map needs perturbations")
+    names = as_labels(labels, len(labels), ignored=mask)
+    unique, code_of_kept = np.unique(np.array(names)[kept], return_inverse=True)
+    code = np.full(len(names), -1, dtype=np.intp)
+    code[kept] = code_of_kept
+    return _means(blocks, code, len(unique)), [str(name) for name in unique]
+
+
+def _means(blocks: Iterable[tuple[NDArray[np.intp], Features]], code: NDArray[np.intp], num_labels: int) -> Features:
+    """Means of the rows of every code; rows of code -1 are left out."""
+    sums: Features | None = None
+    counts = np.zeros(num_labels, np.int64)
+    for rows, block in blocks:
+        mine = code[rows]
+        order = np.argsort(mine, kind="stable")
+        order = order[np.searchsorted(mine[order], 0) :]
+        if sums is None:
+            sums = np.zeros((num_labels, block.shape[1]))
+        if len(order):
+            present, starts = np.unique(mine[order], return_index=True)
+            sums[present] += np.add.reduceat(block[order], starts, axis=0)
+        counts += np.bincount(mine[order], minlength=num_labels)
+    if sums is None or not counts.all():
+        raise UsageError(f"aggregate: {int((counts == 0).sum())} labels had no row in the blocks; give every row once")
+    return sums / counts[:, None]

@@ -36,6 +36,30 @@ def arms_of(loci: Mapping[str, str] | Iterable[tuple[str, str]]) -> dict[str, st
     return {gene: arms.pop() for gene, arms in found.items() if len(arms) == 1}
 
 
+def arms_by_position(
+    genes: Iterable[tuple[str, str, int]], centromeres: Mapping[str, tuple[int, int]]
+) -> dict[str, str]:
+    """Chromosome arm per gene, from (gene, chromosome, end in base pairs) and every centromere's (start, end).
+
+    A gene whose end lies before the middle of the centromere is on p, any other on q.  Left out: genes on chromosomes without
+    a centromere here (mitochondrial ones), and those listed on several arms.  "chr7" and "7" are one chromosome.
+    Raises UsageError for genes none of which is on a chromosome with a centromere.
+    """
+    middle = {name.removeprefix("chr"): (start + end) / 2 for name, (start, end) in centromeres.items()}
+    found: dict[str, set[str]] = {}
+    given = None
+    for gene, chromosome, end in genes:
+        given, name = given or chromosome, chromosome.removeprefix("chr")
+        if name in middle:
+            found.setdefault(gene, set()).add(f"{name}{'p' if end < middle[name] else 'q'}")
+    if not found:
+        raise UsageError(
+            f"arms: no gene is on a chromosome with a centromere (genes are on {given}, ...; centromeres: "
+            f"{', '.join(list(middle)[:3]) or 'none'}, ...)"
+        )
+    return {gene: arms.pop() for gene, arms in found.items() if len(arms) == 1}
+
+
 def _arm(locus: str) -> str | None:
     places = [place.split(" ")[0] for place in locus.strip().split(" and ")]
     found = [_LOCUS.match(place) for place in places]

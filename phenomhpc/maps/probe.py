@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phenomhpc.errors import UsageError
-from phenomhpc.maps.benchmark import bootstrap_interval
+from phenomhpc.maps.bootstrap import bootstrap_interval
 
 # Ridge penalties tried; the one with the least leave-one-out error on the training wells counts.
 PENALTIES = np.logspace(-2, 5, 15)

@@ -1,6 +1,6 @@
 """Perturbations to relationships: cosines between profiles, known pairs, an order in which a map can be looked at.
 
-Every cosine comes from `_blocks`, so a pair's value is bit for bit the one that stands in the map and in the null.
+Every cosine comes from `blocks_of`, so a pair's value is bit for bit the one that stands in the map and in the null.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ def cosine_map(matrix: ArrayLike) -> Features:
 
     matrix: f64[g, d].  Raises UsageError for a row that is all zero, since it has no direction.
     """
-    unit = _unit_rows(as_features(matrix))
+    unit = unit_rows(as_features(matrix))
     cosines = np.empty((len(unit), len(unit)))
-    for first, block in _blocks(unit):
-        cosines[first : first + len(block), first:] = block
-    lower = np.tril_indices(len(unit), -1)
-    cosines[lower] = cosines.T[lower]
+    for first, block in blocks_of(unit):
+        end = first + len(block)
+        square = np.triu(block[:, : len(block)], 1)
+        cosines[first:end, first:end] = square + square.T
+        cosines[first:end, end:] = block[:, len(block) :]
+        cosines[end:, first:end] = block[:, len(block) :].T
     np.fill_diagonal(cosines, 1.0)
     return cosines
 
@@ -50,16 +52,29 @@ class CosineNull:
         chosen: NDArray[np.float64] = self.values[i * self.num_labels - i * (i + 1) // 2 + j - i - 1]
         return chosen
 
+    def with_others(self, row: int) -> NDArray[np.float64]:
+        """Cosines of one row with all rows, in their order, NaN with itself: f64[g]."""
+        before = np.arange(row)
+        start = row * self.num_labels - row * (row + 1) // 2
+        cosines = np.empty(self.num_labels)
+        cosines[:row] = self.values[before * self.num_labels - before * (before + 1) // 2 + row - before - 1]
+        cosines[row] = np.nan
+        cosines[row + 1 :] = self.values[start : start + self.num_labels - row - 1]
+        return cosines
 
-def cosine_null(matrix: ArrayLike) -> CosineNull:
-    """All unordered pairs of the rows of f64[g, d], g >= 2, without holding the whole map: 8 bytes a pair."""
-    unit = _unit_rows(as_features(matrix))
+
+def cosine_null(matrix: ArrayLike, are_unit: bool = False) -> CosineNull:
+    """All unordered pairs of the rows of f64[g, d], g >= 2, without holding the whole map: 8 bytes a pair.
+
+    are_unit: the rows come from `unit_rows`.
+    """
+    unit = np.asarray(matrix) if are_unit else unit_rows(as_features(matrix))
     num = len(unit)
     if num < 2:
         raise UsageError("map: one perturbation; relationships need at least two")
     values = np.empty(num * (num - 1) // 2)
     end = 0
-    for first, block in _blocks(unit):
+    for first, block in blocks_of(unit):
         for row in range(len(block)):
             start, end = end, end + num - first - row - 1
             values[start:end] = block[row, row + 1 :]
@@ -115,7 +130,8 @@ def connected_groups(labels: Sequence[str], pairs: Iterable[Sequence[str]] | NDA
     ]
 
 
-def _unit_rows(array: Features) -> Features:
+def unit_rows(array: Features) -> Features:
+    """Rows divided by their length.  Raises UsageError for one without length, naming it."""
     norm = np.linalg.norm(array, axis=1)
     if not norm.all():
         raise UsageError(
@@ -125,7 +141,7 @@ def _unit_rows(array: Features) -> Features:
     return result
 
 
-def _blocks(unit: Features) -> Iterator[tuple[int, Features]]:
+def blocks_of(unit: Features) -> Iterator[tuple[int, Features]]:
     """(first row, cosines of BLOCK_ROWS rows with all rows from the first on)."""
     for first in range(0, len(unit), BLOCK_ROWS):
         yield first, unit[first : first + BLOCK_ROWS] @ unit[first:].T

@@ -47,6 +47,42 @@ def export_weights(folder: Path, out: Path, weights: str = AUTO) -> CheckpointMe
     return meta
 
 
+def export_onnx(
+    folder: Path,
+    out: Path,
+    weights: str = AUTO,
+    *,
+    precision: str = "fp32",
+    block: int | None = None,
+    pooling: str = "mean",
+    pixels: str | None = None,
+) -> CheckpointMeta:
+    """Write the encoder of a step folder or an export as `out`, an ONNX file (models/onnx_export.py), whole or not at all.
+
+    precision: fp32 or fp16; block: 1-based, default the last; pixels: uint8 or uint16, default what it was trained on
+    Raises as `load_encoder` does, and UsageError for a name that is not *.onnx, or without the extra `onnx`.
+    """
+    from phenomhpc.models import onnx_export
+    from phenomhpc.models.checkpoint import checkpoint_digest, load_encoder
+    from phenomhpc.models.kinds import encoder_shape
+
+    if out.suffix != onnx_export.SUFFIX:
+        raise UsageError(f"--out {out}: an encoder is exported as {onnx_export.SUFFIX}; give a name that ends so")
+    onnx_export.require_onnx()
+    model, meta = load_encoder(folder, weights=weights)
+    shape = encoder_shape(meta.model, len(meta.channels), pooling=pooling, block=block)
+    facts = onnx_export.facts_of(
+        meta,
+        checkpoint_digest(folder, weights),
+        blocks=(block or shape.num_blocks,),
+        pooling=pooling,
+        dtype=precision,
+        pixels=pixels or meta.dtype,
+    )
+    commit(out, onnx_export.export_encoder(model, facts))
+    return meta
+
+
 def read_export_meta(path: Path) -> dict[str, Any]:
     """meta.json of an exported file.  Raises ValueError or OSError where it has none."""
     from safetensors import SafetensorError, safe_open

@@ -11,7 +11,7 @@ Shape suffixes: B crops, C channels, H W pixels, L patches, V visible patches, P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -109,6 +109,10 @@ class MaskedAutoencoder(nn.Module):
         """Vectors [B, D] of whole crops after a block, 1-based; the arguments are checked."""
         raise NotImplementedError
 
+    def features_by_block(self, pixels_BCHW: Tensor, blocks: Sequence[int], pooling: str) -> list[Tensor]:
+        """`features` of each of these blocks; an architecture that passes one on the way to another does it in one pass."""
+        return [self.features(pixels_BCHW, block, pooling) for block in blocks]
+
     def to_patches(self, pixels_BCHW: Tensor) -> Tensor:
         """The patches [B, L, P] that are hidden or not: by default all channels of a place are one patch."""
         return patchify(pixels_BCHW, self.patch_px)
@@ -152,14 +156,19 @@ class MaskedAutoencoder(nn.Module):
         `block` is 1-based; the last block's output (the default) passes the final norm, an earlier one's is taken as it
         is.  "mean" averages over the patches and leaves the class token out, "class" takes the class token.
         """
+        return self.encode_blocks(pixels_BCHW, (self.num_blocks if block is None else block,), pooling)
+
+    def encode_blocks(self, pixels_BCHW: Tensor, blocks: Sequence[int], pooling: str = "mean") -> Tensor:
+        """What `encode` gives for each of these blocks, f32[B, sum of their D], side by side in the order asked."""
         num_channels, *edges = pixels_BCHW.shape[1:]
         allowed = num_channels == self.num_channels or (self.any_channels and num_channels > 0)
         if not allowed or edges != [self.crop_px, self.crop_px]:
             shape = " x ".join(map(str, pixels_BCHW.shape[1:]))
             expected = f"{self.num_channels} x {self.crop_px} x {self.crop_px}"
             raise UsageError(f"crops of {shape}: this encoder takes {expected}")
-        self.num_features(block=block, pooling=pooling, num_channels=num_channels)  # refuses what there is not
-        return self.features(pixels_BCHW, self.num_blocks if block is None else block, pooling).float()
+        for block in blocks:
+            self.num_features(block=block, pooling=pooling, num_channels=num_channels)  # refuses what there is not
+        return torch.cat([part.float() for part in self.features_by_block(pixels_BCHW, blocks, pooling)], dim=1)
 
     @torch.no_grad()
     def reconstruct(self, pixels_BCHW: Tensor, mask_noise_BL: Tensor) -> Reconstruction:

@@ -5,6 +5,8 @@ Shape suffixes: B crops, C channels, H W pixels, L patches, V visible patches, P
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,7 +92,11 @@ class UnetMae(MaskedAutoencoder):
         return self.to_patches(self.decoder_pred(x))
 
     def features(self, pixels_BCHW: Tensor, block: int, pooling: str) -> Tensor:
-        return self._encode(pixels_BCHW, torch.zeros_like(pixels_BCHW[:, :1]), block)[-1].mean(dim=(2, 3))
+        return self.features_by_block(pixels_BCHW, (block,), pooling)[0]
+
+    def features_by_block(self, pixels_BCHW: Tensor, blocks: Sequence[int], pooling: str) -> list[Tensor]:
+        levels = self._encode(pixels_BCHW, torch.zeros_like(pixels_BCHW[:, :1]), max(blocks))
+        return [levels[block - 1].mean(dim=(2, 3)) for block in blocks]
 
     def _encode(self, pixels_BCHW: Tensor, mask_B1HW: Tensor, num_levels: int) -> list[Tensor]:
         """The output [B, D, h, w] of each of the first levels."""

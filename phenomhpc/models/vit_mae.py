@@ -6,6 +6,7 @@ P values of a patch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,18 +162,25 @@ class VitEncoderMae(MaskedAutoencoder):
         return self.norm(x)  # type: ignore[no-any-return]
 
     def features(self, pixels_BCHW: Tensor, block: int, pooling: str) -> Tensor:
+        return self.features_by_block(pixels_BCHW, (block,), pooling)[0]
+
+    def features_by_block(self, pixels_BCHW: Tensor, blocks: Sequence[int], pooling: str) -> list[Tensor]:
         patches_BLP = self.to_patches(pixels_BCHW)
         groups = patches_BLP.shape[1] // self.grid**2
         x = self._with_prefix(self.patch_embed(patches_BLP) + self.all_positions(groups))
-        for layer in self.blocks[:block]:
+        found: dict[int, Tensor] = {}
+        for number, layer in enumerate(self.blocks[: max(blocks)], start=1):
             x = layer(x)
-        if block == self.num_blocks:
-            x = self.norm(x)
+            if number in blocks:
+                found[number] = self._pooled(self.norm(x) if number == self.num_blocks else x, groups, pooling)
+        return [found[number] for number in blocks]
+
+    def _pooled(self, x_BND: Tensor, groups: int, pooling: str) -> Tensor:
         if pooling == "class":
-            return x[:, 0]
-        patches_BLD = x[:, self.num_prefix :]
+            return x_BND[:, 0]
+        patches_BLD = x_BND[:, self.num_prefix :]
         if pooling == "channelwise":
-            return patches_BLD.reshape(len(x), groups, -1, self.dim).mean(dim=2).flatten(1)
+            return patches_BLD.reshape(len(x_BND), groups, -1, self.dim).mean(dim=2).flatten(1)
         return patches_BLD.mean(dim=1)
 
 

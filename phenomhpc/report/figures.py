@@ -1,20 +1,18 @@
-"""The pictures of a report, each a function from values to PNG bytes.  `theme` is "light" or "dark"."""
+"""Pictures of a model and of what its map finds, each a function from values to the bytes of a PNG or SVG file (`form`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from phenomhpc.report.theme import Theme, ThemeName, drawing, to_png
+from phenomhpc.report.theme import Form, Theme, ThemeName, drawing, encoded
 
 WIDTH_IN = 10.4
 MAX_CROPS = 6
-MAX_NAMED = 80  # perturbations whose names fit beside a heatmap
 CURVE_WINDOW = 0.04  # share of the steps that a smoothed curve averages over
 
 # False colours of Cell Painting's channels in their usual order: DNA, ER, RNA, AGP, mitochondria, and a sixth.
@@ -58,7 +56,7 @@ def channel_colours(num: int) -> list[str]:
 
 
 def reconstruction_figure(
-    original: ArrayLike, masked: ArrayLike, reconstructed: ArrayLike, *, theme: ThemeName = "light"
+    original: ArrayLike, masked: ArrayLike, reconstructed: ArrayLike, *, theme: ThemeName = "light", form: Form = "png"
 ) -> bytes:
     """Crops as they are, as the model saw them, as it completed them: one crop a column, at most six.
 
@@ -83,7 +81,7 @@ def reconstruction_figure(
                 bare_image(axes[row, column], images[column])
             axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", color=colours.text, labelpad=8)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-        return to_png(figure)
+        return encoded(figure, form)
 
 
 def bare_image(axes: Any, image: NDArray[Any]) -> None:
@@ -94,7 +92,11 @@ def bare_image(axes: Any, image: NDArray[Any]) -> None:
 
 
 def curves_figure(
-    metrics: Mapping[str, Any], validations: Mapping[str, Any] | None = None, *, theme: ThemeName = "light"
+    metrics: Mapping[str, Any],
+    validations: Mapping[str, Any] | None = None,
+    *,
+    theme: ThemeName = "light",
+    form: Form = "png",
 ) -> bytes:
     """Loss and throughput of every step, each with its running mean.
 
@@ -114,7 +116,7 @@ def curves_figure(
         _curve(right, step[known], speed[known], colours, 2)
         right.set(title="Throughput, crops per second", xlabel="step")
         right.set_ylim(bottom=0)
-        return to_png(figure)
+        return encoded(figure, form)
 
 
 def _curve(axes: Any, x: NDArray[Any], y: NDArray[Any], theme: Theme, series: int) -> None:
@@ -126,59 +128,6 @@ def _curve(axes: Any, x: NDArray[Any], y: NDArray[Any], theme: Theme, series: in
         axes.plot(x[window - 1 :], (total[window:] - total[:-window]) / window, color=colour, linewidth=2.0)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
-
-
-def heatmap_figure(
-    matrix: ArrayLike, labels: Sequence[str], groups: Sequence[str] = (), *, theme: ThemeName = "light"
-) -> bytes:
-    """Cosine similarities f[g, g] in the order given, blue for opposite, red for alike.
-
-    labels: g names, written where there are at most 80; groups: the group of each, neighbours together ("" for none), marked
-    by a coloured strip along both sides
-    """
-    cosines = np.asarray(matrix, dtype=np.float64)
-    named = len(labels) <= MAX_NAMED
-    with drawing(7.6, 6.6, theme) as (figure, colours):
-        axes = figure.add_subplot()
-        image = axes.imshow(
-            cosines, cmap=colours.diverging, vmin=-1, vmax=1, interpolation="nearest" if named else "antialiased"
-        )
-        axes.spines[:].set_visible(False)
-        axes.set(xticks=[], yticks=[])
-        if named:
-            size = min(8.0, 330.0 / len(labels))
-            axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
-            axes.set_yticks(range(len(labels)), labels, fontsize=size)
-            axes.tick_params(length=0, pad=9 if any(groups) else 3)
-        else:
-            axes.set_xlabel(f"{len(labels)} perturbations", labelpad=12)
-        _group_strips(axes, list(groups), len(labels), colours)
-        bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=24, pad=0.02)
-        bar.set_label("cosine similarity")
-        bar.outline.set_visible(False)
-        return to_png(figure)
-
-
-def _group_strips(axes: Any, groups: list[str], num: int, theme: Theme) -> None:
-    """A strip outside the left and lower side, one colour per run of equal groups."""
-    from matplotlib.patches import Rectangle
-
-    starts = [row for row in range(len(groups)) if row == 0 or groups[row] != groups[row - 1]]
-    width = num * 0.012
-    drawn = 0
-    for start, end in pairwise([*starts, len(groups)]):
-        if not groups[start]:
-            continue
-        colour = theme.series[drawn % len(theme.series)]
-        drawn += 1
-        for corner, size in (
-            ((-0.5 - 1.6 * width, start - 0.5), (width, end - start)),
-            ((start - 0.5, num - 0.5 + 0.6 * width), (end - start, width)),
-        ):
-            axes.add_patch(Rectangle(corner, *size, color=colour, linewidth=0, clip_on=False))
-        axes.add_patch(
-            Rectangle((start - 0.5, start - 0.5), end - start, end - start, fill=False, color=theme.text, linewidth=0.7)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,11 +144,11 @@ class RecallPoint:
     chance: float
 
 
-_MARKERS = ("o", "s", "D", "^", "v", "P")
+MARKERS = ("o", "s", "D", "^", "v", "P")
 ROW_IN = 0.27  # height of a row of the recall figure
 
 
-def recall_figure(points: Sequence[RecallPoint], *, theme: ThemeName = "light") -> bytes:
+def recall_figure(points: Sequence[RecallPoint], *, theme: ThemeName = "light", form: Form = "png") -> bytes:
     """Recall with its interval, one row per source under each annotation, one panel per pair of thresholds.
 
     The first source is the encoder, drawn larger than its baselines; chance is a dashed line.
@@ -230,7 +179,7 @@ def recall_figure(points: Sequence[RecallPoint], *, theme: ThemeName = "light") 
             tick.set(fontweight="normal" if source else "bold", color=colours.text)
         for axes in panels:
             axes.tick_params(axis="y", length=0)
-        return to_png(figure)
+        return encoded(figure, form)
 
 
 def _recall_row(axes: Any, point: RecallPoint, row: int, sources: Sequence[str], theme: Theme) -> None:
@@ -244,7 +193,7 @@ def _recall_row(axes: Any, point: RecallPoint, row: int, sources: Sequence[str],
     axes.plot(
         point.recall,
         row,
-        marker=_MARKERS[rank % len(_MARKERS)],
+        marker=MARKERS[rank % len(MARKERS)],
         markersize=8.5 if leading else 6,
         color=colour,
         zorder=3,

@@ -1,15 +1,22 @@
-"""Sections to one self-contained HTML page: no script, no request to any host, pictures inside, light and dark."""
+"""Sections to one self-contained HTML page: no request to any host, pictures inside, light and dark.
+
+A page has a script only where a section has something to search: neighbours.js, allowed by its digest alone.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from phenomhpc import __version__
+from phenomhpc.report.neighbours import Neighbours
 
 Cell = str | int | float | None | tuple[str, str]
 PIXELS_PER_CSS_PIXEL = 1.65  # pictures are drawn finer than they are shown, for dense screens
@@ -17,17 +24,29 @@ PIXELS_PER_CSS_PIXEL = 1.65  # pictures are drawn finer than they are shown, for
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A PNG with words for those who cannot see it; `dark` is shown instead where the reader prefers dark pages."""
+    """A PNG with words for those who cannot see it; `dark` is shown instead where the reader prefers dark pages.
+
+    name, svg: of the files that are written beside the page, where that is done
+    """
 
     png: bytes
     alt: str
     caption: str = ""
     dark: bytes | None = None
+    name: str = ""
+    svg: bytes | None = None
 
 
-def themed(draw: Callable[..., bytes], *values: Any, alt: str, caption: str = "") -> Picture:
-    """A picture drawn twice, by draw(*values, theme="light") and "dark"."""
-    return Picture(png=draw(*values, theme="light"), dark=draw(*values, theme="dark"), alt=alt, caption=caption)
+def themed(draw: Callable[..., bytes], *values: Any, alt: str, caption: str = "", name: str = "") -> Picture:
+    """A picture drawn twice, by draw(*values, theme="light") and "dark"; with a name a third time, as an SVG file (light)."""
+    return Picture(
+        png=draw(*values, theme="light"),
+        dark=draw(*values, theme="dark"),
+        alt=alt,
+        caption=caption,
+        name=name,
+        svg=draw(*values, theme="light", form="svg") if name else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One part of a page: plain words, facts (name, value), pictures, tables, and `details` folded away below.
+    """One part of a page: plain words, facts (name, value), a search, pictures, tables, and `details` folded away below.
 
     Nothing is read as HTML.
     """
@@ -53,6 +72,7 @@ class Section:
     title: str
     text: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
+    search: Neighbours | None = None
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()
     details: tuple[str, ...] = ()
@@ -63,11 +83,35 @@ def render_report(title: str, sections: Sequence[Section], *, lead: str = "", ma
     slugs = [
         f"{number}-{re.sub(r'[^a-z0-9]+', '-', part.title.lower()).strip('-')}" for number, part in _numbered(sections)
     ]
+    search = next((part.search for part in sections if part.search is not None), None)
+    script = _script() if search is not None else ""
     return str(
         template("report.html.j2").render(
-            title=title, lead=lead, made=made, version=__version__, sections=list(zip(slugs, sections, strict=True))
+            title=title,
+            lead=lead,
+            made=made,
+            version=__version__,
+            sections=list(zip(slugs, sections, strict=True)),
+            neighbours=script_json(search.value()) if search is not None else "",
+            script=script,
+            script_digest=script_digest(script),
         )
     )
+
+
+@cache
+def _script() -> str:
+    return files("phenomhpc.report").joinpath("neighbours.js").read_text()
+
+
+def script_digest(script: str) -> str:
+    """What a page's policy names a script by that may run: the base64 of its SHA-256."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def script_json(value: Any) -> str:
+    """JSON that can stand inside a script element, whatever the texts in it."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _numbered(sections: Sequence[Section]) -> list[tuple[int, Section]]:

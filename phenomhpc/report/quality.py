@@ -6,9 +6,6 @@ seen is there without it.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phenomhpc import __version__
-from phenomhpc.report.page import Table, data_uri, template
+from phenomhpc.report.page import Table, data_uri, script_digest, script_json, template
 from phenomhpc.report.platemap import (
     DRIFT_HEIGHT,
     DRIFT_WIDTH,
@@ -167,7 +164,6 @@ def render_plate(view: PlateView, measures: Sequence[MeasureView]) -> str:
 def render_quality(page: QualityPage, plates: Sequence[str]) -> str:
     """The page.  plates: from render_plate, in the order they are to stand in."""
     script = _script()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return str(
         template("quality.html.j2").render(
             title=page.title,
@@ -180,10 +176,10 @@ def render_quality(page: QualityPage, plates: Sequence[str]) -> str:
             symbols=plate_symbols(page.sizes),
             drift=drift,
             drift_size=(DRIFT_WIDTH, DRIFT_HEIGHT),
-            figures=_json({"measures": [_words(measure) for measure in page.measures],
+            figures=script_json({"measures": [_words(measure) for measure in page.measures],
                            "plates": [row.plate for row in page.overview], "drift": _drift_figures(page)}),
             script=script,
-            script_digest=digest,
+            script_digest=script_digest(script),
         )
     )  # fmt: skip
 
@@ -197,11 +193,6 @@ def _words(measure: MeasureView) -> dict[str, Any]:
     return {"row": measure.row, "column": measure.column, "percent": measure.percent}
 
 
-def _json(value: Any) -> str:
-    """JSON that can stand inside a script element, whatever the texts in it."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
-
-
 def _rounded(values: NDArray[np.float64]) -> list[float | int | None]:
     """Values with the digits that are worth showing; None for NaN."""
     rounded = (None if np.isnan(value) else float(f"{value:.{SIGNIFICANT}g}") for value in values.ravel().tolist())
@@ -211,7 +202,7 @@ def _rounded(values: NDArray[np.float64]) -> list[float | int | None]:
 def _figures(view: PlateView) -> str:
     """What the pointer can ask for: the values of each well, row by row, and its fields."""
     values = {of.measure: _rounded(of.values) for _, maps in view.maps for of in maps}
-    return _json({
+    return script_json({
         "rows": view.usable.shape[0],
         "columns": view.usable.shape[1],
         "values": values,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 ThemeName = Literal["light", "dark"]
+Form = Literal["png", "svg"]
 
 DOTS_PER_INCH = 160
 BASE_STYLE = {
@@ -22,6 +23,7 @@ BASE_STYLE = {
     "axes.spines.right": False,
     "legend.frameon": False,
     "figure.dpi": DOTS_PER_INCH,
+    "svg.hashsalt": "phenomhpc",  # the same ids in the same drawing
 }
 
 
@@ -90,8 +92,9 @@ def drawing(width_in: float, height_in: float, theme: ThemeName) -> Iterator[tup
         yield figure, colours
 
 
-def to_png(figure: Any) -> bytes:
-    """The figure as PNG; the same bytes for the same drawing."""
+def encoded(figure: Any, form: Form = "png") -> bytes:
+    """The figure as a PNG or SVG file; the same bytes for the same drawing."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    nothing = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
+    figure.savefig(buffer, format=form, dpi=DOTS_PER_INCH, metadata=nothing)
     return buffer.getvalue()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.report.figures import MAX_CROPS, WIDTH_IN, bare_image, false_colours
-from phenomhpc.report.theme import ThemeName, drawing, to_png
+from phenomhpc.report.theme import Form, ThemeName, drawing, encoded
 
 MAX_TIMES = 6
 
@@ -20,6 +20,7 @@ def completions_figure(
     completed: Sequence[tuple[int, ArrayLike]],
     *,
     theme: ThemeName = "light",
+    form: Form = "png",
 ) -> bytes:
     """The same crops as the model completed them after more and more steps: one crop a column, at most six of each.
 
@@ -44,7 +45,7 @@ def completions_figure(
                 bare_image(axes[number, column], images[column])
             axes[number, 0].set_ylabel(name, rotation=0, ha="right", va="center", color=colours.text, labelpad=8)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-        return to_png(figure)
+        return encoded(figure, form)
 
 
 def evenly(num: int, most: int) -> list[int]:

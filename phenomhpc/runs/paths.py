@@ -2,7 +2,7 @@
 
 RUNS/ID/
   run.yaml provenance.json outcome.json report.html mlflow.json
-      evaluation.json recall.parquet map.npz reconstructions.npz
+      evaluation.json {recall scores perturbations relations blocks map}.parquet pictures/ reconstructions.npz
   code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/ rounds-START/
                         parting-START/ outcome.json retry.json code/ code-script/}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
@@ -207,8 +207,33 @@ class RunPaths:
 
     @property
     def map(self) -> Path:
-        """npz: labels, profiles f64 (genes, features), cosine f32 (genes, genes)."""
-        return self.root / "map.npz"
+        """Parquet: label, num_wells, and the profile of each as feature_0000 ... f64."""
+        return self.root / "map.parquet"
+
+    @property
+    def relations(self) -> Path:
+        """Parquet: annotation, first, second: the known pairs with both ends in the map."""
+        return self.root / "relations.parquet"
+
+    @property
+    def scores(self) -> Path:
+        """Parquet: one row per number of every benchmark, with its threshold, null and interval."""
+        return self.root / "scores.parquet"
+
+    @property
+    def perturbations(self) -> Path:
+        """Parquet: one row per perturbation of the map, with its own consistency, magnitude and retrieval."""
+        return self.root / "perturbations.parquet"
+
+    @property
+    def blocks(self) -> Path:
+        """Parquet: one row per block that was probed."""
+        return self.root / "blocks.parquet"
+
+    @property
+    def pictures(self) -> Path:
+        """The report's pictures as NAME.png and NAME.svg."""
+        return self.root / "pictures"
 
     @property
     def code(self) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from matplotlib.image import imread
 from phenomhpc.jobs.quality import build_page, look_at
 from phenomhpc.progress import silent
 from phenomhpc.store import Snapshot, open_store
-from tests.browser.browsing import Proxy, asked_for_page, browse
+from tests.browser.browsing import Proxy, answer, asked_for_page, browse
 from tests.unit.quality_plates import BLURRED, FAULTY, write_screen
 from tests.unit.test_plates_layouts import convert
 
@@ -28,23 +26,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "qc.html"
     path.write_text(build_page(snapshot, look_at(snapshot, [], None, silent()), "today", silent()).html)
     return path
-
-
-def probed(page: Path, script: str) -> Path:
-    """A copy of the page that runs `script` and has what it returns as its title: the page's own policy allows none but its own."""
-    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-    copy = page.with_name("probed.html")
-    probe = f"<script>document.title = JSON.stringify((() => {{ {script} }})());</script>"
-    copy.write_text(html.replace("</body>", f"{probe}</body>"))
-    return copy
-
-
-def answer(chromium: str, page: Path, proxy: Proxy, tmp_path: Path, script: str, *flags: str) -> object:
-    done = browse(chromium, tmp_path / "profile", probed(page, script), proxy, "--dump-dom", *flags)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    title = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert title is not None
-    return json.loads(title[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
 
 
 def test_the_page_is_whole_without_a_request_or_an_error(

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from phenomhpc.maps import center_scale, cosine_map, relationship_recall, tvn
-from phenomhpc.maps.benchmark import _tails
+from phenomhpc.maps.tails import tails_of
 
 
 @st.composite
@@ -57,7 +57,7 @@ def test_two_order_statistics_say_the_same_as_ranks_at_every_tie(
     left = np.searchsorted(ordered, asked, "left") / len(ordered)
     right = np.searchsorted(ordered, asked, "right") / len(ordered)
     lo, hi = threshold
-    below, above = _tails(np.array(null, dtype=float), [threshold])[0]
+    below, above = tails_of(np.array(null, dtype=float), [threshold])[0]
     np.testing.assert_array_equal((asked < below) | (asked > above), (right <= lo) | (left >= hi))
 
 

@@ -15,6 +15,7 @@ from phenomhpc.embed.folder import Binding, EmbeddingsPaths, bind
 from phenomhpc.embed.table import feature_name
 from phenomhpc.runs import RunPaths, committing
 from phenomhpc.train.metrics import SCHEMA, StepRow
+from tests.unit.planted_maps import PlantedWells
 
 NUM_PATHWAYS, GENES_PER_PATHWAY, NUM_LONELY = 6, 4, 26
 PLATES = ("exp1__Plate1", "exp1__Plate2", "exp2__Plate1")
@@ -153,3 +154,25 @@ def write_training(training: RunPaths, num_steps: int = 120, side: int = 64, pat
     ]
     with committing(training.metrics_file(1, num_steps - 1)) as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file)
+
+
+def write_planted(folder: Path, planted: PlantedWells) -> tuple[Path, Path]:
+    """Planted wells as one Parquet file, and the folder of their annotations: pairs, arms, unexpressed genes."""
+    folder.mkdir(parents=True)
+    features = {feature_name(index): column for index, column in enumerate(planted.features.T.astype(np.float32))}
+    table = {
+        "plate": planted.batch,
+        "experiment": [f"exp{int(name[5:]) // 2}" for name in planted.batch],
+        "gene": [None if name == CONTROL else name for name in planted.label],
+        "treatment": planted.label,
+        "is_control": planted.is_control,
+    }
+    pl.DataFrame(table | features).write_parquet(folder / "wells.parquet")
+    annotations = folder / "annotations"
+    annotations.mkdir()
+    lines = ["entity1,entity2", *(f"{a},{b}" for a, b in planted.pairs)]
+    (annotations / "PATHWAYS.txt").write_text("\n".join(lines) + "\n")
+    loci = [f"{gene}\t{arm[:-1]}{arm[-1]}11" for gene, arm in planted.arms.items()]
+    (annotations / "gene_chromosome_map.tsv").write_text("\n".join(["Approved_symbol\tLocus", *loci]) + "\n")
+    (annotations / "unexpressed.txt").write_text("\n".join(sorted(planted.unexpressed)) + "\n")
+    return folder / "wells.parquet", annotations

@@ -67,7 +67,7 @@ def test_a_run_that_is_not_there_is_one_line_and_an_empty_one_says_so(ctx: TaskC
 
 def test_an_export_is_the_same_encoder(ctx: TaskContext, tmp_path: Path) -> None:
     folder, out = of(ctx).save(state_after(10)), tmp_path / "model.safetensors"
-    done = phenomhpc("checkpoints", "export", ctx.paths.root, "--out", out, "--json")
+    done = phenomhpc("export", ctx.paths.root, "--to", "safetensors", "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["digest"] == checkpoint_digest(folder) == checkpoint_digest(out)
     assert named_checkpoint(str(out), tmp_path) == out and read_meta(out) == read_meta(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from phenomhpc.cli.arguments import spread_lists
-from phenomhpc.cli.job_flags import JOB_FLAGS, LIST_OPTIONS
+from phenomhpc.cli.job_flags import JOB_FLAGS, list_options
 from phenomhpc.config import resolve
 from phenomhpc.config.models import JOBS
 
@@ -76,7 +76,7 @@ def is_setting(text: str, kinds: list[str], folder: Path, monkeypatch: pytest.Mo
 def test_there_are_pages_and_they_name_commands() -> None:
     assert [page.name for page in PAGES] == [
         "README.md", "architectures.md", "arrays.md", "checkpoints.md", "choose-data.md", "convert.md", "debug-a-failed-run.md",
-        "elastic.md", "foreign-scripts.md", "preemption.md", "raw-plates.md", "watch-a-pretraining.md",
+        "elastic.md", "embed.md", "evaluate.md", "foreign-scripts.md", "preemption.md", "raw-plates.md", "watch-a-pretraining.md",
     ]  # fmt: skip
     assert all(len(commands_of(page.read_text())) >= 5 for page in PAGES)
 
@@ -86,7 +86,8 @@ def test_every_command_and_flag_exists(
     page: Path, helps: dict[tuple[str, ...], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for line in commands_of(page.read_text()):
-        words = spread_lists(shlex.split(line)[1:], LIST_OPTIONS)
+        typed = shlex.split(line)[1:]
+        words = spread_lists(typed, list_options(typed))
         command, path, rest = find(words)
         assert path and not isinstance(command, click.Group), f"{page.name}: {line}: no such command"
         known = {option for parameter in command.params for option in parameter.opts}

@@ -87,7 +87,7 @@ def test_bf16_stays_near_fp32(crops: np.ndarray) -> None:
 def test_intensity_statistics_are_those_of_numpy(dtype: type) -> None:
     pixels = np.random.default_rng(2).integers(0, np.iinfo(dtype).max, (2, 3, 7, 5)).astype(dtype)
     scale = (100.0, 200.0, 400.0)
-    encoder = IntensityStatistics(scale)
+    encoder = IntensityStatistics(scale, threads=3)
     features = encoder.encode(pixels).reshape(2, 3, -1)
     assert encoder.num_features == features.shape[1] * features.shape[2]
     for b in range(2):

@@ -11,10 +11,11 @@ import polars as pl
 import pytest
 
 from phenomhpc.embed.encode import CropEncoder
+from phenomhpc.embed.feeding import Pixels
 from phenomhpc.embed.folder import EmbeddingsPaths
 from phenomhpc.embed.table import feature_columns, read_embeddings
-from phenomhpc.embed.unit import CHECKPOINT, Pixels, Writer, embed_unit, is_done
-from phenomhpc.embed.wells import plan_wells
+from phenomhpc.embed.unit import CHECKPOINT, Writer, embed_unit, is_done
+from phenomhpc.embed.wells import Placing, plan_wells
 from phenomhpc.errors import FencedError
 from phenomhpc.models.intensity import IntensityStatistics
 from phenomhpc.progress import silent
@@ -24,6 +25,7 @@ from phenomhpc.store.snapshot import TABLE_DTYPE
 
 SIZE, CROP = 10, 4  # four crops a field, a pixel left out at each edge
 CHANNELS = 3
+TILED = Placing(crop_px=CROP)
 
 
 class Arrays:
@@ -43,7 +45,8 @@ class Arrays:
 class Means:
     """The mean of each channel: a vector one can compute by hand."""
 
-    num_features = 2
+    widths = (2,)
+    on_host = False
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         return pixels.mean(axis=(2, 3), dtype=np.float64).astype(np.float32)
@@ -107,7 +110,7 @@ def _embed(
     with silent().stage("embed", None, "crops") as stage:
         return embed_unit(
             "e__P1",
-            plan_wells(_fields(), table, CROP),
+            plan_wells(_fields(), table, TILED),
             pixels=Pixels(
                 reader=Arrays(_images()),
                 table=table,
@@ -126,18 +129,18 @@ def _embed(
 
 
 def test_wells_come_in_plate_order_with_their_usable_fields_by_site() -> None:
-    wells = plan_wells(_fields(), _table(), CROP)
+    wells = plan_wells(_fields(), _table(), TILED)
     assert wells.metadata["well"].to_list() == ["A01", "A02", "A03", "B01"]
-    assert wells.field_no == ((), (2,), (3,), (1, 0))
+    assert [[field.field_no for field in fields] for fields in wells.fields] == [[], [2], [3], [1, 0]]
     assert wells.num_crops.tolist() == [0, 4, 4, 8]
     assert wells.status == ("missing_plane", "ok", "ok", "ok")
     assert wells.metadata.columns == ["plate", "well", "row", "column", "gene", "meta_note"]
 
 
 def test_a_field_smaller_than_a_crop_leaves_its_well_without_embedding_and_says_why() -> None:
-    wells = plan_wells(_fields(), _table(CROP - 1), CROP)
+    wells = plan_wells(_fields(), _table(CROP - 1), TILED)
     assert wells.status == ("missing_plane", "smaller_than_crop", "smaller_than_crop", "smaller_than_crop")
-    assert wells.field_no == ((), (), (), ())
+    assert wells.fields == ((), (), (), ())
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16, 64])
@@ -161,7 +164,7 @@ def test_each_field_is_read_once_for_all_encoders(tmp_path: Path) -> None:
     with silent().stage("embed", None, "crops") as stage:
         embed_unit(
             "e__P1",
-            plan_wells(_fields(), table, CROP),
+            plan_wells(_fields(), table, TILED),
             pixels=Pixels(
                 reader=reader,
                 table=table,

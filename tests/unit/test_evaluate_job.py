@@ -14,11 +14,11 @@ from phenomhpc.config import EvaluateConfig, resolve
 from phenomhpc.errors import SET_ASIDE, UsageError
 from phenomhpc.jobs import evaluate
 from phenomhpc.jobs.base import Summary
-from phenomhpc.jobs.evaluation import scores
+from phenomhpc.jobs.evaluation import rows, scores
 from phenomhpc.jobs.evaluation.annotations import read_annotations
 from phenomhpc.jobs.evaluation.scores import Evaluation
 from phenomhpc.jobs.here import run_here
-from phenomhpc.maps import aggregate, cosine_map, relationship_recall, tvn
+from phenomhpc.maps import aggregate, relationship_recall, tvn
 from phenomhpc.progress import silent
 from phenomhpc.runs import RunPaths, list_runs
 from tests.unit.evaluation_data import GENES, pathway_pairs, wells, write_annotations, write_embeddings, write_training
@@ -54,16 +54,18 @@ def test_scores_are_those_of_maps_written_out_step_by_step(inputs: Path) -> None
     genes = frame["gene"].to_list()
     chosen = [row for row, gene in enumerate(genes) if gene]
     profiles, labels = aggregate(aligned[chosen], [genes[row] for row in chosen])
-    expected = relationship_recall(profiles, labels, pathway_pairs(), bootstrap=200)
+    expected = relationship_recall(profiles, labels, pathway_pairs(), bootstrap=1000)
     table = pl.read_parquet(paths.recall)
     ours = table.filter(pl.col("source") == "encoder")
     assert ours["recall"].to_list() == [recall.recall for recall in expected]
     assert ours["ci_low"].to_list() == [recall.ci_low for recall in expected]
     assert table["source"].unique(maintain_order=True).to_list() == ["encoder", "untrained", "intensity", "random"]
-    with np.load(paths.map, allow_pickle=False) as arrays:
-        assert arrays["labels"].tolist() == sorted(GENES) == labels
-        np.testing.assert_array_equal(arrays["profiles"], profiles)
-        np.testing.assert_array_equal(arrays["cosine"], cosine_map(profiles).astype(np.float32))
+    found = pl.read_parquet(paths.map)
+    assert found["label"].to_list() == sorted(GENES) == labels
+    assert found["num_wells"].to_list() == [genes.count(label) for label in labels]
+    np.testing.assert_array_equal(found.select("^feature_.*$").to_numpy(), profiles)
+    relations = pl.read_parquet(paths.relations)
+    assert sorted(relations.select("first", "second").rows()) == sorted(pathway_pairs())
     assert summary.exit_code == 0 and summary.report == str(paths.report)
     assert summary.tables[0].rows[0][:4] == ("PATHWAYS", 36, "0.05, 0.95", "0.10")
 
@@ -121,7 +123,7 @@ def test_a_finished_evaluation_is_not_repeated_until_its_input_changes(inputs: P
 
 
 def test_the_same_inputs_and_seed_give_the_same_numbers(inputs: Path) -> None:
-    first, again, other = (scores.recall_rows(_evaluate(_config(inputs, seed=seed))) for seed in (0, 0, 1))
+    first, again, other = (rows.score_rows(_evaluate(_config(inputs, seed=seed))) for seed in (0, 0, 1))
     assert first == again != other
 
 
@@ -129,9 +131,8 @@ def test_arm_correction_is_done_and_said(inputs: Path) -> None:
     (inputs / "annotations" / "unexpressed.txt").write_text("\n".join(GENES) + "\n")
     paths, _ = _run(_config(inputs, arm_correction=True))
     assert json.loads(paths.evaluation.read_bytes())["corrected_arms"] == {"1p": 25, "2q": 25}
-    with np.load(paths.map, allow_pickle=False) as arrays:
-        on_arm = [row for row, gene in enumerate(arrays["labels"]) if int(gene[4:]) % 2]
-        np.testing.assert_allclose(arrays["profiles"][on_arm].mean(axis=0), 0.0, atol=1e-12)
+    found = pl.read_parquet(paths.map).filter(pl.col("label").str.slice(4).cast(pl.Int64) % 2 == 1)
+    np.testing.assert_allclose(found.select("^feature_.*$").to_numpy().mean(axis=0), 0.0, atol=1e-12)
     assert "1p, 2q" in paths.report.read_text()
 
 
@@ -177,7 +178,7 @@ def test_no_overlap_between_genes_and_pairs_is_one_line_and_writes_nothing(input
         _run(_config(inputs))
     assert "\n" not in str(caught.value)
     (paths,) = list_runs(inputs / "runs")
-    for product in (paths.evaluation, paths.report, paths.recall, paths.map):
+    for product in (paths.evaluation, paths.report, paths.recall, paths.scores, paths.map, paths.pictures):
         assert not product.exists()
 
 

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from phenomhpc.errors import UsageError
-from phenomhpc.maps import center_scale, cosine_map, pca_cs, tvn
+from phenomhpc.maps import center_scale, coral, cosine_map, pca_cs, tvn
 
 Array = NDArray[np.float64]
 
@@ -114,7 +114,7 @@ def test_fewer_controls_than_features_give_finite_features_of_bounded_size() -> 
         tvn(features, batch, control, compat="efaar")
 
 
-@pytest.mark.parametrize("align", [center_scale, pca_cs, tvn])
+@pytest.mark.parametrize("align", [center_scale, pca_cs, tvn, coral])
 def test_a_batch_with_fewer_than_two_controls_is_named(align) -> None:  # type: ignore[no-untyped-def]
     features, batch, control = _wells()
     batch[int(np.flatnonzero(control)[0])] = "lonely"
@@ -125,7 +125,7 @@ def test_a_batch_with_fewer_than_two_controls_is_named(align) -> None:  # type: 
         align(features, batch, control)
 
 
-@pytest.mark.parametrize("align", [center_scale, pca_cs, tvn])
+@pytest.mark.parametrize("align", [center_scale, pca_cs, tvn, coral])
 def test_values_that_are_not_finite_are_named(align) -> None:  # type: ignore[no-untyped-def]
     features, batch, control = _wells()
     features[4, 2] = np.nan

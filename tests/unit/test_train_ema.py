@@ -337,11 +337,11 @@ def test_an_export_holds_the_one_that_is_meant(whole: RunPaths, tmp_path: Path) 
 
 def test_the_command_exports_it(whole: RunPaths, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
-    done = phenomhpc("checkpoints", "export", whole.root, "--out", out, "--weights", "model", "--json")
+    done = phenomhpc("export", whole.root, "--to", "safetensors", "--out", out, "--weights", "model", "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["weights"], facts["digest"]) == ("model", checkpoint_digest(last(whole), "model"))
-    refused = phenomhpc("checkpoints", "export", out, "--out", tmp_path / "x.safetensors", "--weights", "ema")
+    refused = phenomhpc("export", out, "--to", "safetensors", "--out", tmp_path / "x.safetensors", "--weights", "ema")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "it holds no average" in refused.stderr
     assert not (tmp_path / "x.safetensors").exists()
     assert json.loads(phenomhpc("checkpoints", "list", whole.root, "--json").stdout)["checkpoints"][-1]["ema"] == DECAY

@@ -3,6 +3,8 @@
 *.txt, *.csv             known relationships: two columns, comma or tab between them; a first line `entity1,entity2` is a header
 gene_chromosome_map.tsv  optional: gene symbol, locus ("19q13.43")
 unexpressed.txt          optional: genes that are not expressed, one a line
+complexes.tsv            optional: complex, gene: one line per member
+targets.tsv              optional: compound, gene: one line per known target
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from phenomhpc.maps.relate import Pair
 
 ARMS_NAME = "gene_chromosome_map.tsv"
 UNEXPRESSED_NAME = "unexpressed.txt"
+COMPLEXES_NAME, COMPLEXES = "complexes.tsv", ("complex", "gene")
+TARGETS_NAME, TARGETS = "targets.tsv", ("compound", "gene")
 SYMBOL, LOCUS = "Approved_symbol", "Locus"
 _HEADER = ["entity1", "entity2"]
 _SUFFIXES = (".txt", ".csv")
@@ -28,12 +32,15 @@ class Annotations:
     """What a folder says.
 
     relationships: undirected unique pairs by file stem, at least one file; arms: gene -> "19q"
+    complexes: genes by complex; targets: (compound, gene)
     set_aside: (file, reason) of *.txt and *.csv that hold no relationships; files: all that were read
     """
 
     relationships: dict[str, list[Pair]]
     arms: dict[str, str]
     unexpressed: frozenset[str]
+    complexes: dict[str, frozenset[str]]
+    targets: list[Pair]
     set_aside: tuple[tuple[str, str], ...]
     files: tuple[Path, ...]
 
@@ -52,7 +59,9 @@ def read_annotations(folder: Path, unexpressed: Path | None = None) -> Annotatio
         raise UsageError(f"unexpressed={unexpressed}: no such file; it holds one gene a line")
     relationships: dict[str, list[Pair]] = {}
     set_aside = []
-    files = [path for path in (folder / ARMS_NAME, silent) if path.is_file()]
+    files = [
+        path for path in (folder / ARMS_NAME, silent, folder / COMPLEXES_NAME, folder / TARGETS_NAME) if path.is_file()
+    ]
     for path in sorted(folder.iterdir()):
         if path.suffix not in _SUFFIXES or path.name == UNEXPRESSED_NAME or path.resolve() == silent.resolve():
             continue
@@ -70,6 +79,8 @@ def read_annotations(folder: Path, unexpressed: Path | None = None) -> Annotatio
         relationships=relationships,
         arms=_read_arms(folder / ARMS_NAME),
         unexpressed=frozenset(_read_text(silent).split()) if silent.is_file() else frozenset(),
+        complexes=_members(_read_columns(folder / COMPLEXES_NAME, COMPLEXES)),
+        targets=_read_columns(folder / TARGETS_NAME, TARGETS),
         set_aside=tuple(set_aside),
         files=tuple(files),
     )
@@ -92,13 +103,27 @@ def _read_pairs(path: Path) -> list[Pair] | None:
 
 
 def _read_arms(path: Path) -> dict[str, str]:
+    return arms_of(_read_columns(path, (SYMBOL, LOCUS)))
+
+
+def _read_columns(path: Path, columns: tuple[str, str]) -> list[Pair]:
+    """Two named columns of a tab-separated file; nothing where there is no file."""
     if not path.is_file():
-        return {}
+        return []
     table = csv.DictReader(io.StringIO(_read_text(path)), delimiter="\t")
-    for column in (SYMBOL, LOCUS):
+    for column in columns:
         if column not in (table.fieldnames or ()):
-            raise UsageError(f"annotations {path}: no column {column}; it needs {SYMBOL} and {LOCUS}, tab-separated")
-    return arms_of((row[SYMBOL] or "", row[LOCUS] or "") for row in table)
+            raise UsageError(
+                f"annotations {path}: no column {column}; it needs {columns[0]} and {columns[1]}, tab-separated"
+            )
+    return [(row[columns[0]] or "", row[columns[1]] or "") for row in table]
+
+
+def _members(rows: list[Pair]) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for name, gene in rows:
+        found.setdefault(name, set()).add(gene)
+    return {name: frozenset(genes) for name, genes in found.items()}
 
 
 def _read_text(path: Path) -> str:

@@ -7,31 +7,33 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
+from phenomhpc.jobs.evaluation.groups import pathways
 from phenomhpc.jobs.evaluation.scores import Evaluation
-from phenomhpc.maps import connected_groups, mapped_pairs, similarity_order
+from phenomhpc.maps import cosine_map, mapped_pairs, similarity_order
 from phenomhpc.report import Section, heatmap_figure, themed
 
 MAX_HEATMAP = 400  # perturbations on a heatmap: those with the most known relationships
-LARGEST_GROUP = 1 / 3  # an annotation whose largest group holds more of the genes is a network, not a list of pathways
 
 
-def heatmap_section(evaluation: Evaluation, cosines: NDArray[np.float64]) -> Section:
+def heatmap_section(evaluation: Evaluation) -> Section:
     labels = evaluation.encoder.labels
     chosen, annotation, groups = _heatmap_rows(evaluation, labels)
-    order = similarity_order(cosines[np.ix_(chosen, chosen)])
+    cosines = cosine_map(evaluation.encoder.profiles[chosen])
+    order = similarity_order(cosines)
     if annotation:
         order = _by_group(order, groups)
-    rows = chosen[order]
-    names = [labels[row] for row in rows]
+    names = [labels[row] for row in chosen[order]]
     strips = [f"{groups[place]}" if groups[place] >= 0 else "" for place in order] if annotation else []
-    shown = "all" if len(rows) == len(labels) else f"the {len(rows):,} with most known relationships of {len(labels):,}"
+    shown = (
+        "all" if len(names) == len(labels) else f"the {len(names):,} with most known relationships of {len(labels):,}"
+    )
     text = [
         f"Cosine similarity of every two profiles ({shown}): red pairs change cells in the same way, blue pairs in opposite ways."
     ]
     if annotation:
         text.append(
             f"Neighbours are ordered by the groups that {annotation} connects, framed along the diagonal, and by similarity within "
-            f"them. {_group_words(cosines, chosen, groups)}"
+            f"them. {_group_words(cosines, groups)}"
         )
     else:
         text.append(
@@ -39,10 +41,11 @@ def heatmap_section(evaluation: Evaluation, cosines: NDArray[np.float64]) -> Sec
         )
     picture = themed(
         heatmap_figure,
-        cosines[np.ix_(rows, rows)],
+        cosines[np.ix_(order, order)],
         names,
         strips,
-        alt=f"Heatmap of the cosine similarities of {len(rows)} perturbations. {text[-1]}",
+        name="cluster_map",
+        alt=f"Heatmap of the cosine similarities of {len(names)} perturbations. {text[-1]}",
     )
     return Section(title="Which perturbations look alike", text=tuple(text), pictures=(picture,))
 
@@ -51,13 +54,9 @@ def _heatmap_rows(evaluation: Evaluation, labels: list[str]) -> tuple[NDArray[np
     """Rows of the map to draw, the annotation that groups them ("" for none), and the group of each of those rows."""
     relations = evaluation.annotations.relationships
     partners: Counter[int] = Counter()
-    best, best_groups = "", [-1] * len(labels)
     for name in evaluation.encoder.recalls:
         partners.update(mapped_pairs(labels, relations[name]).ravel().tolist())
-        groups = connected_groups(labels, relations[name])
-        sizes = Counter(group for group in groups if group >= 0)
-        if max(sizes.values()) <= LARGEST_GROUP * sizes.total() and len(sizes) > len(set(best_groups)) - 1:
-            best, best_groups = name, groups
+    best, best_groups = pathways(labels, evaluation.annotations, evaluation.encoder.recalls)
     if len(labels) <= MAX_HEATMAP:
         chosen = np.arange(len(labels))
     else:
@@ -77,14 +76,21 @@ def _by_group(order: NDArray[np.intp], groups: list[int]) -> NDArray[np.intp]:
     )
 
 
-def _group_words(cosines: NDArray[np.float64], chosen: NDArray[np.intp], groups: list[int]) -> str:
+def _signed(value: float) -> str:
+    """Two digits, and no minus before zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
+def _group_words(cosines: NDArray[np.float64], groups: list[int]) -> str:
     member = np.array(groups)
     known = member >= 0
-    here = cosines[np.ix_(chosen[known], chosen[known])]
+    here = cosines[np.ix_(known, known)]
     same = member[known][:, None] == member[known][None, :]
     upper = np.triu(np.ones_like(same), 1)
     within, between = here[same & upper], here[~same & upper]
     if not within.size or not between.size:
         return ""
-    text = f"On average the similarity is {within.mean():.2f} within a group and {between.mean():.2f} between groups."
+    text = (
+        f"On average the similarity is {within.mean():.2f} within a group and {_signed(between.mean())} between groups."
+    )
     return text.replace("-", "\N{MINUS SIGN}")

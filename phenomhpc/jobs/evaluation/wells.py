@@ -10,13 +10,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from phenomhpc.config import EmbedConfig, EvaluateConfig, load_run_config
-from phenomhpc.embed.table import feature_columns, read_embeddings
 from phenomhpc.errors import UsageError
+from phenomhpc.jobs.evaluation.tables import read_table
 from phenomhpc.runs import RunPaths, find_run
 
 # Columns that may say which perturbation a well had: the first that says anything is what the map is of.
 PERTURBATION = ("gene", "perturbation", "treatment")
 MAX_NAMED = 5
+YES = ("true", "1", "1.0", "yes")
+DOSE = "@"  # between a compound and its dose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class Wells:
     features: f64[n, d]; batch: [n], its name; is_control: bool[n]
     label: [n], the perturbation, "" for wells that belong to no row of the map (controls, empty wells)
     noun: what a label is, `gene` where the table has genes
+    compound: [n], the treatment of wells that have one and no gene, with its dose behind "@"; "" for all others
+    plate, experiment: [n], "" where the table does not say; num_dropped: features that were left out
     """
 
     features: NDArray[np.float64]
@@ -33,6 +37,10 @@ class Wells:
     is_control: NDArray[np.bool_]
     label: list[str]
     noun: str
+    compound: list[str]
+    plate: list[str]
+    experiment: list[str]
+    num_dropped: int = 0
 
     def with_features(self, features: NDArray[np.float64]) -> Wells:
         """The same wells with other features."""
@@ -59,45 +67,65 @@ def read_wells(source: Path, config: EvaluateConfig) -> Wells:
     Controls: where `is_control` says so, or else where a perturbation column holds config.control.
     Raises UsageError naming the missing column, the feature that is not a number, or the control that no well has.
     """
-    frame = read_embeddings(source)
-    if "level" in frame.columns and (frame["level"] == "well").any():
-        frame = frame.filter(pl.col("level") == "well")
-    if not len(frame):
-        raise UsageError(f"embeddings {source}: no well has an embedding")
+    frame, names = read_table(source, config)
     control = _controls(frame, source, config)
     noun, label = _labels(frame, source, control)
+    features, num_dropped = _features(frame, names, source, drop=config.bad_features == "drop")
     return Wells(
-        features=_features(frame, source),
+        features=features,
         batch=_batches(frame, source, config),
         is_control=control,
         label=label,
         noun=noun,
+        compound=_compounds(frame, control) if noun == "gene" else [""] * len(frame),
+        plate=_text(frame, "plate"),
+        experiment=_text(frame, "experiment"),
+        num_dropped=num_dropped,
     )
 
 
-def _features(frame: pl.DataFrame, source: Path) -> NDArray[np.float64]:
-    names = feature_columns(frame)
+def _features(frame: pl.DataFrame, names: list[str], source: Path, *, drop: bool) -> tuple[NDArray[np.float64], int]:
+    """Features f64[n, d], and how many were left out."""
     features = frame.select(pl.col(names).cast(pl.Float64)).to_numpy()
     bad = ~np.isfinite(features)
-    if bad.any():
+    hurt = bad.any(axis=0)
+    if hurt.any() and not (drop and not hurt.all()):
         worst = int(bad.sum(axis=0).argmax())
         raise UsageError(
             f"embeddings {source}: feature {names[worst]} is no finite number in {int(bad[:, worst].sum())} of {len(features)} "
-            f"wells ({int(bad.any(axis=0).sum())} such features); drop or fill them"
+            f"wells ({int(hurt.sum())} such features); fill them, or set bad_features=drop to leave those features out"
         )
-    return np.ascontiguousarray(features)
+    return np.ascontiguousarray(features[:, ~hurt]), int(hurt.sum())
+
+
+def _text(frame: pl.DataFrame, column: str) -> list[str]:
+    if column not in frame.columns:
+        return [""] * len(frame)
+    return frame[column].cast(pl.String).fill_null("").to_list()
+
+
+def _compounds(frame: pl.DataFrame, control: NDArray[np.bool_]) -> list[str]:
+    """`treatment@dose` of wells without a gene."""
+    doses = _text(frame, "concentration_um")
+    rows = zip(_text(frame, "gene"), _text(frame, "treatment"), doses, control, strict=True)
+    return [
+        "" if gene or is_control or not name else f"{name}{DOSE}{dose}" if dose else name
+        for gene, name, dose, is_control in rows
+    ]
 
 
 def _controls(frame: pl.DataFrame, source: Path, config: EvaluateConfig) -> NDArray[np.bool_]:
     if "is_control" in frame.columns:
         said = pl.col("is_control").cast(pl.String).str.to_lowercase()
-        control = frame.select(said.is_in(["true", "1", "1.0", "yes"]).fill_null(False)).to_series().to_numpy()
+        yes = [*YES, config.control.lower()]
+        control = frame.select(said.is_in(yes).fill_null(False)).to_series().to_numpy()
         way = "is_control is true for no well"
     else:
         columns = [name for name in PERTURBATION if name in frame.columns]
         if not columns:
             raise UsageError(
-                f"embeddings {source}: no column {', '.join(PERTURBATION)} or is_control (Metadata_* will do)"
+                f"embeddings {source}: no column {', '.join(PERTURBATION)} or is_control (Metadata_* will do); name one with "
+                f"columns.treatment=NAME; there are {', '.join(frame.columns[:MAX_NAMED])}"
             )
         is_it = pl.any_horizontal(pl.col(columns).cast(pl.String) == config.control).fill_null(False)
         control = frame.select(is_it).to_series().to_numpy()
@@ -123,7 +151,8 @@ def _batches(frame: pl.DataFrame, source: Path, config: EvaluateConfig) -> list[
         return ["all"] * len(frame)
     if config.batch not in frame.columns:
         raise UsageError(
-            f"embeddings {source}: no column {config.batch} to tell batches by; set batch=plate, experiment or batch, or align=none"
+            f"embeddings {source}: no column {config.batch} to tell batches by; name it with columns.{config.batch}=NAME, set "
+            "batch=plate, experiment or batch, or align=none"
         )
     if frame[config.batch].null_count():
         raise UsageError(f"embeddings {source}: {config.batch} is missing in {frame[config.batch].null_count()} wells")

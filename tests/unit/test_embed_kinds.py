@@ -1,0 +1,319 @@
+"""Embedding by blocks, by crops, by other backends; and the proof that nothing is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from phenomhpc.embed.folder import EmbeddingsPaths, read_binding
+from phenomhpc.embed.onnx import OnnxEncoder, choose_providers
+from phenomhpc.embed.table import feature_columns, read_embeddings
+from phenomhpc.errors import UsageError, WorkError
+from phenomhpc.jobs.embed import check_embeddings
+from phenomhpc.jobs.embed_encoders import onnx_content
+from phenomhpc.jobs.embed_source import Source
+from phenomhpc.models.checkpoint import load_encoder
+from phenomhpc.models.export import export_onnx
+from phenomhpc.models.onnx_export import INPUT
+from phenomhpc.models.standardise import standardise
+from phenomhpc.runs import read_events
+from tests.unit.embed_store import Screen, make_screen
+
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+LIMIT_S = 300
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def screen(tmp_path_factory: pytest.TempPathFactory) -> Screen:
+    return make_screen(tmp_path_factory.mktemp("screen"), plates_per_experiment=2)
+
+
+@pytest.fixture(scope="module")
+def whole(screen: Screen) -> Path:
+    """Every block in one pass."""
+    out = screen.root / "whole"
+    screen.embed(out=str(out), blocks=["all"])
+    return out
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Iterator[Path]:
+    shutil.copytree(whole, tmp_path / "copy")
+    yield tmp_path / "copy"
+
+
+@pytest.fixture(scope="module")
+def exported(screen: Screen) -> bytes:
+    config = screen.embed_config(backend="onnx", block=2)
+    return onnx_content(config, Source.open(config))
+
+
+def _features(folder: Path) -> np.ndarray:
+    frame = read_embeddings(folder)
+    return frame.select(feature_columns(frame)).to_numpy()
+
+
+def test_blocks_of_one_pass_are_those_of_a_pass_each(screen: Screen, whole: Path, tmp_path: Path) -> None:
+    blocks = EmbeddingsPaths(whole).blocks()
+    assert {number: paths.root for number, paths in blocks.items()} == {1: whole / "blocks" / "01", 2: whole}
+    screen.embed(out=str(tmp_path / "one"), block=1, baselines=[])
+    assert EmbeddingsPaths(tmp_path / "one").blocks() == {1: EmbeddingsPaths(tmp_path / "one")}
+    for table in (tmp_path / "one").glob("*.parquet"):
+        assert table.read_bytes() == (whole / "blocks" / "01" / table.name).read_bytes()
+    assert not np.allclose(_features(whole), _features(blocks[1].root))
+    bound, below = read_binding(blocks[2]), read_binding(blocks[1])
+    assert bound is not None and below is not None
+    assert (bound.block, bound.blocks, below.block, below.blocks) == (2, (1,), 1, ())
+    assert below.checkpoint_digest == bound.checkpoint_digest
+    with pytest.raises(UsageError, match=r"holds embeddings of blocks=\(1,\), asked for \(\)"):
+        screen.embed(out=str(whole))
+    with pytest.raises(UsageError, match="block=3: the encoder has blocks 1 to 2"):
+        screen.embed(out=str(tmp_path / "three"), blocks=[3])
+
+
+def test_the_proof_tells_of_every_well_and_of_no_more(screen: Screen, whole: Path) -> None:
+    proof = json.loads((whole / "complete.json").read_bytes())
+    assert (proof["num_plates"], proof["num_wells"], proof["num_embedded"], proof["missing"]) == (2, 16, 16, [])
+    assert proof["num_tables"] == 2 * 4  # two blocks, two baselines
+    summary = check_embeddings(screen.embed_config(out=str(whole), blocks=["all"]))
+    assert summary.exit_code == 0 and "each of 16 wells of 2 plates once in 8 tables" in summary.text
+
+
+def _rewrite(table: Path, folder: Path, change: pl.DataFrame) -> None:
+    """Another table with a record that vouches for it: what only looking at the wells finds."""
+    from google_crc32c import value as crc32c
+
+    from phenomhpc.runs import read_record, write_record
+
+    change.write_parquet(table)
+    paths = EmbeddingsPaths(folder)
+    record = read_record(paths.record(table.stem))
+    assert record is not None
+    content, name = table.read_bytes(), str(table.relative_to(folder))
+    outputs = [(n, len(content), crc32c(content)) if n == name else (n, size, crc) for n, size, crc in record.outputs]
+    write_record(paths.record(table.stem), replace(record, outputs=tuple(outputs)))
+
+
+@pytest.mark.parametrize(
+    "case", ["absent", "byte", "twice", "lost", "swapped", "nan", "null", "stray", "record", "block"]
+)
+def test_whatever_is_not_as_it_must_be_is_named(screen: Screen, copied: Path, case: str) -> None:
+    table = sorted(copied.glob("*.parquet"))[0]
+    frame = pl.read_parquet(table)
+    if case == "absent":
+        table.unlink()
+    elif case == "byte":
+        content = bytearray(table.read_bytes())
+        content[len(content) // 2] ^= 1
+        table.write_bytes(content)
+    elif case == "twice":
+        _rewrite(table, copied, pl.concat([frame.head(1), frame]))
+    elif case == "lost":
+        _rewrite(table, copied, frame.tail(-1))
+    elif case == "swapped":
+        _rewrite(table, copied, frame.reverse())
+    elif case == "nan":
+        _rewrite(table, copied, frame.with_columns(feature_0003=pl.lit(float("nan"), dtype=pl.Float32)))
+    elif case == "null":
+        _rewrite(table, copied, frame.with_columns(feature_0003=pl.lit(None, dtype=pl.Float32)))
+    elif case == "stray":
+        frame.write_parquet(copied / "SYN-09__Plate9.parquet")
+    elif case == "record":
+        EmbeddingsPaths(copied).record(table.stem).unlink()
+    elif case == "block":
+        (copied / "blocks" / "01" / table.name).write_bytes(b"")
+    with pytest.raises(WorkError, match="SYN-09__Plate9" if case == "stray" else table.stem) as error:
+        check_embeddings(screen.embed_config(out=str(copied), blocks=["all"]))
+    assert "\n" not in str(error.value)
+
+
+def test_check_on_the_command_line_says_it_by_its_exit_code(screen: Screen, copied: Path) -> None:
+    words = [
+        "embed",
+        "--store",
+        screen.store,
+        "--checkpoint",
+        screen.checkpoint.root,
+        "--out",
+        copied,
+        "--blocks",
+        "all",
+    ]
+
+    def check(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "phenomhpc", *map(str, words), "--check", "batch=16", *more]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment)
+
+    done = check()
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("complete: each of 16 wells")
+    sorted(copied.glob("*.parquet"))[0].unlink()
+    broken = check()
+    assert broken.returncode == 1 and "is not done" in broken.stderr and broken.stderr.count("\n") == 1
+
+
+def test_crops_by_themselves_average_to_their_wells(screen: Screen, tmp_path: Path) -> None:
+    out = tmp_path / "emb"
+    screen.embed(out=str(out), level="crop", baselines=[])
+    wells, crops = read_embeddings(out), read_embeddings(out / "crops")
+    assert set(wells["level"]) == {"well"} and set(crops["level"]) == {"crop"} and crops.height == 4 * wells.height
+    assert crops.select("plate", "well", "field_index", "crop_y", "crop_x").n_unique() == crops.height
+    assert {"site", "gene", "is_control", "status"} <= set(crops.columns)
+    names = feature_columns(wells)
+    means = crops.group_by("plate", "well", maintain_order=True).agg(pl.col(names).cast(pl.Float64).mean())
+    np.testing.assert_allclose(means.select(names).to_numpy(), wells.select(names).to_numpy(), rtol=1e-5, atol=1e-6)
+    assert set(crops["crop_y"]) == set(crops["crop_x"]) == {3, 35}
+    config = screen.embed_config(out=str(out), level="crop", baselines=[])
+    assert check_embeddings(config).exit_code == 0
+    (out / "crops" / f"{wells['plate'][0]}.parquet").unlink()
+    with pytest.raises(WorkError, match="is not done"):
+        check_embeddings(config)
+
+
+def test_random_crops_are_a_function_of_seed_plate_and_field(screen: Screen, tmp_path: Path) -> None:
+    def crops(name: str, **settings: object) -> pl.DataFrame:
+        given = {"level": "crop", "baselines": [], "crops": "random", **settings}
+        screen.embed(out=str(tmp_path / name), **given)
+        return read_embeddings(tmp_path / name / "crops")
+
+    place = ["plate", "well", "field_index", "crop_y", "crop_x"]
+    six, four = crops("six", crops_per_field=6), crops("four")
+    assert six.height == 6 * 16 and four.height == 4 * 16
+    assert six["crop_y"].max() <= 70 - 32 and four.select(place).n_unique() > 4 * 12
+    # The first four of six are the four; another seed draws others.
+    first = six.group_by("plate", "well", maintain_order=True).head(4)
+    assert first.select(place).equals(four.select(place))
+    assert not crops("other", seed=1).select(place).equals(four.select(place))
+    a, b = (four.filter(pl.col("plate") == plate).select(place[3:]) for plate in sorted(set(four["plate"])))
+    assert not a.equals(b)
+    with pytest.raises(UsageError, match="placing"):
+        screen.embed(out=str(tmp_path / "four"), level="crop", baselines=[])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_an_export_gives_what_torch_gives_for_any_number_of_crops(screen: Screen, tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "encoder.onnx"
+    source = Source.open(screen.embed_config())
+    export_onnx(source.checkpoint, path, precision=dtype)
+    encoder = OnnxEncoder(path.read_bytes(), str(path))
+    assert encoder.providers == ("CPUExecutionProvider",) and encoder.widths == (16,)
+    model, meta = load_encoder(source.checkpoint)
+    for number in (1, 2, 3, 17, 64):
+        shape = (number, len(meta.channels), 32, 32)
+        pixels = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+        with torch.inference_mode():
+            expected = model.encode(standardise(torch.from_numpy(pixels), torch.tensor(meta.scale))).numpy()
+        found = encoder.encode(pixels)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=2e-5 if dtype == "fp32" else 2e-2)
+        padded = np.concatenate([pixels, np.zeros_like(pixels[:1])])
+        np.testing.assert_allclose(encoder.encode(padded)[:number], found, atol=2e-5 if dtype == "fp32" else 2e-2)
+
+
+def test_padding_the_last_batch_changes_no_bit(exported: bytes) -> None:
+    encoder = OnnxEncoder(exported, "export")
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 6, 32, 32), dtype=np.uint8)
+    padded, other = pixels.copy(), pixels.copy()
+    padded[5:], other[5:] = 0, 255 - pixels[5:]
+    assert np.array_equal(encoder.encode(padded)[:5], encoder.encode(pixels)[:5])
+    assert np.array_equal(encoder.encode(other)[:5], encoder.encode(pixels)[:5])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnx_runtime_passes_its_gate_and_embeds_as_torch_does(
+    screen: Screen, whole: Path, tmp_path: Path, precision: str
+) -> None:
+    out = tmp_path / "emb"
+    paths, _ = screen.embed(out=str(out), backend="onnx", precision=precision, blocks=["all"], baselines=[])
+    told = [event for event in read_events(paths) if event["event"] == "parity"]
+    assert len(told) == 2 and all(event["min_cosine"] >= 0.9999 and event["num_wells"] == 16 for event in told)
+    for number, folder in EmbeddingsPaths(out).blocks().items():
+        reference = EmbeddingsPaths(whole).blocks()[number]
+        a, b = _features(folder.root).astype(np.float64), _features(reference.root).astype(np.float64)
+        cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        assert cosine.min() >= 0.9999
+    bound = read_binding(EmbeddingsPaths(out))
+    assert bound is not None and (bound.backend, bound.dtype) == ("onnx", precision)
+    with pytest.raises(UsageError, match=r"backend=onnx, asked for torch|dtype"):
+        screen.embed(out=str(out), precision=precision, blocks=["all"], baselines=[])
+
+
+def _broken(content: bytes, how: str) -> bytes:
+    """An export of which one weight is not what it was: what a bug of an exporter would do."""
+    proto = onnx.load_from_string(content)
+    name = {"norm": "model.norm.weight", "patch": "model.patch_embed.bias"}[how]
+    weight = next(entry for entry in proto.graph.initializer if entry.name == name)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0] += 3.0 if how == "norm" else 20.0
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    return bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("how", ["norm", "patch"])
+def test_a_broken_export_is_refused_with_the_figures(screen: Screen, exported: bytes, tmp_path: Path, how: str) -> None:
+    good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
+    good.write_bytes(exported)
+    bad.write_bytes(_broken(exported, how))
+    settings = {"backend": "onnx", "baselines": [], "runs": str(tmp_path / "runs")}
+    with pytest.raises(UsageError, match=r"16 wells, 64 crops: least cosine to fp32 torch 0\.\d+ \(SYN") as error:
+        screen.embed(out=str(tmp_path / "emb"), onnx=str(bad), **settings)
+    assert "\n" not in str(error.value) and "use backend=torch precision=fp32" in str(error.value)
+    assert not (tmp_path / "emb").exists()  # free for another backend
+    screen.embed(out=str(tmp_path / "emb"), onnx=str(good), **settings)
+    assert read_embeddings(tmp_path / "emb").height == 16
+
+
+def test_a_file_of_another_checkpoint_or_none_at_all_is_refused(
+    screen: Screen, exported: bytes, tmp_path: Path
+) -> None:
+    good, garbage = tmp_path / "good.onnx", tmp_path / "garbage.onnx"
+    good.write_bytes(exported)
+    garbage.write_bytes(b"\x00garbage" * 9)
+    plain = tmp_path / "plain.onnx"
+    proto = onnx.load_from_string(exported)
+    del proto.metadata_props[:]
+    plain.write_bytes(proto.SerializeToString())
+    for settings, words in (
+        ({"onnx": str(good), "block": 1}, r"has blocks=\(2,\), this run needs \(1,\)"),
+        ({"onnx": str(good), "precision": "fp16"}, r"has dtype=fp32, this run needs fp16"),
+        ({"onnx": str(garbage)}, r"no readable ONNX file|no phenomhpc"),
+        ({"onnx": str(plain)}, r"its metadata has no phenomhpc"),
+        ({"onnx": str(tmp_path / "none.onnx")}, r"No such file"),
+        ({"precision": "bf16"}, r"backend=onnx has fp32 and fp16"),
+        ({"compile": True}, r"with backend=torch only"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            screen.embed(out=str(tmp_path / "emb"), backend="onnx", baselines=[], **settings)
+    assert not (tmp_path / "emb").exists()
+
+
+def test_providers_are_taken_in_order_of_presence() -> None:
+    gpu = ["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
+    assert choose_providers(gpu, "auto") == [gpu[2], gpu[1], gpu[0]]
+    assert choose_providers(gpu[:2], "cuda") == [gpu[1], gpu[0]]
+    assert choose_providers(gpu, "cpu") == [gpu[0]]
+    assert choose_providers([gpu[0], "AzureExecutionProvider"], "auto") == [gpu[0]]
+    with pytest.raises(UsageError, match="reaches no GPU"):
+        choose_providers([gpu[0]], "cuda")
+
+
+def test_the_input_of_an_export_is_the_pixels_of_its_store(exported: bytes) -> None:
+    given = next(entry for entry in onnx.load_from_string(exported).graph.input if entry.name == INPUT)
+    assert given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [dim.dim_value or dim.dim_param for dim in given.type.tensor_type.shape.dim] == ["batch", 6, 32, 32]
