@@ -34,9 +34,10 @@ def bound_folders(config: AnyConfig, paths: RunPaths) -> tuple[Path, ...]:
         found += [Path(store) for store in config.store]
     elif isinstance(config, EmbedConfig):
         found.append(Path(config.checkpoint))
-        found += [Path(config.onnx)] if config.onnx else []
+        found += [Path(config.onnx).parent] if config.onnx else []
     elif isinstance(config, EvaluateConfig):
         found += [Path(config.embeddings), Path(config.annotations)]
+        found += [Path(table).parent for table in (config.metadata, config.unexpressed) if table]
     elif isinstance(config, RunConfig):
         found.append(Path(config.workdir))
     return tuple(dict.fromkeys(path.absolute() for path in found if str(path) != "."))

@@ -230,7 +230,10 @@ def invisible(config: AnyConfig, paths: RunPaths) -> list[str]:
     """Folders that a task needs and does not see on its node, one sentence each."""
     read = [Path(config.store)] if isinstance(config, EmbedConfig | RechunkConfig) else []
     read += [Path(store) for store in config.store] if isinstance(config, PretrainConfig) else []
-    read += [Path(config.embeddings), Path(config.annotations)] if isinstance(config, EvaluateConfig) else []
+    if isinstance(config, EvaluateConfig):
+        read += [Path(config.embeddings), Path(config.annotations)]
+        read += [Path(table) for table in (config.metadata, config.unexpressed) if table]
+    read += [Path(config.onnx)] if isinstance(config, EmbedConfig) and config.onnx else []
     if isinstance(config, ConvertConfig):
         read += [Path(plates) for plates in config.plates if not set("*?[") & set(plates)]
     return [f"{path}: is not there on {socket.gethostname()}" for path in read if not path.exists()]

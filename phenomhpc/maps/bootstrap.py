@@ -15,6 +15,8 @@ INTERVAL = 0.95  # coverage
 
 # Philox keys are (seed, purpose); these lie apart from the purposes of the data order.
 BOOTSTRAP, RANDOM_FEATURES, CHOSEN_CONTROLS, RANK_LISTS, NULL_SAMPLE = 101, 102, 103, 104, 105
+# Of evaluations: perturbations whose replicates are retrieved, wells that are drawn, wells that a probe learns from.
+RETRIEVED, DRAWN_WELLS, HALVES = 106, 107, 108
 
 Bounds = tuple[float | None, float | None]
 

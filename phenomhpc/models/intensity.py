@@ -51,4 +51,4 @@ class IntensityStatistics:
 def _statistics(planes: NDArray[np.generic], ranks: NDArray[np.int64], done: NDArray[np.float64]) -> None:
     from phenomhpc.models.intensity_loops import plane_statistics
 
-    plane_statistics(planes, ranks, np.empty((4, np.iinfo(planes.dtype).max + 1), dtype=np.uint32), done)
+    plane_statistics(planes, ranks, np.empty((4, 1 << 8 * planes.itemsize), dtype=np.uint32), done)

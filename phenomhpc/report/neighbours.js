@@ -2,6 +2,7 @@
 // Looks up the neighbours of a name among those that the page carries.  Nothing is asked of anybody.
 const byId = (id) => document.getElementById(id);
 const map = JSON.parse(byId("neighbours").textContent);
+const exact = new Map(map.labels.map((label, at) => [label, at]));
 const place = new Map(map.labels.map((label, at) => [label.toLowerCase(), at]));
 const ask = byId("ask"), offers = byId("offers"), said = byId("said"), sides = [byId("near"), byId("far")];
 const MOST_OFFERED = 8;
@@ -29,7 +30,7 @@ function rowOf(side, of, at, rank) {
   row.append(link(map.labels[at], "name"), track, make("span", "cosine", cosine.toFixed(3).replace("-", "\u2212")));
   const bits = side.known[of] ? side.known[of][rank] : 0;
   const known = make("span", "known");
-  map.annotations.forEach((name, bit) => { if (bits & (1 << bit)) known.append(make("b", "", name)); });
+  map.annotations.forEach((name, bit) => { if (Math.floor(bits / 2 ** bit) % 2) known.append(make("b", "", name)); });
   row.append(known);
   return row;
 }
@@ -43,7 +44,7 @@ function choose(label) {
   ask.value = label;
   offers.replaceChildren();
   byId("missing").textContent = "";
-  show(place.get(label.toLowerCase()));
+  show(exact.get(label));
 }
 
 function offered(words) {
@@ -61,9 +62,10 @@ function look() {
   const words = ask.value.trim().toLowerCase();
   byId("missing").textContent = "";
   if (!words) return offers.replaceChildren();
-  if (place.has(words)) {
+  const at = exact.get(ask.value.trim()) ?? place.get(words);
+  if (at !== undefined) {
     offers.replaceChildren();
-    return show(place.get(words));
+    return show(at);
   }
   const names = offered(words);
   offers.replaceChildren(...names.map((name) => link(name, "offer")));

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from phenomhpc.config import EvaluateConfig, resolve
 from phenomhpc.errors import UsageError
-from phenomhpc.jobs.evaluation.wells import read_wells
+from phenomhpc.jobs.evaluation.benchmarks import retrieved_rows
+from phenomhpc.jobs.evaluation.wells import DOSE, read_wells
 from phenomhpc.jobs.here import run_here
 from phenomhpc.progress import silent
 from tests.unit.evaluation_data import CONTROL, GENES, wells, write_annotations
@@ -149,3 +152,36 @@ def test_compounds_are_known_by_name_and_dose(tmp_path: Path) -> None:
     found = read_wells(tmp_path / "compounds.parquet", config_of(tmp_path, "align=none"))
     assert found.compound[:7] == ["aspirin@0.5"] * 3 + ["aspirin@2.0"] * 3 + [""]
     assert found.label[:6] == [""] * 6
+
+
+def test_crops_are_not_taken_for_wells(tmp_path: Path) -> None:
+    (tmp_path / "emb" / "crops").mkdir(parents=True)
+    source = tmp_path / "emb" / "crops" / "P.parquet"
+    FRAME.with_columns(level=pl.lit("crop")).write_parquet(source)
+    with pytest.raises(
+        UsageError, match=r"P\.parquet: these are crops, each a part of a well; name the folder of the wells, "
+    ):
+        read_wells(source, config_of(source))
+
+
+def test_a_compound_may_be_called_anything(tmp_path: Path) -> None:
+    frame = FRAME.head(60).with_columns(
+        gene=pl.when(pl.int_range(pl.len()) < 6).then(None).otherwise("gene"),
+        treatment=pl.lit("a@b"),
+        concentration_um=pl.when(pl.int_range(pl.len()) < 3).then(0.5).otherwise(None),
+        is_control=pl.int_range(pl.len()) > 55,
+    )
+    frame.write_parquet(tmp_path / "compounds.parquet")
+    found = read_wells(tmp_path / "compounds.parquet", config_of(tmp_path, "align=none"))
+    assert {name.rpartition(DOSE)[0] for name in found.compound if name} == {"a@b"}
+
+
+@given(st.lists(st.integers(1, 9), min_size=3, max_size=60), st.integers(0, 5))
+def test_of_many_wells_retrieval_sees_all_of_some_perturbations(counts: list[int], seed: int) -> None:
+    names = [f"g{number}" for number, count in enumerate(counts) for _ in range(count)]
+    rows, most = np.arange(len(names)) + 7, max(9, len(names) // 2)
+    chosen = retrieved_rows(rows, names, seed, most)
+    assert 0 < len(chosen) <= max(most, len(names) if len(names) <= most else 0)
+    kept = [names[row - 7] for row in chosen]
+    assert all(kept.count(name) == names.count(name) for name in set(kept))
+    assert chosen.tolist() == retrieved_rows(rows, names, seed, most).tolist()

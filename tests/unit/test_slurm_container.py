@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phenomhpc.config import ClusterConfig, ConvertConfig, EmbedConfig
+from phenomhpc.config import ClusterConfig, ConvertConfig, EmbedConfig, EvaluateConfig
 from phenomhpc.jobs.attempts import submission_of
 from phenomhpc.jobs.folders import bound_folders
+from phenomhpc.jobs.preflight import invisible
 from phenomhpc.runs import RunPaths
 from phenomhpc.slurm.container import mounts_of, problem_of, runtime_of
 from phenomhpc.slurm.render import render
@@ -84,6 +85,15 @@ def test_what_is_not_installed_is_said_in_one_line(monkeypatch: pytest.MonkeyPat
 def test_an_embedding_sees_its_checkpoint() -> None:
     config = EmbedConfig(store="/s", checkpoint="/lab/runs/p/checkpoints/step-1", out="/o")
     assert set(bound_folders(config, PATHS)) == {Path("/lab/runs"), Path("/s"), Path("/o"), Path(config.checkpoint)}
+
+
+def test_an_exported_encoder_and_tables_beside_embeddings_are_seen(tmp_path: Path) -> None:
+    found = bound_folders(EmbedConfig(store="/s", checkpoint="/c", out="/o", onnx="/x/l8.onnx"), PATHS)
+    assert Path("/x") in found
+    config = EvaluateConfig(embeddings="/e", annotations="/a", metadata="/m/wells.csv", unexpressed="/u/genes.txt")
+    assert {Path("/m"), Path("/u")} < set(bound_folders(config, PATHS))
+    named = [line.partition(":")[0] for line in invisible(config, PATHS)]
+    assert named == ["/e", "/a", "/m/wells.csv", "/u/genes.txt"]
 
 
 @given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), max_size=6))

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from phenomhpc.jobs.evaluation.groups import group_name
 from phenomhpc.jobs.evaluation.wells import Wells
+from phenomhpc.maps.bootstrap import DRAWN_WELLS, keyed
 from phenomhpc.report import Colouring, Section, scatter_figure, themed
 
 Array = NDArray[np.float64]
 MAX_POINTS = 4000  # wells that are drawn
 MAX_PATHWAYS = 8  # groups with a colour of their own
-POINTS = 105  # purpose of the key that chooses wells
 BEFORE, AFTER = "before alignment", "after alignment"
 
 
@@ -37,8 +37,7 @@ def look(wells: Wells, aligned: Array | None, seed: int) -> Seen:
     """Two principal components of at most MAX_POINTS wells, of the features as they came and, if given, aligned."""
     rows = np.arange(len(wells.label))
     if len(rows) > MAX_POINTS:
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, POINTS], dtype=np.uint64)))
-        rows = np.sort(generator.choice(rows, MAX_POINTS, replace=False))
+        rows = np.sort(keyed(seed, DRAWN_WELLS).choice(rows, MAX_POINTS, replace=False))
     raw = wells.features[rows]
     spread = raw.std(axis=0)
     # Features of different units: each counts the same.  Aligned ones are in units of the controls already.

@@ -30,11 +30,11 @@ from phenomhpc.maps import (
     recalls_by_arm,
     replicate_retrieval,
 )
+from phenomhpc.maps.bootstrap import RETRIEVED, keyed
 
 Array = NDArray[np.float64]
 Result = TypeVar("Result")
 MAX_RETRIEVED = 20_000  # wells that replicate retrieval ranks against each other: its time grows with their square
-SAMPLE = 104  # purpose of the key that chooses them
 CONSISTENCY, MAGNITUDE, COHERENCE = "perturbation consistency", "perturbation magnitude", "complex coherence"
 PROXIMITY, RETRIEVAL, COMPOUNDS = "proximity bias", "replicate retrieval", "compound-gene retrieval"
 BY_ARM = "recall within and between arms"
@@ -49,7 +49,7 @@ class _Draws(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmarks:
-    """Results, None where an input is lacking; left_out: (benchmark, reason) of those."""
+    """Results, None where an input is lacking; left_out: (benchmark, reason) of those; num_retrieved: wells that retrieval saw."""
 
     by_arm: dict[str, ArmRecalls]
     proximity: ProximityBias | None
@@ -57,6 +57,7 @@ class Benchmarks:
     magnitude: PerturbationScores | None
     coherence: ComplexScores | None
     retrieval: ReplicateRetrieval | None
+    num_retrieved: int
     compounds: CompoundRetrieval | None
     left_out: tuple[tuple[str, str], ...]
 
@@ -99,7 +100,7 @@ def measure(
         lambda: recalls_by_arm(profiles, labels, known, annotations.arms, config.thresholds, **draws),
         some_arms,
     )
-    chosen = _sample(np.flatnonzero(in_map), config.seed)
+    chosen = retrieved_rows(np.flatnonzero(in_map), names, config.seed)
     compounds = [name for name in wells.compound if name]
     return Benchmarks(
         by_arm=by_arm or {},
@@ -127,6 +128,7 @@ def measure(
             (annotations.targets, "no targets of compounds are known (targets.tsv in the annotations)"),
             (compounds, "no well has a compound"),
         ),
+        num_retrieved=len(chosen),
         left_out=tuple(left_out),
     )
 
@@ -152,13 +154,18 @@ def _compounds(
     """Doses of a compound are profiles of their own under the compound's name."""
     rows = [row for row, name in enumerate(wells.compound) if name]
     doses, names = aggregate(aligned[rows], [wells.compound[row] for row in rows])
-    compounds = [name.partition(DOSE)[0] for name in names]
+    compounds = [name.rpartition(DOSE)[0] for name in names]
     return compound_gene_retrieval(doses, compounds, profiles, labels, annotations.targets, **draws)
 
 
-def _sample(rows: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
-    """At most MAX_RETRIEVED of the rows, keyed by the seed."""
-    if len(rows) <= MAX_RETRIEVED:
+def retrieved_rows(rows: NDArray[np.intp], names: list[str], seed: int, most: int = MAX_RETRIEVED) -> NDArray[np.intp]:
+    """Rows of as many perturbations as have at most so many wells together, keyed by the seed: all wells of each.
+
+    names: of the rows' perturbations
+    """
+    if len(rows) <= most:
         return rows
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, SAMPLE], dtype=np.uint64)))
-    return np.sort(generator.choice(rows, MAX_RETRIEVED, replace=False))
+    _, code, counts = np.unique(np.array(names), return_inverse=True, return_counts=True)
+    order = keyed(seed, RETRIEVED).permutation(len(counts))
+    chosen: NDArray[np.intp] = rows[np.isin(code, order[np.cumsum(counts[order]) <= most])]
+    return chosen

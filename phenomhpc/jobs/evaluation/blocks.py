@@ -17,10 +17,10 @@ from phenomhpc.jobs.evaluation.annotations import Annotations
 from phenomhpc.jobs.evaluation.mapping import aligned_features, profiles_of, recalls_of
 from phenomhpc.jobs.evaluation.wells import Wells, read_wells
 from phenomhpc.maps import Recall
+from phenomhpc.maps.bootstrap import HALVES, keyed
 from phenomhpc.maps.probe import Probe, linear_probe
 
 MAX_CLASSES = 200  # perturbations that the probe tells apart: those with the most wells
-FOLD = 106  # purpose of the key that parts wells where one batch holds all of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +101,14 @@ def probe_wells(wells: Wells, aligned: NDArray[np.float64], config: EvaluateConf
         names[train].tolist(),
         aligned[rows[test]],
         names[test].tolist(),
-        draws=max(config.bootstrap, 1),
+        draws=config.bootstrap,
         seed=config.seed,
     )
 
 
 def _every_other(names: NDArray[np.str_], seed: int) -> NDArray[np.bool_]:
     """Half of the rows of each name, keyed by the seed."""
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, FOLD], dtype=np.uint64)))
-    shuffled = generator.permutation(len(names))
+    shuffled = keyed(seed, HALVES).permutation(len(names))
     order = shuffled[np.argsort(names[shuffled], kind="stable")]
     starts = np.flatnonzero(np.r_[True, names[order][1:] != names[order][:-1]])
     place = np.arange(len(names)) - np.repeat(starts, np.diff(np.r_[starts, len(names)]))

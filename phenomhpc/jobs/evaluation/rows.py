@@ -17,7 +17,7 @@ from phenomhpc.jobs.evaluation.benchmarks import (
     Benchmarks,
 )
 from phenomhpc.jobs.evaluation.scores import Evaluation
-from phenomhpc.maps import PerturbationScores, Recall
+from phenomhpc.maps import PerturbationScores, ProximityBias, Recall
 
 RECALL = "relationship recall"
 FINAL = "map"
@@ -102,7 +102,7 @@ def _others(source: str, found: Benchmarks) -> Iterator[Score]:
         )  # fmt: skip
     if found.retrieval is not None:
         hits = found.retrieval
-        null = f"{hits.null_size:,} random rankings"
+        null = f"{hits.null_size:,} random rankings of {found.num_retrieved:,} wells"
         yield _row(source, RETRIEVAL, hits.mean_ap, (hits.mean_ap_low, hits.mean_ap_high), hits.chance_ap, len(hits.labels),
                    threshold=NO_THRESHOLD, subset="mean average precision", null=null)  # fmt: skip
         yield _row(source, RETRIEVAL, hits.hit_rate, (hits.ci_low, hits.ci_high), None, len(hits.labels),
@@ -112,6 +112,8 @@ def _others(source: str, found: Benchmarks) -> Iterator[Score]:
         null = f"random rankings of {targets.num_genes:,} genes"
         yield _row(source, COMPOUNDS, targets.mean_ap, (targets.ci_low, targets.ci_high), targets.chance_ap, len(targets.labels),
                    threshold=NO_THRESHOLD, subset="mean average precision", null=null)  # fmt: skip
+        yield _row(source, COMPOUNDS, targets.hit_rate, (targets.hit_low, targets.hit_high), None, len(targets.labels),
+                   threshold=f"q ≤ {targets.alpha:g}, Benjamini-Hochberg", subset="share of compounds", null=null)  # fmt: skip
         for at in targets.recall_at.values():
             yield _row(source, COMPOUNDS, at.recall, (at.ci_low, at.ci_high), at.chance, len(targets.labels),
                        threshold=f"among the {at.k} nearest", subset="targets found", null=null)  # fmt: skip
@@ -144,7 +146,7 @@ def _hits(source: str, benchmark: str, one: PerturbationScores) -> Score:
     )  # fmt: skip
 
 
-def _proximity(source: str, stage: str, one: Any) -> Iterator[Score]:
+def _proximity(source: str, stage: str, one: ProximityBias) -> Iterator[Score]:
     yield _row(
         source, PROXIMITY, one.effect, (one.ci_low, one.ci_high), one.chance, len(one.arms), stage=stage,
         threshold=NO_THRESHOLD, subset="P(within arm > between), mean of arms",

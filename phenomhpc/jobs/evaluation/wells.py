@@ -105,13 +105,10 @@ def _text(frame: pl.DataFrame, column: str) -> list[str]:
 
 
 def _compounds(frame: pl.DataFrame, control: NDArray[np.bool_]) -> list[str]:
-    """`treatment@dose` of wells without a gene."""
+    """`treatment@dose` of wells without a gene; `treatment@` where the dose is not known."""
     doses = _text(frame, "concentration_um")
     rows = zip(_text(frame, "gene"), _text(frame, "treatment"), doses, control, strict=True)
-    return [
-        "" if gene or is_control or not name else f"{name}{DOSE}{dose}" if dose else name
-        for gene, name, dose, is_control in rows
-    ]
+    return ["" if gene or is_control or not name else f"{name}{DOSE}{dose}" for gene, name, dose, is_control in rows]
 
 
 def _controls(frame: pl.DataFrame, source: Path, config: EvaluateConfig) -> NDArray[np.bool_]:
