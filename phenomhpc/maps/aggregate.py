@@ -68,4 +68,5 @@ def _means(blocks: Iterable[tuple[NDArray[np.intp], Features]], code: NDArray[np
         counts += np.bincount(mine[order], minlength=num_labels)
     if sums is None or not counts.all():
         raise UsageError(f"aggregate: {int((counts == 0).sum())} labels had no row in the blocks; give every row once")
-    return sums / counts[:, None]
+    sums /= counts[:, None]
+    return sums
