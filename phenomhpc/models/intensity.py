@@ -51,4 +51,5 @@ class IntensityStatistics:
 def _statistics(planes: NDArray[np.generic], ranks: NDArray[np.int64], done: NDArray[np.float64]) -> None:
     from phenomhpc.models.intensity_loops import plane_statistics
 
-    plane_statistics(planes, ranks, np.empty((4, 1 << 8 * planes.itemsize), dtype=np.uint32), done)
+    num_values = 2 ** (8 * planes.dtype.itemsize)
+    plane_statistics(planes, ranks, np.empty((4, num_values), dtype=np.uint32), done)
