@@ -618,18 +618,12 @@ class EmbedConfig(JobModel):
 
     @model_validator(mode="after")
     def _go_together(self) -> EmbedConfig:
-        if self.crops_per_field is not None and self.crops == "tiled":
-            raise ValueError(
-                f"crops_per_field={self.crops_per_field}: with crops=random only; tiled ones are all that fit"
-            )
         if self.level == "crop" and self.blocks:
             raise ValueError("level=crop: of one block only; leave blocks out")
         if self.backend == "onnx" and self.compile:
             raise ValueError("compile=true: with backend=torch only; ONNX Runtime compiles by itself")
         if self.backend == "onnx" and self.precision == "bf16":
             raise ValueError("precision=bf16: with backend=torch only; backend=onnx has fp32 and fp16")
-        if self.onnx is not None and self.backend != "onnx":
-            raise ValueError(f"onnx={self.onnx}: with backend=onnx only")
         return self
 
 

@@ -46,7 +46,13 @@ class Source:
 
     @classmethod
     def open(cls, config: EmbedConfig) -> Source:
-        """Raises UsageError for a store, snapshot, checkpoint, channel or block that is not there."""
+        """Raises UsageError for a store, snapshot, checkpoint, channel or block that is not there, or a setting without use."""
+        if config.crops_per_field is not None and config.crops == "tiled":
+            raise UsageError(
+                f"embed: crops_per_field={config.crops_per_field}: of random crops; with crops=tiled there are as many as fit"
+            )
+        if config.onnx is not None and config.backend != "onnx":
+            raise UsageError(f"embed: onnx={config.onnx}: has no use without backend=onnx")
         store = open_store(config.store)
         snapshot = Snapshot.open(store, config.snapshot)
         checkpoint = named_checkpoint(config.checkpoint, Path(config.runs))

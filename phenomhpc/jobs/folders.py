@@ -34,6 +34,7 @@ def bound_folders(config: AnyConfig, paths: RunPaths) -> tuple[Path, ...]:
         found += [Path(store) for store in config.store]
     elif isinstance(config, EmbedConfig):
         found.append(Path(config.checkpoint))
+        found += [Path(config.onnx)] if config.onnx else []
     elif isinstance(config, EvaluateConfig):
         found += [Path(config.embeddings), Path(config.annotations)]
     elif isinstance(config, RunConfig):

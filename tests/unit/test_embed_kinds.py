@@ -16,17 +16,20 @@ import polars as pl
 import pytest
 import torch
 
+from phenomhpc.cli.bench import embed_table
 from phenomhpc.embed.folder import EmbeddingsPaths, read_binding
 from phenomhpc.embed.onnx import OnnxEncoder, choose_providers
 from phenomhpc.embed.table import feature_columns, read_embeddings
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.jobs.embed import check_embeddings
+from phenomhpc.jobs.embed_bench import ON_CPU, bench_embed
 from phenomhpc.jobs.embed_encoders import onnx_content
 from phenomhpc.jobs.embed_source import Source
 from phenomhpc.models.checkpoint import load_encoder
 from phenomhpc.models.export import export_onnx
 from phenomhpc.models.onnx_export import INPUT
 from phenomhpc.models.standardise import standardise
+from phenomhpc.progress import silent
 from phenomhpc.runs import read_events
 from tests.unit.embed_store import Screen, make_screen
 
@@ -204,6 +207,8 @@ def test_random_crops_are_a_function_of_seed_plate_and_field(screen: Screen, tmp
     assert not a.equals(b)
     with pytest.raises(UsageError, match="placing"):
         screen.embed(out=str(tmp_path / "four"), level="crop", baselines=[])
+    with pytest.raises(UsageError, match="crops_per_field=6: of random crops"):
+        screen.embed(out=str(tmp_path / "none"), crops_per_field=6)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
@@ -301,6 +306,19 @@ def test_a_file_of_another_checkpoint_or_none_at_all_is_refused(
         with pytest.raises(UsageError, match=words):
             screen.embed(out=str(tmp_path / "emb"), backend="onnx", baselines=[], **settings)
     assert not (tmp_path / "emb").exists()
+
+
+def test_the_benchmark_holds_backends_against_their_bare_encoders(screen: Screen) -> None:
+    cases = [case for case in ON_CPU if not case.compile]
+    config = screen.embed_config(batch=8, gate_crops=1)
+    found = bench_embed(config, cases, num_batches=2, passes=1, progress=silent())
+    assert [(rate.backend, rate.device) for rate in found.rates] == [("torch", "CPU"), ("onnx", "CPUExecutionProvider")]
+    assert all(rate.crops_per_s > 0 and rate.bare_crops_per_s > 0 and rate.share > 0 for rate in found.rates)
+    assert found.rates[0].min_cosine == pytest.approx(1.0, abs=1e-12) and found.rates[0].recall_change == 0.0
+    assert 0.9999 <= found.rates[1].min_cosine < 1.0 + 1e-9
+    assert [row[0] for row in embed_table(found).rows] == ["torch", "onnx"]
+    with pytest.raises(UsageError, match="has 32 crops, 8000 are asked for"):
+        bench_embed(config, cases, num_batches=1000, passes=1, progress=silent())
 
 
 def test_providers_are_taken_in_order_of_presence() -> None:
