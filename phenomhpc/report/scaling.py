@@ -50,8 +50,10 @@ def scaling_figure(trends: Sequence[Trend], *, theme: ThemeName = "light", form:
                 markersize=8,
                 markeredgewidth=2,
             )
-            axes.annotate(f"{one.value:.3f}", (at, one.value), xytext=(-9, 0), textcoords="offset points", ha="right", va="center",
+            top = one.value if one.ci_high is None else one.ci_high
+            axes.annotate(f"{one.value:.3f}", (at, top), xytext=(4, 4), textcoords="offset points", ha="right",
                           color=colours.series[1], fontweight="bold", fontsize=8.5)  # fmt: skip
+            axes.margins(y=0.12)
             axes.set(xscale="log", title=trend.title, xlabel="training FLOP")
             axes.grid(axis="y")
             axes.set_axisbelow(True)

@@ -197,3 +197,29 @@ def test_a_large_network_is_ordered_by_similarity_and_cut_to_what_can_be_seen(
     monkeypatch.setattr("phenomhpc.jobs.evaluation.heatmap.MAX_HEATMAP", 30)
     text = _run(_config(inputs))[0].report.read_text()
     assert "the 30 with most known relationships of 50" in text and "average-linkage clustering" in text
+
+
+def test_compounds_find_their_targets(inputs: Path) -> None:
+    """Compounds that do what the loss of a gene does, at two doses, in wells without a gene."""
+    frame = wells(1.5)
+    genes = [GENES[row] for row in (0, 8, 16)]
+    doses = [
+        frame.filter(pl.col("gene") == gene).with_columns(
+            gene=pl.lit(None, pl.String), perturbation=pl.lit(f"drug{gene}"), treatment=pl.lit(f"drug{gene}"), concentration_um=dose
+        )
+        for gene in genes
+        for dose in (pl.lit(1.0), pl.lit(5.0))
+    ]  # fmt: skip
+    pl.concat([frame, *doses], how="diagonal").write_parquet(inputs / "wells.parquet")
+    lines = ["compound\tgene", *(f"drug{gene}\t{gene}" for gene in genes), "unknown\tGENE01"]
+    (inputs / "annotations" / "targets.tsv").write_text("\n".join(lines) + "\n")
+    evaluation = _evaluate(_config(inputs, embeddings=str(inputs / "wells.parquet")))
+    assert len(evaluation.encoder.labels) == len(GENES)  # compounds are no rows of the map
+    found = evaluation.encoder.benchmarks.compounds
+    assert found is not None and found.labels == tuple(f"drug{gene}" for gene in genes)
+    assert found.mean_ap > 0.9 and found.recall_at[10].recall == 1.0
+    other = next(scored for scored in evaluation.maps if scored.source == "random").benchmarks.compounds
+    assert other is not None and other.mean_ap < found.mean_ap
+    assert {row["subset"] for row in rows.score_rows(evaluation) if row["benchmark"] == "compound-gene retrieval"} == {
+        "mean average precision", "targets found",
+    }  # fmt: skip

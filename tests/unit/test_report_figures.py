@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import matplotlib
 import numpy as np
@@ -11,9 +12,26 @@ import pytest
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from phenomhpc.report import RecallPoint, curves_figure, heatmap_figure, recall_figure, reconstruction_figure
+from phenomhpc.report import (
+    Colouring,
+    Measured,
+    Panel,
+    RecallPoint,
+    Series,
+    Trend,
+    curves_figure,
+    genome_figure,
+    heatmap_figure,
+    panels_figure,
+    recall_figure,
+    reconstruction_figure,
+    scaling_figure,
+    scatter_figure,
+    spread_figure,
+    way_figure,
+)
 from phenomhpc.report.figures import false_colours
-from phenomhpc.report.theme import THEMES
+from phenomhpc.report.theme import THEMES, Form, ThemeName
 from tests.unit.evaluation_data import cells
 
 
@@ -106,3 +124,49 @@ def test_recall_without_intervals_is_drawn() -> None:
         source="encoder", annotation="P", lo=0.05, hi=0.95, recall=0.4, ci_low=None, ci_high=None, chance=0.1
     )
     assert _has_colour(_pixels(recall_figure([point])), THEMES["light"].series[0], 0.0001)
+
+
+def _new_pictures(theme: ThemeName, form: Form) -> list[bytes]:
+    """One of each picture of an evaluation that is not drawn above."""
+    one = Measured(name="encoder", value=0.5, ci_low=0.4, ci_high=0.6, chance=0.1)
+    points = np.random.default_rng(0).normal(size=(60, 2))
+    few = Colouring(title="plate", names=("a", "b"), code=np.arange(60) % 3 - 1)
+    many = Colouring(title="batch", names=tuple(f"b{number}" for number in range(30)), code=np.arange(60) % 30)
+    flop = np.geomspace(1e18, 1e20, 9)
+    line = (flop, np.linspace(0.2, 0.4, 9), np.linspace(0.1, 0.3, 9), np.linspace(0.3, 0.5, 9))
+    trend = Trend(title="Recall", points=((1e18, one), (1e20, one)), line=line, next=(4e20, one))
+    return [
+        scatter_figure([("before", points), ("after", points)], [few, many], theme=theme, form=form),
+        panels_figure([Panel(title="A", note="share", values=(one, one))] * 4, theme=theme, form=form),
+        way_figure(["raw", "aligned"], [("A", "recall", 0.1, [Series(name="x", values=(one, None))])], theme=theme, form=form),
+        spread_figure(points[:, 0], points[:, 1], ("a", "b", "cosine"), 0.5, theme=theme, form=form),
+        scaling_figure([trend], theme=theme, form=form),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_pictures_of_an_evaluation_stand_on_the_themes_background(theme: ThemeName) -> None:
+    assert all(_has_colour(_pixels(png), THEMES[theme].surface, 0.1) for png in _new_pictures(theme, "png"))
+
+
+def test_svg_files_are_whole_and_the_same_each_time() -> None:
+    first, again = _new_pictures("light", "svg"), _new_pictures("light", "svg")
+    assert first == again
+    for svg in first:
+        assert b"<svg" in svg[:2000] and svg.rstrip().endswith(b"</svg>")
+        assert b"http://" not in re.sub(rb'(xmlns\S*="[^"]*"|"-//W3C[^>]*>|rdf:resource="[^"]*")', b"", svg)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_genome_has_one_map_above_the_diagonal_and_the_other_below(theme: ThemeName) -> None:
+    alike, opposite = np.full((24, 24), 1.0), np.full((24, 24), -1.0)
+    arms = [("1p", 0, 12), ("1q", 12, 18), ("2p", 18, 24)]
+    pixels = _pixels(genome_figure(alike, opposite, arms, ("one", "other"), theme=theme))
+    red, blue = pixels[..., 0] - pixels[..., 2] > 0.2, pixels[..., 2] - pixels[..., 0] > 0.2
+    size = len(pixels) // 2, pixels.shape[1] // 2
+    upper_right, lower_left = (
+        (slice(0, size[0]), slice(size[1] - 200, size[1] + 200)),
+        (slice(size[0], None), slice(0, size[1] - 200)),
+    )
+    assert red[upper_right].mean() > 5 * blue[upper_right].mean()
+    assert blue[lower_left].mean() > 5 * red[lower_left].mean()

@@ -1,4 +1,4 @@
-"""The parts of the report that set numbers beside each other: stages on the way to the map, benchmarks, blocks."""
+"""The parts of the report that set numbers beside each other: stages on the way to the map, benchmarks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 
 from phenomhpc.config import EvaluateConfig
 from phenomhpc.jobs.evaluation.benchmarks import BY_ARM, CONSISTENCY
-from phenomhpc.jobs.evaluation.blocks import best_block
 from phenomhpc.jobs.evaluation.groups import MIN_COMPLEX
 from phenomhpc.jobs.evaluation.rows import FINAL, NO_THRESHOLD, RECALL, Score, scores
 from phenomhpc.jobs.evaluation.scores import CORRECTED, Evaluation
@@ -34,7 +33,7 @@ def way_section(config: EvaluateConfig, evaluation: Evaluation) -> Section:
         Series(
             name=annotation,
             values=tuple(
-                _measured(annotation, stage.recalls[annotation][0]) if annotation in stage.recalls else None
+                recall_measured(annotation, stage.recalls[annotation][0]) if annotation in stage.recalls else None
                 for stage in evaluation.stages
             ),
         )
@@ -81,7 +80,8 @@ def way_section(config: EvaluateConfig, evaluation: Evaluation) -> Section:
     )  # fmt: skip
 
 
-def _measured(name: str, one: Recall) -> Measured:
+def recall_measured(name: str, one: Recall) -> Measured:
+    """A recall to be drawn."""
     return Measured(name=name, value=one.recall, ci_low=one.ci_low, ci_high=one.ci_high)
 
 
@@ -89,16 +89,16 @@ def _stage_table(evaluation: Evaluation) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name, recalls in evaluation.encoder.recalls.items():
         for index, sample in enumerate(recalls):
-            cells = [_cell(stage.recalls[name][index].recall, stage.recalls[name][index].ci_low, stage.recalls[name][index].ci_high)
-                     if name in stage.recalls else None for stage in evaluation.stages]  # fmt: skip
+            found = [stage.recalls[name][index] if name in stage.recalls else None for stage in evaluation.stages]
+            cells = [None if one is None else with_interval(one.recall, one.ci_low, one.ci_high) for one in found]
             rows.append((f"recall, {name}, {sample.lo:g} and {sample.hi:g}", f"{sample.chance:.2f}", *cells))
     if any(stage.proximity is not None for stage in evaluation.stages):
-        found = [stage.proximity for stage in evaluation.stages]
+        biases = [stage.proximity for stage in evaluation.stages]
         rows.append(
             (
                 "proximity bias",
                 "0.50",
-                *(None if one is None else _cell(one.effect, one.ci_low, one.ci_high) for one in found),
+                *(None if one is None else with_interval(one.effect, one.ci_low, one.ci_high) for one in biases),
             )
         )
     return Table(
@@ -108,7 +108,8 @@ def _stage_table(evaluation: Evaluation) -> Table:
     )
 
 
-def _cell(value: float, low: float | None, high: float | None) -> Cell:
+def with_interval(value: float, low: float | None, high: float | None) -> Cell:
+    """A value with its interval below it, in a table."""
     return value if low is None or high is None else (f"{value:.3f}", f"{low:.3f} to {high:.3f}")
 
 
@@ -179,7 +180,7 @@ def _benchmark_tables(evaluation: Evaluation, kinds: dict[tuple[str, str, str, s
                 continue
             by_source = {score.source: score for score in group}
             cells = [
-                _cell(by_source[name].value, by_source[name].ci_low, by_source[name].ci_high)
+                with_interval(by_source[name].value, by_source[name].ci_low, by_source[name].ci_high)
                 if name in by_source
                 else None
                 for name in sources
@@ -240,64 +241,3 @@ def _consistency(found: PerturbationScores) -> Section:
             "n null perturbations at least as consistent.",
         ),
     )  # fmt: skip
-
-
-def blocks_sections(evaluation: Evaluation) -> list[Section]:
-    """Which block embeds best; nothing where one alone was looked at."""
-    found = evaluation.blocks
-    if not found:
-        return []
-    best = best_block(found)
-    stages = [str(score.block) for score in found]
-    panels: list[tuple[str, str, float | None, list[Series]]] = []
-    if all(score.probe is not None for score in found):
-        probes = [score.probe for score in found if score.probe is not None]
-        values = tuple(
-            Measured(name=str(number), value=probe.accuracy, ci_low=probe.ci_low, ci_high=probe.ci_high)
-            for number, probe in enumerate(probes)
-        )
-        chance = probes[0].chance
-        panels.append(("Linear probe", "share of wells named right", chance, [Series(name="probe", values=values)]))
-    first = next(iter(found[0].recalls.values()))[0]
-    lines = [
-        Series(
-            name=name,
-            values=tuple(_measured(name, score.recalls[name][0]) if name in score.recalls else None for score in found),
-        )
-        for name in found[0].recalls
-    ]
-    panels.append(("Known relationships found", f"recall at {first.lo:g}, {first.hi:g}", first.chance, lines))
-    judged = "a linear probe of the wells" if best.probe else f"the mean recall ({found[0].reason or 'no probe'})"
-    picture = themed(
-        way_figure,
-        stages,
-        panels,
-        name="blocks",
-        alt=f"Probe accuracy and recall over {len(found)} blocks; the best is block {best.block}.",
-        caption="By encoder block, the first one left. Bars are 95 % intervals; dashed: chance.",
-    )
-    rows = tuple(
-        (
-            f"block {score.block}",
-            _cell(score.probe.accuracy, score.probe.ci_low, score.probe.ci_high) if score.probe else None,
-            *(_cell(recalls[0].recall, recalls[0].ci_low, recalls[0].ci_high) for recalls in score.recalls.values()),
-        )
-        for score in found
-    )
-    table = Table(
-        caption=f"Every block; recall at {first.lo:g} and {first.hi:g}",
-        columns=("", "probe accuracy", *found[0].recalls),
-        rows=rows,
-    )
-    text = f"Block {best.block} embeds best, by {judged}. Embeddings of it are made with block={best.block}."
-    details: tuple[str, ...] = ()
-    if best.probe:
-        details = (
-            f"A ridge classifier learns {best.probe.num_classes} perturbations from {best.probe.num_train:,} wells "
-            "and is asked about "
-            f"{best.probe.num_test:,} others, of other batches where there are enough of them. All blocks are aligned "
-            "in the same way.",
-        )
-    return [
-        Section(title="Which block embeds best", text=(text,), pictures=(picture,), tables=(table,), details=details)
-    ]

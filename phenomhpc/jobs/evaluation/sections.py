@@ -7,7 +7,8 @@ from pathlib import Path
 from phenomhpc.config import EvaluateConfig
 from phenomhpc.embed.folder import Binding, EmbeddingsPaths, read_binding
 from phenomhpc.jobs.evaluation.batches import batches_section
-from phenomhpc.jobs.evaluation.beside import benchmarks_sections, blocks_sections, way_section
+from phenomhpc.jobs.evaluation.beside import benchmarks_sections, way_section
+from phenomhpc.jobs.evaluation.blocks_section import blocks_sections
 from phenomhpc.jobs.evaluation.genome import genome_section
 from phenomhpc.jobs.evaluation.groups import pathways
 from phenomhpc.jobs.evaluation.heatmap import heatmap_section
