@@ -17,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from phenomhpc.nodes.hostlist import expand, short
 
 SCHEMA = 1
-HOST_CLASSES = ("controller", "database", "login", "compute")
 MUST = ("nvidia.driver", "nvidia.cuda", "nvidia.nccl", "nvidia.model", "python.environment")
 _TIME = re.compile(r"^(UNLIMITED|INFINITE|\d+|(\d+-)?\d+(:\d\d){1,2}|\d+-\d+)$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -51,6 +50,7 @@ Seconds = Annotated[float, Field(gt=0)]
 Mode = Annotated[str, BeforeValidator(_quoted), StringConstraints(pattern=r"^0[0-7]{3}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 HostClass = Literal["controller", "database", "login", "compute"]
+HOST_CLASSES: tuple[HostClass, ...] = ("controller", "database", "login", "compute")
 
 
 class Part(BaseModel):
@@ -90,7 +90,9 @@ class Nvidia(Part):
     driver: Text
     fabricmanager: Text | None = Field(None, description="where there is an NVSwitch; must be the driver's version")
     cuda: Text | None = Field(None, description="version of the toolkit")
-    nccl: Text | None = Field(None, description="version that the Python environment runs, else of the package libnccl2")
+    nccl: Text | None = Field(
+        None, description="version that the Python environment runs, else of the package libnccl2"
+    )
     model: Text | None = Field(None, description="as nvidia-smi names all of a node's GPUs")
     open_modules: bool = True
     persistenced: bool = True

@@ -45,7 +45,7 @@ def read_lock(path: Path) -> Lock:
         words = error.strerror if isinstance(error, OSError) else "no text"
         raise UsageError(f"{path}: not readable ({words})") from None
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader); JSON is YAML
+        value = yaml.load(text, _Loader)  # a SafeLoader; JSON is YAML
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UsageError(f"{path}: {where}is no YAML: {error.problem}") from None

@@ -1,4 +1,4 @@
-"""What the parts of a site lock demand of each other.  Pure: a lock in, problems out, each with the key, the value and the way out."""
+"""What the parts of a site lock demand of each other.  Pure: a lock in, problems out: key, value, the way out."""
 
 from __future__ import annotations
 
@@ -150,9 +150,13 @@ def _value(lock: Lock, key: str) -> str | None:
 def _memory(lock: Lock) -> Iterator[Problem]:
     for kind in lock.slurm.node_types:
         key, left = f"slurm.node_types.{kind.name}", lock.left_mb(kind)
-        taken = f"reserved_mb={kind.reserved_mb}" + (f" and GPFS's pagepool_mb={lock.gpfs.pagepool_mb}" if lock.gpfs else "")
+        taken = f"reserved_mb={kind.reserved_mb}" + (
+            f" and GPFS's pagepool_mb={lock.gpfs.pagepool_mb}" if lock.gpfs else ""
+        )
         if left <= 0:
-            yield Problem(key=f"{key}.memory_mb", value=kind.memory_mb, words=f"{taken} leave nothing of it; lower them")
+            yield Problem(
+                key=f"{key}.memory_mb", value=kind.memory_mb, words=f"{taken} leave nothing of it; lower them"
+            )
         elif kind.real_memory_mb is not None and kind.real_memory_mb > left:
             yield Problem(
                 key=f"{key}.real_memory_mb",
@@ -183,7 +187,9 @@ def _partitions(lock: Lock) -> Iterator[Problem]:
         nodes = expand(partition.nodes)
         strange = [node for node in nodes if node not in gpus]
         if strange:
-            yield Problem(key=f"{key}.nodes", value=partition.nodes, words=f"{_some(strange)}: in no node type; add one")
+            yield Problem(
+                key=f"{key}.nodes", value=partition.nodes, words=f"{_some(strange)}: in no node type; add one"
+            )
         poor = [node for node in nodes if gpus.get(node, partition.gpus_per_node) < partition.gpus_per_node]
         if poor:
             words = f"{_some(poor)}: has fewer GPUs, by its node type; lower it"
@@ -206,10 +212,16 @@ def _hosts(lock: Lock) -> Iterator[Problem]:
     known = lock.classes()
     if lock.gpfs is not None:
         asked = [("gpfs.delegate", lock.gpfs.delegate or lock.slurm.controller)]
-        asked += [(f"gpfs.node_classes.{name}", host) for name, hosts in lock.gpfs.node_classes.items() for host in expand(hosts)]
+        asked += [
+            (f"gpfs.node_classes.{name}", host)
+            for name, hosts in lock.gpfs.node_classes.items()
+            for host in expand(hosts)
+        ]
         for key, host in asked:
             if short(host) not in known:
-                yield Problem(key=key, value=host, words="is no host of slurm's (controller, database, login, node_types)")
+                yield Problem(
+                    key=key, value=host, words="is no host of slurm's (controller, database, login, node_types)"
+                )
     for name in lock.slurm.settings:
         if name.lower() in _OURS:
             yield Problem(
@@ -230,7 +242,9 @@ def _gpfs(lock: Lock) -> Iterator[Problem]:
         for attribute, value in attributes.items():
             if attribute.lower() == "pagepool":
                 yield Problem(
-                    key=f"gpfs.attributes.{name}.pagepool", value=value, words="is gpfs.pagepool_mb, which Slurm's memory heeds"
+                    key=f"gpfs.attributes.{name}.pagepool",
+                    value=value,
+                    words="is gpfs.pagepool_mb, which Slurm's memory heeds",
                 )
 
 
@@ -281,4 +295,6 @@ def _overlapping(key: str, things: Sequence[tuple[str, OnHosts]]) -> Iterator[Pr
 def _drift(lock: Lock) -> Iterator[Problem]:
     for pattern in lock.drift.must:
         if pattern in lock.drift.ignore:
-            yield Problem(key="drift.must", value=pattern, words="is in drift.ignore, too, which comes first; leave one")
+            yield Problem(
+                key="drift.must", value=pattern, words="is in drift.ignore, too, which comes first; leave one"
+            )
