@@ -1,7 +1,7 @@
 """A node's fingerprint: one file, standard library only, Python 3.9 or newer, so that it runs where nothing of ours is installed.
 
     python3 -I -S probe.py [--site /etc/phenomhpc/site.json]   the fingerprint as JSON; also from stdin (ssh NODE python3 -I -S -)
-    python3 -I -S probe.py --short                              its digest and the values that runs may insist on
+    python3 -I -S probe.py --short                              the values that runs may insist on, and their digest
     python3 -I -S probe.py --record /etc/phenomhpc/manifest.json   what a role has just written, for later comparisons
 
 It only reads, but for --record.  Each section is gathered in a child with a time limit of its own, which is killed with
@@ -230,7 +230,7 @@ def candidates(names: list[str]) -> Words:
 def files(site: Values, classes: list[str] | None) -> dict[str, Values | None]:
     """Managed folders and files: {path: {mode, owner, group, sha256 | link, package?, changed?}}; None: it is not there."""
     managed = site.get("managed") or {}
-    secrets = {each["path"] for each in managed.get("files") or () if each.get("secret")}
+    secrets = {KEY, *(each["path"] for each in managed.get("files") or () if each.get("secret"))}
     folders = [each["path"] for each in managed.get("directories") or () if _here(each, classes)]
     found: dict[str, Values | None] = {}
     for path in [each["path"] for each in managed.get("files") or () if _here(each, classes)]:
@@ -523,14 +523,14 @@ def parse_colons(text: str) -> list[Words]:
 
 
 def python_environment(path: str) -> Values:
-    """The installed set of an environment: {"path", "version", "environment": digest, "distributions": {name: version}}."""
+    """The installed set: {"path", "version", "environment": digest, "distributions": {name: "VERSION DIGEST"}}."""
     if not path or not os.path.isdir(path):
         return {"path": path, "absent": True} if path else {}
     distributions, lines = {}, []
     for folder in _site_folders(path):
         for info in sorted(glob.glob(glob.escape(folder) + "/*.dist-info")):
             name, version, record = distribution(info)
-            distributions[name] = version
+            distributions[name] = f"{version} {record}"
             lines.append(f"{name}=={version} {record}")
         for extra in sorted(glob.glob(glob.escape(folder) + "/*.pth")):
             lines.append(f"{os.path.basename(extra)} {hashlib.sha256(_content(extra) or b'').hexdigest()}")
@@ -574,31 +574,30 @@ def distribution(info: str) -> tuple[str, str, str]:
 # -- the whole --------------------------------------------------------------------------------------------------------
 
 
-def must_values(values: Values) -> Words:
-    """The values that runs compare, by the names that the lock's drift part uses; what is not there has none."""
+def short_values(values: Values, site: Values) -> Words:
+    """What runs compare, by the names that the lock's drift part uses; what is not there has no value."""
     card, env = values.get("nvidia", {}), values.get("python", {})
-    shipped = env.get("distributions", {})
+    shipped = {name: text.partition(" ")[0] for name, text in env.get("distributions", {}).items()}
     versions = values.get("packages", {}).get("versions", {})
+    slurmd = versions.get("slurmd") or versions.get("slurm-smd-slurmd") or versions.get("slurm-slurmd")
+    fabric = _of(versions, "nvidia-fabricmanager") or _of(versions, "nvidia-fabric-manager")
+    nccl = _of(shipped, "nvidia-nccl") or without_epoch(versions.get("libnccl2") or versions.get("libnccl"))
     said = {
         "os": values.get("system", {}).get("os"),
         "kernel": values.get("system", {}).get("kernel"),
         "nvidia.driver": card.get("driver"),
         "nvidia.model": card.get("model"),
         "nvidia.cuda": card.get("cuda") or _of(shipped, "nvidia-cuda-runtime"),
-        "nvidia.nccl": _of(shipped, "nvidia-nccl")
-        or _without_epoch(versions.get("libnccl2") or versions.get("libnccl")),
-        "nvidia.fabricmanager": _without_epoch(
-            _of(versions, "nvidia-fabricmanager") or _of(versions, "nvidia-fabric-manager")
-        ),
+        "nvidia.nccl": nccl,
+        "nvidia.fabricmanager": without_epoch(fabric),
         "rdma.version": values.get("rdma", {}).get("stack"),
-        "gpfs.version": _without_epoch(versions.get("gpfs.base")),
-        "slurm.version": _without_epoch(
-            versions.get("slurmd") or versions.get("slurm-smd-slurmd") or versions.get("slurm-slurmd")
-        ),
+        "gpfs.version": without_epoch(versions.get("gpfs.base")),
+        "slurm.version": without_epoch(slurmd),
         "python.version": env.get("version"),
-        "python.environment": env.get("environment"),
+        "python.environment": "absent: " + env["path"] if env.get("absent") else env.get("environment"),
         "python.torch": shipped.get("torch"),
-        "python.path": "absent: " + env["path"] if env.get("absent") else None,
+        "packages": digest_facts(versions)[:16] if versions else None,
+        "site": ((site.get("derived") or {}).get("digest") or "")[:16],
     }
     return {name: value for name, value in said.items() if value}
 
@@ -607,7 +606,7 @@ def _of(versions: Words, head: str) -> str | None:
     return next((versions[name] for name in sorted(versions) if re.match(re.escape(head) + r"(-|$)", name)), None)
 
 
-def _without_epoch(version: str | None) -> str | None:
+def without_epoch(version: str | None) -> str | None:
     return re.sub(r"^\d+:", "", version) if version else version
 
 
@@ -650,21 +649,19 @@ def fingerprint(site: Values, env: str, limit_s: float, short: bool) -> Values:
             }
         )
     values, silent, seconds = gather(sections, limit_s)
-    must = must_values(values)
-    head = {
+    short_ones = short_values(values, site)
+    told = {name: value for name, value in values.items() if not short or name == "python"}
+    return {
         "schema": SCHEMA,
         "host": host,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "site": (site.get("derived") or {}).get("digest"),
         "classes": classes,
-        "must": must,
+        "digest": digest_facts({"values": short_ones, **told}),
+        "values": short_ones,
         "silent": silent,
         "seconds": seconds,
+        **told,
     }
-    values.pop("manifest" if short else "", None)
-    told = {name: value for name, value in values.items() if not short}
-    digest = digest_facts({"must": must, "packages": values.get("packages", {}).get("versions"), "more": told})
-    return dict(head, digest=digest, **told)
 
 
 def record(path: str, site: Values, env: str, limit_s: float, accept: bool) -> str:
@@ -682,7 +679,7 @@ def record(path: str, site: Values, env: str, limit_s: float, accept: bool) -> s
         "schema": SCHEMA,
         "files": {name: each for name, each in sorted(seen["files"].items()) if name in named and name != path},
         "packages": seen["packages"]["manual"] if accept or "packages" not in old else old["packages"],
-        "python": {name: seen["python"].get(name) for name in ("path", "environment")},
+        "python": {name: seen["python"].get(name) for name in ("path", "environment", "distributions")},
     }
     before = old.get("python") or {}
     if before.get("path") == new["python"]["path"] and before.get("environment") and not accept:
