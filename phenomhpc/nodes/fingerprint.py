@@ -1,4 +1,4 @@
-"""Taking fingerprints: of this machine, and of others over a command such as ssh.  probe.py looks, in a process of its own."""
+"""Taking fingerprints: of this machine, and of others over a command such as ssh.  probe.py looks, in its own process."""
 
 from __future__ import annotations
 

@@ -311,6 +311,9 @@ class Checks(Part):
     units: tuple[Name, ...] = Field((), description="must be active")
     pcie: Pcie | None = None
     ignore_xid: tuple[Positive, ...] = Field(_XID_OF_APPLICATIONS, description="Xid errors that are the application's")
+    path: tuple[AbsolutePath, ...] = Field(
+        ("/usr/sbin", "/usr/bin", "/sbin", "/bin"), description="where programs are looked for; root's alone"
+    )
     memlock: bool = Field(False, description="slurmd's own limit is unlimited")
 
 
@@ -320,6 +323,7 @@ class Drift(Part):
     must: tuple[Text, ...] = MUST
     warn: tuple[Text, ...] = ("*",)
     ignore: tuple[Text, ...] = ()
+    reach: str = Field("", description="command that runs a program on {host} for `cluster drift`; empty: ssh")
 
 
 class Lock(Part):
