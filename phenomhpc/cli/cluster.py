@@ -1,20 +1,18 @@
-"""phenomhpc cluster drift: every node against the lock, and against the others."""
+"""phenomhpc cluster drift | gpfs: every node against the lock, and against the others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from phenomhpc.cli.node_fingerprint import AsJson, Site, show
+from phenomhpc.cli.output import print_json
 
+T = TypeVar("T")
 app = typer.Typer(help="The cluster as a whole.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    pass
 
 
 @app.command()
@@ -64,3 +62,66 @@ def drift(
             hosts, reach=command, site=site_json(lock) if lock is not None else None, limit_s=limit_s
         )
     show(find_drift(found, lock, unreached), as_json)
+
+
+@app.command()
+def gpfs(
+    site: Site = None,
+    config: Annotated[
+        Path | None, typer.Option(help="What `mmlsconfig -Y` printed; - for stdin.", show_default=False)
+    ] = None,
+    states: Annotated[Path | None, typer.Option(help="What `mmgetstate -a -Y` printed.", show_default=False)] = None,
+    health: Annotated[
+        Path | None, typer.Option(help="What `mmhealth node show -N all -Y` printed.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare Storage Scale with the lock, from what its commands printed.  Exit code 0: as the lock says, 1: not."""
+    from dataclasses import asdict
+
+    from phenomhpc.errors import WORK_FAILED, UsageError
+    from phenomhpc.nodes import gpfs as scale
+    from phenomhpc.nodes.hostlist import expand
+    from phenomhpc.nodes.lock_file import find_lock
+
+    lock = find_lock(site)
+    if lock is None or lock.gpfs is None:
+        raise UsageError("cluster gpfs: there is no lock with a part gpfs; give one with --site")
+    if config is None and states is None and health is None:
+        raise UsageError("cluster gpfs: give --config, --states or --health: what the mm commands printed")
+    differences = (
+        scale.compare_config(_parsed(config, scale.parse_config), scale.wanted_config(lock.gpfs)) if config else ()
+    )
+    clients = [node for kind in lock.slurm.node_types for node in expand(kind.nodes)]
+    down = scale.not_active(_parsed(states, scale.parse_states), clients) if states else {}
+    sick = scale.unwell(_parsed(health, scale.parse_health)) if health else ()
+    commands = [" ".join(words) for words in scale.change_commands(differences)]
+    if as_json:
+        told = [asdict(each) for each in differences]
+        print_json({"differences": told, "commands": commands, "not_active": down, "unwell": sick})
+    else:
+        for line in (
+            *map(str, differences),
+            *(f"{node} is {state}, not active" for node, state in down.items()),
+            *sick,
+        ):
+            print(line)
+        print(
+            "\n".join(f"on {lock.gpfs.delegate or lock.slurm.controller}: {each}" for each in commands)
+            or "nothing to change"
+        )
+    if differences or down or sick:
+        raise typer.Exit(WORK_FAILED)
+
+
+def _parsed(path: Path, parse: Callable[[str], T]) -> T:
+    import sys
+
+    from phenomhpc.errors import UsageError
+
+    try:
+        return parse(sys.stdin.read() if str(path) == "-" else path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: not readable ({error.strerror})") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None

@@ -177,6 +177,7 @@ class Gpfs(Part):
     gplbin: Text | None = Field(None, description="kernel that the portability layer is built for")
     delegate: Name | None = Field(None, description="the one host on which mmchconfig is run; default: the controller")
     pagepool_mb: Positive = Field(description="of the clients, MiB; no memory of Slurm's")
+    pagepool_class: Name = Field("default", description="node class of the clients; default: all nodes")
     mounts: tuple[Mount, ...] = ()
     attributes: dict[str, dict[str, Text]] = Field({}, description="of mmlsconfig, by node class; default: all nodes")
     node_classes: dict[str, Hosts] = Field({}, description="node class: host list")
