@@ -92,7 +92,11 @@ def run_gate(config: AnyConfig, paths: RunPaths, place: Place, *, attempt: int, 
     seconds = round(time.monotonic() - began, 3)
     own = {"cpus": facts.cpus, "mem_mb": facts.mem_mb, "gpus": None if facts.gpus is None else len(facts.gpus)}
     print("".join(f"gate: {node}: {words}\n" for node, each in told.items() for words in each), end="")
-    kept = {"digest": (gate.look.seen or {}).get("digest"), "drift": told.get(gate.node, ())}
+    kept = {
+        "digest": (gate.look.seen or {}).get("digest"),
+        "drift": told.get(gate.node, ()),
+        "allow_drift": config.cluster.allow_drift,
+    }
     emit(
         "gate", node=gate.node, seconds=seconds, **own, **kept, folders=[asdict(each) for each in facts.folders], **seen
     )
