@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,10 +135,13 @@ def other_python(shell: Shell, cluster: Cluster, number: int) -> Iterator[None]:
     """One package of the Python environment has other files on one node, as after an upgrade in place."""
     files = importlib.metadata.distribution("tifffile").files
     assert files is not None
-    record = next(Path(str(file.locate())) for file in files if file.name == "RECORD")
-    other = shell.folder / "RECORD"
-    other.write_text(record.read_text().replace("sha256=", "sha256=other", 1))
-    with harmed(cluster, number, f"mount --bind {other} {record}", f"umount {record}"):
+    info = next(Path(str(file.locate())).parent for file in files if file.name == "RECORD")
+    other = shell.folder / "info"
+    shutil.copytree(info, other, dirs_exist_ok=True)
+    (other / "RECORD").write_text(
+        (info / "RECORD").read_text().replace("tifffile.py,sha256=", "tifffile.py,sha256=other")
+    )
+    with harmed(cluster, number, f"mount --bind {other} {info}", f"umount {info}"):
         yield
 
 
