@@ -4,7 +4,7 @@ RUNS/ID/
   run.yaml provenance.json outcome.json report.html mlflow.json
       evaluation.json recall.parquet map.npz reconstructions.npz
   code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/ rounds-START/
-                        parting-START/ outcome.json retry.json code/ code-script/}
+                        parting-START/ nodes/HOST.json outcome.json retry.json code/ code-script/}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
   validation/{ATTEMPT-STEP.parquet step-STEP.npz step-STEP.png}  probe/ATTEMPT-STEP.parquet  tensorboard/
   checkpoints/step-XXXXXXXX/  embeddings/  output/  code-script/  survey/PLATE.{json,parquet}
