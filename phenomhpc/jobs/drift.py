@@ -22,6 +22,9 @@ from phenomhpc.runs import AttemptPaths, Event, canonical_json, commit, make_fol
 if TYPE_CHECKING:
     from phenomhpc.config import AnyConfig
 
+# The others wait meanwhile (cluster.gate_wait_s); what is not told by then is held against nobody.
+LIMIT_S = 10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
@@ -46,7 +49,7 @@ def look(node: str) -> Look:
     except UsageError as error:
         lock = None
         words.append(str(error))
-    seen, why = take_fingerprint(short=True, env=sys.prefix)
+    seen, why = take_fingerprint(short=True, env=sys.prefix, limit_s=LIMIT_S)
     if seen is None:
         words.append(f"no fingerprint: {why}")
     findings = own_findings(node, seen, lock) if seen is not None and lock is not None else ()

@@ -35,7 +35,7 @@ _KMSG_BYTES = 1 << 22
 def parse_node(text: str) -> tuple[set[str], str]:
     """(states, reason) of `scontrol show node -o`: State=IDLE+DRAIN ... Reason=words [root@2026-01-31T12:00:00]."""
     state = re.search(r"\bState=(\S+)", text)
-    reason = re.search(r"\bReason=(.*?)(?: \[[^\]]*@[^\]]*\])?(?: Comment=.*)?\s*$", text, re.MULTILINE)
+    reason = re.search(r"\bReason=(.*?)(?: \[\S+@\S+\].*)?\s*$", text, re.MULTILINE)
     states = {word.rstrip("*~#!%$@^-") for word in (state[1] if state else "").split("+")}
     return states, reason[1] if reason else ""
 

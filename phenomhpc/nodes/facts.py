@@ -21,24 +21,28 @@ Level = Literal["must", "warn"]
 ABSENT = "absent"
 # Of the values: told in detail by other facts of a whole fingerprint.
 _SUMMARIES = ("packages", "site", "slurm.version", "gpfs.version", "nvidia.fabricmanager")
-# Which section of a fingerprint tells a kind of fact; of the values, by their first word.
-SECTION = {
-    "package": "packages",
-    "hold": "packages",
-    "candidate": "candidates",
-    "file": "files",
-    "sysctl": "sysctls",
-    "unit": "units",
-    "module": "modules",
-    "limit": "limits",
-    "rdma": "rdma",
-    "gpfs": "gpfs",
-    "nvidia": "nvidia",
-    "python": "python",
-    "os": "system",
-    "kernel": "system",
-    "slurm": "packages",
-    "packages": "packages",
+# Which sections of a fingerprint tell a fact, by its name or its first word.
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "package": ("packages",),
+    "hold": ("packages",),
+    "candidate": ("candidates",),
+    "file": ("files",),
+    "sysctl": ("sysctls",),
+    "unit": ("units",),
+    "module": ("modules",),
+    "limit": ("limits",),
+    "rdma": ("rdma",),
+    "gpfs": ("gpfs",),
+    "gpfs.version": ("packages",),
+    "nvidia": ("nvidia",),
+    "nvidia.cuda": ("nvidia", "python"),
+    "nvidia.nccl": ("python", "packages"),
+    "nvidia.fabricmanager": ("packages",),
+    "python": ("python",),
+    "os": ("system",),
+    "kernel": ("system",),
+    "slurm": ("packages",),
+    "packages": ("packages",),
 }
 
 
@@ -103,8 +107,9 @@ def file_words(each: Mapping[str, Any]) -> str:
 
 def is_silent(fact: str, seen: Fingerprint) -> bool:
     """Could the fingerprint not tell this fact?"""
-    section = SECTION.get(fact.partition(":")[0], SECTION.get(fact.partition(".")[0], ""))
-    return section in (seen.get("silent") or {})
+    kind = fact.partition(":")[0]
+    sections = SECTIONS.get(kind) or SECTIONS.get(kind.partition(".")[0], ())
+    return not set(sections).isdisjoint(seen.get("silent") or {})
 
 
 def level_of(fact: str, policy: Drift | None) -> Level | None:

@@ -36,6 +36,7 @@ def shown(state: str, reason: str = "") -> str:
 def test_a_nodes_state_and_reason_are_read() -> None:
     assert parse_node(shown("IDLE")) == ({"IDLE"}, "")
     assert parse_node(shown("MIXED+DRAIN", f"{REASON}gpu: 7 GPUs")) == ({"MIXED", "DRAIN"}, f"{REASON}gpu: 7 GPUs")
+    assert parse_node(shown("IDLE+DRAIN", f"{REASON}x").rstrip() + " Comment=y Extra=z\n")[1] == f"{REASON}x"
     assert parse_node(shown("DOWN*+NOT_RESPONDING", "Not responding"))[0] == {"DOWN", "NOT_RESPONDING"}
 
 

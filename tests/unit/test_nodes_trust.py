@@ -62,6 +62,12 @@ def test_what_a_node_could_not_tell_is_held_against_nobody() -> None:
     hung["silent"] = {"nvidia": "no answer within 20 s"}
     trust = judged(hung)
     assert not any(trust.problems.values()) and not any(trust.told.values())
+    # NCCL's version is of the environment, which did not answer; the card did.
+    nodes = {name: short(**CARD, **{"nvidia.nccl": "2.26.2"}) for name in ("n1", "n3")}
+    slow = short(**CARD, **{"python.environment": "", "python.version": "", "python.torch": ""})
+    slow["silent"] = {"python": "no answer within 10 s"}
+    trust = judge_drift({**nodes, "n2": slow}, {}, None, allow=False, uses_gpus=True)
+    assert not any(trust.problems.values()) and not any(trust.told.values())
 
 
 def test_a_node_is_measured_by_its_own_lock() -> None:
