@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +46,8 @@ def fingerprint(
     from phenomhpc.nodes.facts import facts_of
     from phenomhpc.nodes.fingerprint import take_fingerprint
 
-    seen, words = take_fingerprint(short=short, env=env or sys.prefix, site=_as_json(site))
+    with _for_probe(site) as file:
+        seen, words = take_fingerprint(short=short, env=env or sys.prefix, site=file)
     if seen is None:
         raise WorkError(f"no fingerprint of this node: {words}")
     if as_json:
@@ -143,15 +146,18 @@ def _summary(report: Report) -> str:
     return f"{len(drifted)} of {count} node(s) drifted: {', '.join(drifted)}"
 
 
-def _as_json(site: Path | None) -> Path | None:
+@contextmanager
+def _for_probe(site: Path | None) -> Iterator[Path | None]:
     """A lock as the site.json that the probe reads; a site.json as it is."""
     import json
     import tempfile
 
     from phenomhpc.nodes.lock_file import read_lock, site_json
 
-    if site is None or site.suffix == ".json":
-        return site
-    folder = Path(tempfile.mkdtemp(prefix="phenomhpc-site-"))
-    (folder / "site.json").write_text(json.dumps(site_json(read_lock(site))))
-    return folder / "site.json"
+    if site is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="phenomhpc-site-") as folder:
+        file = Path(folder) / "site.json"
+        file.write_text(json.dumps(site_json(read_lock(site))))
+        yield file

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from phenomhpc.errors import TASK_GATE_REFUSED, UsageError
 from phenomhpc.nodes.facts import Finding, Fingerprint
 from phenomhpc.nodes.fingerprint import take_fingerprint
+from phenomhpc.nodes.hostlist import short
 from phenomhpc.nodes.lock import Lock
 from phenomhpc.nodes.lock_file import find_lock
 from phenomhpc.nodes.trust import DRIFT, Trust, judge_drift, own_findings
@@ -101,9 +102,12 @@ def drift_words(events: Sequence[Event], failed_on: Collection[str], attempt: in
         lines.append(
             f"attempt {number} was refused: {message}; heal the node, or train all the same with --allow-drift"
         )
-    passed = {event["node"]: event for event in events if event["event"] == "gate" and event["attempt"] == attempt}
+    passed = {
+        short(event["node"]): event for event in events if event["event"] == "gate" and event["attempt"] == attempt
+    }
+    failed_on = {short(host) for host in failed_on}
     differing = {node for node, event in passed.items() if any(DRIFT in words for words in event.get("drift") or ())}
-    if failed_on and set(failed_on) <= differing and differing < set(passed):
+    if failed_on and failed_on <= differing and differing < set(passed):
         for node in sorted(failed_on):
             words = ", ".join(each for each in passed[node]["drift"] if DRIFT in each)
             lines.append(f"likely the cause: it failed on {node} only, which is not like the others: {words}")

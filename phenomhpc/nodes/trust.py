@@ -62,15 +62,28 @@ def judge_drift(
     """
     problems: dict[str, list[str]] = {node: [] for node in nodes}
     told: dict[str, list[str]] = {node: [] for node in nodes}
-    said = {(each.node, each.fact) for findings in own.values() for each in findings}
-    beside = [each for each in divergent(_alike(nodes), policy) if (each.node, each.fact) not in said]
-    for each in [*(each for findings in own.values() for each in findings), *beside]:
+    for each in [*(each for findings in own.values() for each in findings), *_beside(_alike(nodes), own, policy)]:
         refused = each.level == "must" and not allow and (uses_gpus or not each.fact.startswith("nvidia."))
         (problems if refused else told)[each.node].append(f"{DRIFT}{each}")
     return Trust(
         problems={node: tuple(words) for node, words in problems.items()},
         told={node: tuple(words) for node, words in told.items()},
     )
+
+
+def _beside(
+    nodes: Mapping[str, Fingerprint], own: Mapping[str, tuple[Finding, ...]], policy: Drift | None
+) -> list[Finding]:
+    """Outliers; of a fact that a node has wrong by its own lock, only among the other nodes, or a right one would be blamed."""
+    wrong: dict[str, set[str]] = {}
+    for findings in own.values():
+        for each in findings:
+            wrong.setdefault(each.fact, set()).add(each.node)
+    found = list(divergent(nodes, policy, wrong))
+    for fact, blamed in wrong.items():
+        others = {node: seen for node, seen in nodes.items() if node not in blamed}
+        found += [each for each in divergent(others, policy) if each.fact == fact]
+    return found
 
 
 def _alike(nodes: Mapping[str, Fingerprint]) -> dict[str, Fingerprint]:

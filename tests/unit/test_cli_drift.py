@@ -65,6 +65,9 @@ def test_this_node_tells_its_fingerprint_and_is_like_itself(shell: Shell) -> Non
     shell.write("a/n2.json", {**first, "host": "n2"})
     assert "2 node(s), no drift" in shell.type("node", "compare", "a/n1.json", "a/n2.json")
     assert "python.version" in shell.type("node", "fingerprint", "--short")
+    measured = json.loads(shell.type("node", "fingerprint", "--site", "site.lock.yml", "--json"))
+    assert "net.core.somaxconn" in measured["sysctls"]["live"]
+    assert set(measured["files"]) >= {each["path"] for each in LOCK["managed"]["files"]}
 
 
 def test_the_outlier_of_three_is_named(shell: Shell) -> None:

@@ -84,6 +84,18 @@ def test_a_node_is_measured_by_its_own_lock() -> None:
     assert all(each.found == "absent" for each in absent)
 
 
+def test_where_one_of_two_is_wrong_by_its_own_lock_the_other_is_not_blamed() -> None:
+    nodes = {"n1": short(**CARD), "n2": short(**{**CARD, "nvidia.driver": "565.7"})}
+    site = lock(nvidia={"driver": "570.1"})
+    own = {name: own_findings(name, seen, site) for name, seen in nodes.items()}
+    trust = judge_drift(nodes, own, site.drift, allow=False, uses_gpus=True)
+    assert trust.problems == {"n1": (), "n2": ("drift: nvidia.driver is 565.7 where 570.1 is wanted (site.json)",)}
+    # In the middle of a roll both are right by themselves: a gang of both kinds is refused, and nobody is to blame.
+    newer = own_findings("n2", nodes["n2"], lock(nvidia={"driver": "565.7"}))
+    trust = judge_drift(nodes, {"n1": own["n1"], "n2": newer}, site.drift, allow=False, uses_gpus=True)
+    assert trust.problems["n1"] and trust.problems["n2"]
+
+
 def test_somebodys_own_environment_is_not_measured_by_the_sites(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     (tmp_path / "current").symlink_to("1")
@@ -143,6 +155,7 @@ def test_drift_is_named_where_it_is_the_likely_cause() -> None:
     assert drift_words(events, set(), 1) == () and drift_words(events, {"n1"}, 1) == ()
     assert drift_words([gate(name, drifted) for name in ("n1", "n2")], {"n1", "n2"}, 1) == (), "all differ"
     assert drift_words(events, {"n2"}, 2) == ()
+    assert drift_words(events, {"n2.cluster.example"}, 1) != (), "a host's own name may have a domain"
 
 
 def test_a_refusal_is_told_once_and_says_the_way_out() -> None:
