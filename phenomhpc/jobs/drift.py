@@ -100,7 +100,7 @@ def drift_words(events: Sequence[Event], failed_on: Collection[str], attempt: in
     }
     for number, message in sorted(refused):
         lines.append(
-            f"attempt {number} was refused: {message}; heal the node, or train all the same with --allow-drift"
+            f"attempt {number} was refused: {message}; heal the node, or train all the same: submit --allow-drift, retry cluster.allow_drift=true"
         )
     passed = {
         short(event["node"]): event for event in events if event["event"] == "gate" and event["attempt"] == attempt
