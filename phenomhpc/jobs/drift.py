@@ -98,10 +98,8 @@ def drift_words(events: Sequence[Event], failed_on: Collection[str], attempt: in
         for event in events
         if event["event"] == "failed" and event.get("exit_code") == TASK_GATE_REFUSED and DRIFT in str(event["message"])
     }
-    for number, message in sorted(refused):
-        lines.append(
-            f"attempt {number} was refused: {message}; heal the node, or train all the same: submit --allow-drift, retry cluster.allow_drift=true"
-        )
+    onward = "heal the node, or train all the same: submit --allow-drift, retry cluster.allow_drift=true"
+    lines += [f"attempt {number} was refused: {message}; {onward}" for number, message in sorted(refused)]
     passed = {
         short(event["node"]): event for event in events if event["event"] == "gate" and event["attempt"] == attempt
     }
