@@ -4,7 +4,7 @@ RUNS/ID/
   run.yaml provenance.json outcome.json report.html mlflow.json
       evaluation.json {recall scores perturbations relations blocks map}.parquet pictures/ reconstructions.npz
   code/  attempts/001/{script.sbatch manifest.parquet slurm.json fence fence-TASK stop-TASK gate-START/ rounds-START/
-                        parting-START/ outcome.json retry.json code/ code-script/}
+                        parting-START/ nodes/HOST.json outcome.json retry.json code/ code-script/}
   events/ATTEMPT-TASK.jsonl  metrics/ATTEMPT-STEP.parquet  logs/TASK.ATTEMPT.out  done/TASK.json
   validation/{ATTEMPT-STEP.parquet step-STEP.npz step-STEP.png}  probe/ATTEMPT-STEP.parquet  tensorboard/
   checkpoints/step-XXXXXXXX/  embeddings/  output/  code-script/  survey/PLATE.{json,parquet}
@@ -137,6 +137,10 @@ class AttemptPaths:
     def start_fence(self, task: int) -> Path:
         """Number of the newest start of a task: a requeued task claims it, an older start then finds itself fenced."""
         return self.root / f"fence-{task}"
+
+    def node(self, host: str) -> Path:
+        """Fingerprint of a node that took part."""
+        return self.root / "nodes" / f"{host}.json"
 
     def gate(self, start: int) -> GatePaths:
         """The gate of one start of a gang (Slurm's restart count)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from phenomhpc.errors import TASK_GATE_REFUSED
-from phenomhpc.runs import Event, RunPaths, read_events
+from phenomhpc.runs import Event, RunPaths, read_events, read_provenance
 from tests.cluster import Cluster
 from tests.slurm.test_jobs import TINY, Shell
 from tests.unit import train_store
@@ -122,4 +124,63 @@ def test_a_slow_node_is_found_by_the_all_reduce(shell: Shell, cluster: Cluster) 
     assert entry["node"] == "n1" and "its best link to another node carries" in entry["reason"]
     assert len(entry["evidence"]["pairs"]) == 3
     assert sorted(event["node"] for event in of(run, "gate") if event["attempt"] == 2) == ["n2", "n3", "n4"]
+    cluster.wait_idle()
+
+
+# -- drift ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def other_python(shell: Shell, cluster: Cluster, number: int) -> Iterator[None]:
+    """One package of the Python environment has other files on one node, as after an upgrade in place."""
+    files = importlib.metadata.distribution("tifffile").files
+    assert files is not None
+    info = next(Path(str(file.locate())).parent for file in files if file.name == "RECORD")
+    other = shell.folder / "info"
+    shutil.copytree(info, other, dirs_exist_ok=True)
+    (other / "RECORD").write_text(
+        (info / "RECORD").read_text().replace("tifffile.py,sha256=", "tifffile.py,sha256=other")
+    )
+    with harmed(cluster, number, f"mount --bind {other} {info}", f"umount {info}"):
+        yield
+
+
+def fingerprints(run: RunPaths, attempt: int) -> dict[str, dict[str, Any]]:
+    folder = run.attempt(attempt).node("any").parent
+    return {path.stem: json.loads(path.read_bytes()) for path in folder.glob("*.json")}
+
+
+def test_nodes_that_are_alike_are_on_record(shell: Shell) -> None:
+    run = train(shell)
+    seen = fingerprints(run, 1)
+    assert set(seen) == {"n1", "n2", "n3"} and len({each["digest"] for each in seen.values()}) == 1
+    assert all(each["values"]["python.environment"] and not each["silent"] for each in seen.values())
+    assert all(event["digest"] == seen[event["node"]]["digest"] and not event["drift"] for event in of(run, "gate"))
+    assert "allow_drift" not in read_provenance(run)
+    assert "drift" not in shell.type("why", run.id).stdout
+
+
+def test_a_drifted_node_is_refused_and_named(shell: Shell, cluster: Cluster) -> None:
+    with other_python(shell, cluster, 2):
+        run = train(shell)
+    assert run.last_attempt() == 2
+    refused = [event for event in of(run, "failed") if event["attempt"] == 1]
+    assert refused and all(event["exit_code"] == TASK_GATE_REFUSED and event["node"] == "n2" for event in refused)
+    assert all("n2: drift: python.environment is " in event["message"] for event in refused)
+    (entry,) = excluded(shell)
+    assert entry["node"] == "n2" and "tifffile" in entry["reason"] and "has other files" in entry["reason"]
+    assert sorted(event["node"] for event in of(run, "gate") if event["attempt"] == 2) == ["n1", "n3", "n4"]
+    said = shell.type("why", run.id).stdout
+    line = next(line for line in said.splitlines() if line.strip().startswith("drift"))
+    assert "n2: drift: python.environment" in line and "--allow-drift" in line
+    shell.type("node", "excluded", "clear", "n2")
+
+
+def test_drift_that_is_allowed_is_on_record(shell: Shell, cluster: Cluster) -> None:
+    with other_python(shell, cluster, 2):
+        run = train(shell, "--allow-drift")
+    assert run.last_attempt() == 1 and excluded(shell) == []
+    (told,) = [event for event in of(run, "gate") if event["drift"]]
+    assert told["node"] == "n2" and "python.environment" in told["drift"][0] and told["allow_drift"]
+    assert read_provenance(run)["allow_drift"] is True
     cluster.wait_idle()

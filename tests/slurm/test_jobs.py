@@ -87,6 +87,8 @@ def test_an_array_of_three_converts_and_sacct_agrees(shell: Shell, converted: Ru
     status = shell.status(converted)
     assert (status["state"], status["done"], status["total"], status["attempt"]) == ("finished", 4, 4, 1)
     wait_until("sacct has them", lambda: shell.accounted(converted) == ["COMPLETED"] * 3, LIMIT_S)
+    nodes = list(converted.attempt(1).node("any").parent.iterdir())
+    assert nodes and all(json.loads(file.read_bytes())["values"]["python.environment"] for file in nodes)
     for task in range(3):
         assert "fields" in shell.type("logs", converted.id, "--task", str(task)).stdout
     assert converted.id in shell.type("runs").stdout
