@@ -1,0 +1,231 @@
+"""A site of the tests: booted machines, an inventory, a lock and a vault for them, and Ansible's playbooks run on it.
+
+    ROOT/site/  site.lock.yml    inventory/hosts.yml    inventory/group_vars/all/{main,vault}.yml    vault-password
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster import ClusterError
+from tests.nodes import images
+from tests.nodes.machines import SUBNET, Machines
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+ANSIBLE = REPOSITORY / "ansible"
+HEAD = "head"
+PLAY_LIMIT_S = 600
+_RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
+_PINNED = ("munge", "slurmctld", "slurmd", "slurm-client", "slurmdbd", "mariadb-server", "chrony")
+_CLASS_OF = {"slurmctld": ["controller"], "slurmd": ["compute"], "slurmdbd": ["database"], "mariadb-server": ["database"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """What a run of a playbook said.  changed, failed: counts by host."""
+
+    code: int
+    output: str
+    seconds: float
+    changed: Mapping[str, int]
+    failed: Mapping[str, int]
+
+    @property
+    def changes(self) -> str:
+        """The tasks that changed something, with what is around them, for a message."""
+        lines, found, task = self.output.splitlines(), [], ""
+        for number, line in enumerate(lines):
+            if line.startswith("TASK"):
+                task = line
+            if line.startswith(("changed:", "fatal:", "failed:")):
+                detail = [] if line.startswith("changed:") else lines[number + 1 : number + 30]
+                found.append("\n  ".join([task.rstrip("* "), line, *detail]))
+        return "\n".join(found) or self.output[-3000:]
+
+
+class Site:
+    """Machines with a lock.  `lock` may be changed between plays; each play writes it first."""
+
+    def __init__(self, machines: Machines, packages: Path, stand_ins: Path) -> None:
+        self.machines, self.stand_ins = machines, stand_ins
+        self.nodes = [name for name in machines.names if name != HEAD]
+        self.folder = machines.root / "site"
+        self.lock = _lock(self.nodes, images.versions(packages))
+        self.secrets = {"munge_key": secrets.token_hex(64), "slurm_database_password": secrets.token_hex(16)}
+        self.outputs: list[str] = []
+
+    def write(self) -> None:
+        """Inventory, vault and lock as they are now."""
+        variables = self.folder / "inventory" / "group_vars" / "all"
+        variables.mkdir(parents=True, exist_ok=True)
+        password = self.folder / "vault-password"
+        if not password.exists():
+            password.write_text(secrets.token_hex(16))
+        (self.folder / "site.lock.yml").write_text(yaml.safe_dump(self.lock, sort_keys=False))
+        (self.folder / "inventory" / "hosts.yml").write_text(yaml.safe_dump(_inventory(self.nodes)))
+        (variables / "main.yml").write_text(yaml.safe_dump(_variables(self)))
+        (variables / "vault.yml").write_text(yaml.safe_dump(self.secrets))
+        self._ansible(["ansible-vault", "encrypt", "--vault-password-file", str(password), str(variables / "vault.yml")])
+
+    def play(self, playbook: str, *arguments: str, limit_s: float = PLAY_LIMIT_S) -> Played:
+        """Run a playbook of the bundle from the control host."""
+        self.write()
+        argv = [
+            "ansible-playbook",
+            *("-i", str(self.folder / "inventory"), "--vault-password-file", str(self.folder / "vault-password")),
+            *(str(ANSIBLE / "playbooks" / playbook), *arguments),
+        ]
+        began = time.monotonic()
+        done = self._ansible(argv, limit_s=limit_s, check=False)
+        output = done.stdout + done.stderr
+        self.outputs.append(output)
+        recap = [(host, int(changed), int(lost) + int(bad)) for host, _, changed, lost, bad in _RECAP.findall(output)]
+        return Played(
+            code=done.returncode,
+            output=output,
+            seconds=time.monotonic() - began,
+            changed={host: changed for host, changed, _ in recap},
+            failed={host: failed for host, _, failed in recap},
+        )
+
+    def states(self) -> dict[str, str]:
+        """sinfo's state of every node."""
+        lines = self.machines.run(HEAD, "sinfo -h -N -o '%N %T'").splitlines()
+        return dict(line.split() for line in lines)
+
+    def site_json(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.machines.run(name, "cat /etc/phenomhpc/site.json"))
+        return found
+
+    def _ansible(
+        self, argv: Sequence[str], *, limit_s: float = PLAY_LIMIT_S, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+        environment |= {
+            "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"),
+            "ANSIBLE_LOCAL_TEMP": str(self.machines.root / "ansible"),
+            "ANSIBLE_SSH_ARGS": f"-F {self.machines.root}/ssh.conf",
+            "ANSIBLE_NOCOLOR": "1",
+            "PYTHONPATH": str(REPOSITORY),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        done = subprocess.run(
+            self.machines.control(argv), env=environment, capture_output=True, text=True, timeout=limit_s, cwd=ANSIBLE
+        )
+        if check and done.returncode:
+            raise ClusterError(f"{argv[0]}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+
+def _inventory(nodes: Sequence[str]) -> dict[str, Any]:
+    head: dict[str, Any] = {"hosts": {HEAD: None}}
+    return {
+        "all": {
+            "children": {
+                "controller": head,
+                "database": head,
+                "login": head,
+                "compute": {"hosts": dict.fromkeys(nodes)},
+            }
+        }
+    }
+
+
+def _variables(site: Site) -> dict[str, Any]:
+    """What differs here from a cluster of real machines, and no more."""
+    return {
+        "site_lock": str(site.folder / "site.lock.yml"),
+        "kernel_tuning_accept_read_only": True,
+        "chrony_control_clock": False,
+        "chrony_allow": [f"{SUBNET}.0/24"],
+        "chrony_local_stratum": 8,
+        "slurm_database_pool": "64M",
+        "slurm_database_log_size": "16M",
+    }
+
+
+def _lock(nodes: Sequence[str], versions: Mapping[str, str]) -> dict[str, Any]:
+    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    every = ",".join(nodes)
+    return {
+        "schema": 1,
+        "name": "tests",
+        "os": {"family": "debian", "distribution": "debian", "release": "12"},
+        "slurm": {
+            "version": re.split(r"[-+]", versions["slurmd"])[0],
+            "cluster": "tests",
+            "controller": HEAD,
+            "database": HEAD,
+            "login": [HEAD],
+            "node_types": [
+                {"name": "plain", "nodes": every, "cpus": os.cpu_count(), "memory_mb": memory_mb, "reserved_mb": memory_mb // 2}
+            ],
+            "partitions": [{"name": "main", "nodes": every, "default": True, "max_time": "1:00:00"}],
+            # The machines see the control groups of the host read-only.
+            "settings": {
+                "ProctrackType": "proctrack/linuxproc",
+                "TaskPlugin": "task/none",
+                "JobAcctGatherType": "jobacct_gather/linux",
+                "PrologFlags": "Alloc",
+                "SlurmdParameters": "config_overrides",
+            },
+        },
+        "packages": [
+            {"name": name, "version": versions[name]} | ({"hosts": _CLASS_OF[name]} if name in _CLASS_OF else {})
+            for name in _PINNED
+        ],
+        "sysctls": {"net.core.somaxconn": "8192", "net.ipv4.tcp_rmem": "4096 131072 268435456", "vm.swappiness": "1"},
+        "limits": [
+            {"domain": "*", "type": "-", "item": "memlock", "value": "unlimited"},
+            {"domain": "*", "type": "-", "item": "nofile", "value": "1048576"},
+        ],
+        "units": [
+            {"name": "munge.service", "enabled": True, "active": True},
+            {"name": "slurmd.service", "enabled": True, "active": True, "hosts": ["compute"]},
+        ],
+        "time": {"servers": [HEAD]},
+        "users": [
+            {"name": "munge", "uid": 981, "gid": 981},
+            {"name": "slurm", "uid": 982, "gid": 982, "home": "/var/lib/slurm"},
+        ],
+        "managed": {
+            "directories": [
+                {"path": path}
+                for path in ("/etc/sysctl.d", "/etc/apt/preferences.d", "/etc/security/limits.d", "/etc/slurm", "/etc/phenomhpc")
+            ],
+            "files": _files(),
+        },
+    }
+
+
+def _files() -> list[dict[str, Any]]:
+    root = {"mode": "0644", "owner": "root", "group": "root"}
+    paths = [
+        "/etc/sysctl.d/90-phenomhpc.conf",
+        "/etc/apt/preferences.d/90-phenomhpc",
+        "/etc/security/limits.d/90-phenomhpc.conf",
+        "/etc/slurm/slurm.conf",
+        "/etc/slurm/gres.conf",
+        "/etc/slurm/cgroup.conf",
+        "/etc/phenomhpc/site.json",
+        "/etc/phenomhpc/manifest.json",
+    ]
+    munge = {"mode": "0400", "owner": "munge", "group": "munge", "secret": True}
+    slurm = {"mode": "0600", "owner": "slurm", "group": "slurm", "secret": True, "hosts": ["database"]}
+    return [
+        *({"path": path} | root for path in paths),
+        {"path": "/etc/munge/munge.key"} | munge,
+        {"path": "/etc/slurm/slurmdbd.conf"} | slurm,
+    ]
