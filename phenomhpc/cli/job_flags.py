@@ -148,6 +148,12 @@ SUBMIT_FLAGS = (
     Flag(name="account", help="Slurm account.", key="cluster.account"),
     Flag(name="qos", help="Slurm quality of service.", key="cluster.qos"),
     Flag(name="exclude", help="Nodes not to use, separated by commas.", key="cluster.exclude"),
+    Flag(
+        name="allow-drift",
+        help="Train on nodes that differ in what the site insists on; provenance says so.",
+        type=bool,
+        key="cluster.allow_drift",
+    ),
     Flag(name="mail-type", help="Mail at the end of the run, once: END, FAIL or ALL.", key="cluster.mail_type"),
     Flag(name="mail-user", help="Who gets the mail.", key="cluster.mail_user"),
     Flag(

@@ -17,7 +17,7 @@ from phenomhpc.errors import WORK_FAILED, PhenomError
 
 # Single verbs: the module's function of the same name.  Groups: the module's `app`.
 VERBS = ("init", "demo", "runs", "status", "why", "logs", "cancel", "retry")
-GROUPS = ("submit", "store", "checkpoints", "node", "config", "bench")
+GROUPS = ("submit", "store", "checkpoints", "node", "cluster", "config", "bench")
 
 # What a full, read-only or forbidden file system says; a person needs the line, not the traceback.
 _PLAIN_OS_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.EIO}

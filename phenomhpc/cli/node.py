@@ -1,4 +1,4 @@
-"""phenomhpc node check | excluded list, clear, add."""
+"""phenomhpc node check | excluded list, clear, add; node_fingerprint.py has the other verbs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from phenomhpc.cli import node_fingerprint
 from phenomhpc.cli.output import print_json, print_table
 from phenomhpc.cli.runs import runs_folder
 
 app = typer.Typer(help="Look at this node; nodes that your runs are kept away from.", no_args_is_help=True)
 excluded = typer.Typer(help="The exclusion ledger: nodes found sick or slow.", no_args_is_help=True)
 app.add_typer(excluded, name="excluded")
+node_fingerprint.register(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Nodes = Annotated[list[str], typer.Argument(metavar="NODE...", help="Names as Slurm has them.", show_default=False)]
@@ -34,10 +36,23 @@ def check(
     gpus: Annotated[
         int | None, typer.Option("--gpus-per-node", help="GPUs that must be here; default: those seen.")
     ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            "--write",
+            help="Check nothing here: write the program that slurmd runs as HealthCheckProgram, made from the lock.",
+            show_default=False,
+        ),
+    ] = None,
+    site: node_fingerprint.Site = None,
     as_json: AsJson = False,
 ) -> None:
     """What the gate looks at before training, on this machine; exit code 1 when it would be refused."""
     from dataclasses import asdict
+
+    if write is not None:
+        _write_check(write, site)
+        return
 
     from phenomhpc.errors import WORK_FAILED
     from phenomhpc.jobs.base import Table
@@ -57,6 +72,20 @@ def check(
         print("\n".join(f"not fit: {words}" for words in problems) or "fit")
     if problems:
         raise typer.Exit(WORK_FAILED)
+
+
+def _write_check(path: Path, site: Path | None) -> None:
+    from phenomhpc.commit import commit
+    from phenomhpc.errors import UsageError
+    from phenomhpc.nodes.check_program import check_program
+    from phenomhpc.nodes.lock_file import find_lock, site_path
+
+    lock = find_lock(site)
+    if lock is None:
+        raise UsageError(f"node check --write: there is no {site_path()}; give the lock with --site")
+    commit(path, check_program(lock).encode())
+    path.chmod(0o755)
+    print(f"{path}: the node check of {lock.name}; set HealthCheckProgram to it, installed as root's own on every node")
 
 
 def _folder_words(words: str | None, free_mb: float | None, seconds: float) -> str:

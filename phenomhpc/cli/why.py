@@ -53,6 +53,8 @@ def _print(found: Why, runs: str) -> None:
         print(f"  earlier      {line}")
     for alarm in found.alarms:
         print(f"  alarm        {alarm}")
+    for line in found.drift:
+        print(f"  drift        {line}")
     for thing, reason in found.set_aside[:MAX_SHOWN]:
         print(f"  set aside    {thing}: {reason}")
     if len(found.set_aside) > MAX_SHOWN:

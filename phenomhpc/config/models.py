@@ -52,6 +52,9 @@ class ClusterConfig(Model):
     gate_wait_s: Annotated[float, Field(gt=0)] = Field(
         40, description="how long the nodes of a gang wait for each other's first word in the gate, seconds"
     )
+    allow_drift: bool = Field(
+        False, description="train on nodes that differ in what the site insists on (driver, Python environment, ...)"
+    )
     exclude: tuple[str, ...] = Field((), description="nodes that this run must not use, beside the excluded ones")
     exclude_hours: Annotated[float, Field(gt=0)] = Field(24, description="how long a sick node stays excluded, hours")
     # Elastic gangs

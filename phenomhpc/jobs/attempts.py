@@ -47,6 +47,7 @@ from phenomhpc.slurm.submit import cancel_jobs, chunk_to_feed, feed, submit_stew
 
 # Keys of provenance.json: the cluster a run was submitted to, and what ties runs together.
 CLUSTER, PIPELINE, STAGE, AFTER = "cluster", "pipeline", "stage", "after"
+ALLOW_DRIFT = "allow_drift"  # the gate was told not to insist on what the site insists on
 # Who writes the events of the run as a whole: a task number that no task has.
 STEWARD_TASK = 9_999_999
 # How soon a steward looks again when there is no job whose end would wake it.

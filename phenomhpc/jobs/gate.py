@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phenomhpc.errors import GateRefused, PhenomError
+from phenomhpc.jobs import drift
 from phenomhpc.nodes import exclusions
 from phenomhpc.nodes.collect import abandon, collect, use_folder
 from phenomhpc.nodes.gate import (
@@ -77,7 +78,7 @@ def run_gate(config: AnyConfig, paths: RunPaths, place: Place, *, attempt: int, 
     child = gate.start_all_reduce() if len(place.hosts) > 1 else None
     try:
         facts = gate.look_at_this_node()
-        gate.decide_about_nodes(facts)
+        told = gate.decide_about_nodes(facts)
         seen = gate.measure(child) if child is not None else {}
     except GateRefused as error:
         print(f"gate: {error}", flush=True)
@@ -90,7 +91,11 @@ def run_gate(config: AnyConfig, paths: RunPaths, place: Place, *, attempt: int, 
             abandon(child)
     seconds = round(time.monotonic() - began, 3)
     own = {"cpus": facts.cpus, "mem_mb": facts.mem_mb, "gpus": None if facts.gpus is None else len(facts.gpus)}
-    emit("gate", node=gate.node, seconds=seconds, **own, folders=[asdict(each) for each in facts.folders], **seen)
+    print("".join(f"gate: {node}: {words}\n" for node, each in told.items() for words in each), end="")
+    kept = {"digest": (gate.look.seen or {}).get("digest"), "drift": told.get(gate.node, ())}
+    emit(
+        "gate", node=gate.node, seconds=seconds, **own, **kept, folders=[asdict(each) for each in facts.folders], **seen
+    )
     print(f"gate: {gate.node} is fit{_figures(seen)}; {seconds:.1f} s", flush=True)
 
 
@@ -162,6 +167,10 @@ class _Gate:
     def run_folder(self) -> FolderFacts:
         return use_folder(self.paths.root, probe=f".{self.files.root.name}-{self.files.probe_name(self.place.rank)}")
 
+    @cached_property
+    def look(self) -> drift.Look:
+        return drift.look(self.node)
+
     @property
     def run_folder_works(self) -> bool:
         return self.run_folder.words is None
@@ -174,15 +183,16 @@ class _Gate:
         facts = collect(folders, want_gpus=bool(self.wanted.gpus) and self.wanted.device != "cpu")
         if not self.run_folder_works:
             raise GateRefused(f"{self.node}: {self.run_folder.words}", self.node)
+        drift.keep(self.paths.attempt(self.attempt), self.look)
         make_folder(self.files.root)
         said = {"node": self.node, "time": time.time(), "facts": asdict(facts), "problems": verdict(facts, self.wanted)}
-        commit(self.files.node(self.place.rank), canonical_json(said))
+        commit(self.files.node(self.place.rank), canonical_json({**said, "drift": self.look.said()}))
         return facts
 
     # -- all nodes ----------------------------------------------------------------------------------------------------
 
-    def decide_about_nodes(self, own: NodeFacts) -> None:
-        """Wait for the others' word; raise GateRefused when any of them is not fit."""
+    def decide_about_nodes(self, own: NodeFacts) -> Mapping[str, tuple[str, ...]]:
+        """Wait for the others' word; raise GateRefused when any of them is not fit.  What else differs, by node."""
         limit_s = self.config.cluster.gate_wait_s
         everyone = [self.files.node(rank) for rank in range(len(self.hosts))]
         present = self._wait_for(everyone, self.files.nodes_decision, limit_s)
@@ -194,8 +204,10 @@ class _Gate:
         }
         facts = {host: facts_from(each["facts"]) for host, each in told.items()}
         beside = compare(facts, self.wanted.gpus)
-        problems = {host: (*told[host]["problems"], *beside[host]) for host in told}
+        trust = drift.compare_nodes(self.look, {host: each["drift"] for host, each in told.items()}, self.config)
+        problems = {host: (*told[host]["problems"], *beside[host], *trust.problems[host]) for host in told}
         self._follow(self.files.nodes_decision, judge(self.hosts, problems, missing), {"facts": told})
+        return trust.told
 
     def _wait_for(self, files: list[Path], decision: Path, limit_s: float) -> list[int]:
         """Positions of the files that are there, when all are, somebody has decided, or the time is over."""

@@ -29,6 +29,7 @@ from typing import Any
 from phenomhpc import errors
 from phenomhpc.config import AnyConfig
 from phenomhpc.jobs.attempts import exclude_sick, is_gang
+from phenomhpc.jobs.drift import keep_once
 from phenomhpc.jobs.elastic import end_elastic
 from phenomhpc.jobs.gate import run_gate
 from phenomhpc.jobs.preflight import invisible
@@ -146,6 +147,7 @@ class _Guard:
     def _gate(self) -> int:
         """0 when this node and its peers are fit (or it was not asked); the exit code of a refusal, which is written down."""
         if not (self.config.cluster.gate and is_gang(self.config)):
+            keep_once(self.paths.attempt(self.attempt), self.place.host)
             return errors.DONE
         try:
             run_gate(self.config, self.paths, self.place, attempt=self.attempt, task=self.task, emit=self.events.emit)

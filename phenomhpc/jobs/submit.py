@@ -13,6 +13,7 @@ from phenomhpc.config import AnyConfig, PipelineConfig, dump, load_run_config
 from phenomhpc.errors import WRONG_USE, PhenomError, UnreachableError, UsageError, WorkError
 from phenomhpc.jobs.attempts import (
     AFTER,
+    ALLOW_DRIFT,
     CLUSTER,
     LOOK_AGAIN_S,
     steward_lock,
@@ -76,6 +77,7 @@ def submit_run(
     provenance = {
         **collect_provenance(command),
         CLUSTER: facts.name,
+        **({ALLOW_DRIFT: True} if config.cluster.allow_drift else {}),
         **({AFTER: str(other.root)} if other else {}),
         **describe_code(config),
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from phenomhpc.config import AnyConfig, PipelineConfig, load_run_config
 from phenomhpc.errors import UnreachableError, UsageError
 from phenomhpc.jobs.attempts import STEWARD_TASK, stage_runs_of
+from phenomhpc.jobs.drift import drift_words
 from phenomhpc.jobs.failures import Accounting, TaskFailure, accounting_of, failures_of
 from phenomhpc.jobs.retold import earlier_of, summary_of
 from phenomhpc.jobs.status import UNKNOWN, RunStatus, on_slurm, run_status
@@ -30,7 +31,7 @@ class Why:
     """state and message as in RunStatus.  failure: the class, where the run or its newest attempt failed.
 
     summary: of the newest attempt's tasks, `612 ok, 3 oom, 1 node_fail on n17`; failures: of that attempt, worst first;
-    set_aside: (thing, reason) of bad input; alarms: as in RunStatus;
+    set_aside: (thing, reason) of bad input; alarms: as in RunStatus; drift: what nodes that are not alike have to do with it;
     decided: what the steward made of it; earlier: attempts and starts that failed
     before, one line each; of a pipeline all of this is told of the stage it ended in.
     """
@@ -49,6 +50,7 @@ class Why:
     earlier: tuple[str, ...] = ()
     set_aside: tuple[tuple[str, str], ...] = ()
     alarms: tuple[str, ...] = ()
+    drift: tuple[str, ...] = ()
 
 
 def why(paths: RunPaths, *, task: int | None = None) -> Why:
@@ -128,6 +130,7 @@ def _explain(paths: RunPaths, status: RunStatus, task: int | None, queue: Queue 
         failures=tuple(failures),
         earlier=tuple(earlier_of(views, events, decided)),
         alarms=status.alarms,
+        drift=drift_words(events, {each.host for each in failures if each.host}, paths.last_attempt()),
         set_aside=tuple((str(thing), str(reason)) for thing, reason in outcome.get("set_aside", ())) if outcome else (),
     )
 

@@ -20,7 +20,7 @@ Kind = Literal["managed", "unmanaged", "divergent"]
 Level = Literal["must", "warn"]
 ABSENT = "absent"
 # Of the values: told in detail by other facts of a whole fingerprint.
-_SUMMARIES = ("packages", "site")
+_SUMMARIES = ("packages", "site", "slurm.version", "gpfs.version", "nvidia.fabricmanager")
 # Which section of a fingerprint tells a kind of fact; of the values, by their first word.
 SECTION = {
     "package": "packages",
@@ -131,6 +131,13 @@ def changed_distributions(found: Mapping[str, str], wanted: Mapping[str, str], l
         else:
             said.append(f"{name} {mine or ABSENT}, not {theirs or ABSENT}")
     return _some(said, limit)
+
+
+def is_shipped(fact: str, seen: Fingerprint) -> bool:
+    """Is a value one of the Python environment's own, so that a difference in that environment tells it?"""
+    names = (seen.get("python") or {}).get("distributions") or {}
+    ours = fact in ("nvidia.nccl", "nvidia.cuda") and any(name.startswith(fact.replace(".", "-")) for name in names)
+    return ours or fact == "python.torch"
 
 
 def _some(words: Sequence[str], limit: int) -> str:

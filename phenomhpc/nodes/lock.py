@@ -177,6 +177,7 @@ class Gpfs(Part):
     gplbin: Text | None = Field(None, description="kernel that the portability layer is built for")
     delegate: Name | None = Field(None, description="the one host on which mmchconfig is run; default: the controller")
     pagepool_mb: Positive = Field(description="of the clients, MiB; no memory of Slurm's")
+    pagepool_class: Name = Field("default", description="node class of the clients; default: all nodes")
     mounts: tuple[Mount, ...] = ()
     attributes: dict[str, dict[str, Text]] = Field({}, description="of mmlsconfig, by node class; default: all nodes")
     node_classes: dict[str, Hosts] = Field({}, description="node class: host list")
@@ -311,6 +312,9 @@ class Checks(Part):
     units: tuple[Name, ...] = Field((), description="must be active")
     pcie: Pcie | None = None
     ignore_xid: tuple[Positive, ...] = Field(_XID_OF_APPLICATIONS, description="Xid errors that are the application's")
+    path: tuple[AbsolutePath, ...] = Field(
+        ("/usr/sbin", "/usr/bin", "/sbin", "/bin"), description="where programs are looked for; root's alone"
+    )
     memlock: bool = Field(False, description="slurmd's own limit is unlimited")
 
 
@@ -320,6 +324,7 @@ class Drift(Part):
     must: tuple[Text, ...] = MUST
     warn: tuple[Text, ...] = ("*",)
     ignore: tuple[Text, ...] = ()
+    reach: str = Field("", description="command that runs a program on {host} for `cluster drift`; empty: ssh")
 
 
 class Lock(Part):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from phenomhpc.errors import UsageError
 from phenomhpc.nodes.exclusions import SITE_FILE
+from phenomhpc.nodes.hostlist import expand
 from phenomhpc.nodes.lock import Lock
 from phenomhpc.nodes.lock_rules import problems_of
 
@@ -106,13 +107,14 @@ def _part_of(annotation: Any) -> Any:
 def site_json(lock: Lock) -> dict[str, Any]:
     """What /etc/phenomhpc/site.json holds: the lock with every default, and `derived`, for readers without this code.
 
-    derived: hosts {host: classes}, real_memory_mb {node type: MiB}, digest (sha256 of the lock's canonical JSON).
+    derived: gpus {host: count}, hosts {host: classes}, real_memory_mb {node type: MiB}, digest of the lock.
     """
     value: dict[str, Any] = lock.model_dump(mode="json", by_alias=True)
     return {
         **value,
         DERIVED: {
             "digest": lock_digest(lock),
+            "gpus": {node: kind.gpus for kind in lock.slurm.node_types for node in expand(kind.nodes)},
             "hosts": {host: list(classes) for host, classes in lock.classes().items()},
             "real_memory_mb": {kind.name: lock.real_memory_mb(kind) for kind in lock.slurm.node_types},
         },

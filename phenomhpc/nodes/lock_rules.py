@@ -56,7 +56,7 @@ class Problem:
 
 def problems_of(lock: Lock) -> tuple[Problem, ...]:
     """Everything in a lock that does not go together."""
-    rules = (_versions, _kernel, _pins, _memory, _partitions, _hosts, _gpfs, _checks, _files, _twice, _drift)
+    rules = (_versions, _kernel, _pins, _memory, _hosts, _partitions, _gpfs, _checks, _files, _twice, _drift)
     return tuple(problem for rule in rules for problem in rule(lock))
 
 
@@ -235,6 +235,11 @@ def _gpfs(lock: Lock) -> Iterator[Problem]:
     gpfs = lock.gpfs
     if gpfs is None:
         return
+    if gpfs.pagepool_class not in ("default", *gpfs.node_classes):
+        words = (
+            f"is no node class; there are default, {', '.join(gpfs.node_classes) or 'and none of gpfs.node_classes'}"
+        )
+        yield Problem(key="gpfs.pagepool_class", value=gpfs.pagepool_class, words=words)
     for name, attributes in gpfs.attributes.items():
         if name != "default" and name not in gpfs.node_classes:
             words = f"is no node class; there are default, {', '.join(gpfs.node_classes) or 'and none of gpfs.node_classes'}"

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 
-from phenomhpc.nodes.facts import ABSENT, Finding, Fingerprint, changed_distributions, facts_of, is_silent, level_of
+from phenomhpc.nodes.facts import (
+    ABSENT,
+    Finding,
+    Fingerprint,
+    changed_distributions,
+    facts_of,
+    is_shipped,
+    is_silent,
+    level_of,
+)
 from phenomhpc.nodes.lock import Drift
 
 
@@ -45,7 +54,8 @@ def _within(group: Mapping[str, Fingerprint], policy: Drift | None, covered: Col
                 node=node, kind="divergent", fact=fact, found=value, expected=expected, level=level, words=words
             )
             findings.append(finding)
-    return findings
+    changed = {each.node for each in findings if each.fact == "python.environment"}
+    return [each for each in findings if not (each.node in changed and is_shipped(each.fact, group[each.node]))]
 
 
 def _environments(one: Fingerprint, other: Fingerprint) -> str:

@@ -17,6 +17,7 @@ from phenomhpc.nodes.facts import (
     Kind,
     changed_distributions,
     file_words,
+    is_shipped,
     is_silent,
     level_of,
 )
@@ -250,9 +251,7 @@ def _without_effects(findings: list[Finding], seen: Fingerprint) -> list[Finding
         cause = _cause(kind, name, strays, says_so)
         if cause is not None:
             words[cause].append(f"{name} is {each.found}, not {each.expected}")
-        elif not (
-            environment and each.fact in ("python.torch", "nvidia.nccl", "nvidia.cuda") and _is_shipped(each, seen)
-        ):
+        elif not (environment and is_shipped(each.fact, seen)):
             kept.append(each)
     said = {path: "; ".join(filter(None, (strays[path].words, *sorted(words[path])))) for path in strays}
     return [replace(each, words=said.get(each.fact.removeprefix("file:"), each.words)) for each in kept]
@@ -265,9 +264,3 @@ def _cause(kind: str, name: str, strays: Mapping[str, Finding], says_so: Mapping
     if kind == "candidate":
         return next((path for path in strays if path.startswith(_PREFERENCES)), None)
     return None
-
-
-def _is_shipped(each: Finding, seen: Fingerprint) -> bool:
-    """Does the Python environment bring what this fact is about?"""
-    names = (seen.get("python") or {}).get("distributions") or {}
-    return each.fact == "python.torch" or any(name.startswith(each.fact.replace(".", "-")) for name in names)

@@ -138,6 +138,10 @@ class AttemptPaths:
         """Number of the newest start of a task: a requeued task claims it, an older start then finds itself fenced."""
         return self.root / f"fence-{task}"
 
+    def node(self, host: str) -> Path:
+        """Fingerprint of a node that took part."""
+        return self.root / "nodes" / f"{host}.json"
+
     def gate(self, start: int) -> GatePaths:
         """The gate of one start of a gang (Slurm's restart count)."""
         return GatePaths(self.root / f"gate-{start}")

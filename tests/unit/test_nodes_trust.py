@@ -1,0 +1,149 @@
+"""May nodes train together: what the gate refuses, what it only tells, and what `why` makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phenomhpc.config import PretrainConfig
+from phenomhpc.config.models import ClusterConfig
+from phenomhpc.jobs.drift import Look, compare_nodes, drift_words, keep, look
+from phenomhpc.nodes.facts import Fingerprint
+from phenomhpc.nodes.lock import Drift
+from phenomhpc.nodes.trust import Trust, judge_drift, own_findings
+from phenomhpc.runs import AttemptPaths
+from tests.unit.fingerprints import lock, short
+
+CARD = {"nvidia.driver": "570.1", "nvidia.model": "NVIDIA H100"}
+NVIDIA = {"driver": "570.1", "model": "NVIDIA H100", "cuda": "12.8"}
+
+
+def judged(second: Fingerprint, *, policy: Drift | None = None, allow: bool = False, uses_gpus: bool = True) -> Trust:
+    nodes = {"n1": short(**CARD), "n2": second, "n3": short(**CARD)}
+    return judge_drift(nodes, {}, policy, allow=allow, uses_gpus=uses_gpus)
+
+
+def test_what_runs_insist_on_refuses_the_outlier_and_nobody_else() -> None:
+    trust = judged(short(**{**CARD, "nvidia.driver": "565.7"}))
+    assert trust.problems == {"n1": (), "n2": ("drift: nvidia.driver is 565.7, the others 570.1",), "n3": ()}
+    assert not any(trust.told.values())
+    changed = short(**CARD, **{"python.environment": "1" * 32})
+    changed["python"]["distributions"]["numpy"] = "2.2.0 cccc"
+    assert "(numpy 2.2.0, not 2.1.0)" in judged(changed).problems["n2"][0]
+
+
+def test_the_rest_is_told_and_refuses_nobody() -> None:
+    trust = judged(short(**CARD, kernel="6.1.0-2", packages="other"))
+    assert not any(trust.problems.values())
+    assert trust.told["n2"] == (
+        "drift: kernel is 6.1.0-2, the others 6.1.0-1",
+        "drift: packages is other, the others abc",
+    )
+    trust = judged(short(**CARD, kernel="6.1.0-2"), policy=Drift(must=("kernel",)))
+    assert trust.problems["n2"]
+    assert not any(judged(short(**CARD, kernel="6"), policy=Drift(ignore=("kernel",))).told.values())
+
+
+def test_who_allows_drift_is_told_of_it() -> None:
+    trust = judged(short(**{**CARD, "nvidia.driver": "565.7"}), allow=True)
+    assert not any(trust.problems.values()) and "565.7" in trust.told["n2"][0]
+
+
+def test_a_job_without_gpus_asks_for_no_driver() -> None:
+    trust = judged(short(**{**CARD, "nvidia.driver": "565.7"}), uses_gpus=False)
+    assert not any(trust.problems.values()) and "565.7" in trust.told["n2"][0]
+    assert judged(short(**CARD, **{"python.environment": "1"}), uses_gpus=False).problems["n2"]
+
+
+def test_what_a_node_could_not_tell_is_held_against_nobody() -> None:
+    hung = short()
+    hung["silent"] = {"nvidia": "no answer within 20 s"}
+    trust = judged(hung)
+    assert not any(trust.problems.values()) and not any(trust.told.values())
+
+
+def test_a_node_is_measured_by_its_own_lock() -> None:
+    site = lock(nvidia=NVIDIA)
+    found = own_findings("n1", short(**CARD, **{"nvidia.cuda": "12.8.1"}), site)
+    assert found == ()
+    found = own_findings("n1", short(**{**CARD, "nvidia.cuda": "12.8.1", "nvidia.driver": "565.7"}), site)
+    assert [(each.fact, each.found, each.expected, each.level) for each in found] == [
+        ("nvidia.driver", "565.7", "570.1", "must")
+    ]
+    assert str(found[0]) == "nvidia.driver is 565.7 where 570.1 is wanted (site.json)"
+    absent = own_findings("n1", short(), site)
+    assert {each.fact for each in absent} == {"nvidia.driver", "nvidia.model", "nvidia.cuda"}
+    assert all(each.found == "absent" for each in absent)
+
+
+def test_somebodys_own_environment_is_not_measured_by_the_sites(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "current").symlink_to("1")
+    python = {"version": "3.11", "env_path": str(tmp_path / "current"), "environment": "a" * 32}
+    own = short()
+    assert own_findings("n1", own, lock(python=python)) == ()
+    own["python"]["path"] = str(tmp_path / "1")
+    assert [each.fact for each in own_findings("n1", own, lock(python=python))] == ["python.environment"]
+
+
+def told(node: str, seen: Fingerprint, **more: Any) -> dict[str, Any]:
+    return Look(node=node, seen=seen, lock=None, **more).said()
+
+
+def config(**cluster: Any) -> PretrainConfig:
+    return PretrainConfig(store=("s",), cluster=ClusterConfig(**cluster))
+
+
+def test_the_gate_decides_by_what_nodes_told() -> None:
+    nodes = {name: told(name, short(**CARD)) for name in ("n1", "n3")}
+    nodes["n2"] = told("n2", short(**{**CARD, "nvidia.driver": "565.7"}))
+    nodes["n4"] = {"fingerprint": None, "findings": [], "words": ["no fingerprint: no answer within 25 s"]}
+    own = Look(node="n1", seen=short(**CARD), lock=None)
+    trust = compare_nodes(own, nodes, config(gpus_per_node=8))
+    assert (
+        trust.problems["n2"]
+        and not trust.problems["n4"]
+        and trust.told["n4"] == ("no fingerprint: no answer within 25 s",)
+    )
+    assert not any(compare_nodes(own, nodes, config(gpus_per_node=8, allow_drift=True)).problems.values())
+    assert not any(compare_nodes(own, nodes, config(gpus_per_node=0)).problems.values())
+
+
+def test_this_node_looks_at_itself_and_keeps_what_it_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHENOMHPC_SITE", str(tmp_path / "site.json"))
+    seen = look("n1")
+    assert seen.seen is not None and seen.lock is None and seen.words == ()
+    attempt = AttemptPaths(tmp_path / "001")
+    keep(attempt, seen)
+    text = attempt.node("n1").read_text()
+    assert seen.seen["digest"] in text and '"values"' in text
+    (tmp_path / "site.json").write_text('{"schema": 1}')
+    assert "name: is missing" in look("n1").words[0]
+
+
+def gate(node: str, *words: str, attempt: int = 1) -> dict[str, Any]:
+    return {"event": "gate", "attempt": attempt, "node": node, "drift": list(words)}
+
+
+def test_drift_is_named_where_it_is_the_likely_cause() -> None:
+    drifted = "drift: kernel is 6.1.0-2, the others 6.1.0-1"
+    events = [gate("n1"), gate("n2", drifted), gate("n3")]
+    assert drift_words(events, {"n2"}, 1) == (
+        f"likely the cause: it failed on n2 only, which is not like the others: {drifted}",
+    )
+    assert drift_words(events, {"n1", "n2"}, 1) == (), "a node that is like the others failed too"
+    assert drift_words(events, set(), 1) == () and drift_words(events, {"n1"}, 1) == ()
+    assert drift_words([gate(name, drifted) for name in ("n1", "n2")], {"n1", "n2"}, 1) == (), "all differ"
+    assert drift_words(events, {"n2"}, 2) == ()
+
+
+def test_a_refusal_is_told_once_and_says_the_way_out() -> None:
+    message = "n2: drift: python.environment is 1, the others f"
+    refused = [
+        {"event": "failed", "attempt": 1, "task": task, "exit_code": 77, "message": message} for task in range(3)
+    ]
+    (line,) = drift_words([*refused, gate("n1", attempt=2)], set(), 2)
+    assert line.startswith(f"attempt 1 was refused: {message}; ") and "--allow-drift" in line
+    assert drift_words([{**refused[0], "message": "n2: /runs: not writable"}], set(), 1) == ()
