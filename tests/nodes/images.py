@@ -20,9 +20,7 @@ from tests.cluster import ClusterError
 
 SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
-BASE = (
-    "systemd,systemd-sysv,dbus,python3,python3-apt,openssh-server,procps,iproute2,sudo,ca-certificates,libpam-systemd,kmod"
-)
+BASE = "systemd,systemd-sysv,dbus,python3,python3-apt,openssh-server,procps,iproute2,sudo,ca-certificates,libpam-systemd,kmod"
 PACKAGES = (
     "munge",
     "slurmctld",
@@ -38,7 +36,9 @@ PACKAGES = (
     "unattended-upgrades",
 )
 # The machines' disks are a memory file system: nothing of theirs outlives a test run, so dpkg need not wait for a disk.
-_DPKG = "force-unsafe-io\npath-exclude /usr/share/doc/*\npath-exclude /usr/share/man/*\npath-exclude /usr/share/locale/*\n"
+_DPKG = (
+    "force-unsafe-io\npath-exclude /usr/share/doc/*\npath-exclude /usr/share/man/*\npath-exclude /usr/share/locale/*\n"
+)
 _FETCH_LIMIT_S = 600
 
 

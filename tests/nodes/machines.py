@@ -23,9 +23,20 @@ from tests.nodes import images
 SUBNET = "10.79.0"
 CONTROL_ADDRESS = f"{SUBNET}.1"
 STEP_LIMIT_S = 60.0
-PROGRAMS = ("debootstrap", "systemd-nspawn", "dpkg-deb", "dpkg-scanpackages", "ip", "nsenter", "unshare", "setpriv", "ssh")
+PROGRAMS = (
+    "debootstrap",
+    "systemd-nspawn",
+    "dpkg-deb",
+    "dpkg-scanpackages",
+    "ip",
+    "nsenter",
+    "unshare",
+    "setpriv",
+    "ssh",
+)
 
-# A control group for each: else their systemds would share the groups of units of the same name.  Exit code 133 is a reboot.  nspawn leaves its socket in /run/systemd/nspawn, which the next start refuses.
+# A control group for each: else their systemds would share the groups of units of the same name.
+# Exit code 133 is a reboot.  nspawn leaves its socket in /run/systemd/nspawn, which the next start refuses.
 _SUPERVISE = """
 set -eu
 folder=$1 lower=$2 group=$3; shift 3
@@ -111,7 +122,9 @@ class Machines:
         """`argv` as it runs on the control host: where ssh and Ansible see the machines."""
         return ["nsenter", f"--net=/run/netns/{self._netns('ctl')}", *argv]
 
-    def run(self, name: str, command: str, *, check: bool = True, limit_s: float = STEP_LIMIT_S, stdin: str = "") -> str:
+    def run(
+        self, name: str, command: str, *, check: bool = True, limit_s: float = STEP_LIMIT_S, stdin: str = ""
+    ) -> str:
         """Output of a shell command on a machine, as root; ClusterError when it fails and `check` is set."""
         done = self.execute(name, command, limit_s=limit_s, stdin=stdin)
         if check and done.returncode:
@@ -141,7 +154,9 @@ class Machines:
         return done.returncode == 0 or not os.path.ismount(self.root)
 
     def _make_key(self) -> None:
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.root / "key")], check=True, timeout=30)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.root / "key")], check=True, timeout=30
+        )
         options = {
             "IdentityFile": self.root / "key",
             "User": "root",
@@ -176,7 +191,7 @@ class Machines:
             subprocess.run(["ip", *line.split()], check=True, timeout=STEP_LIMIT_S)
 
     def _prepare(self, name: str) -> None:
-        for part in ("up/root/.ssh", "up/etc/apt/sources.list.d", "work", "root"):
+        for part in ("up/root/.ssh", "up/etc/ssh/sshd_config.d", "up/etc/apt/sources.list.d", "work", "root"):
             (self.root / name / part).mkdir(parents=True)
         (self.root / name / "up").chmod(0o755)
         hosts = ["127.0.0.1 localhost", f"{CONTROL_ADDRESS} control", *(f"{self.address(n)} {n}" for n in self.names)]
@@ -185,6 +200,8 @@ class Machines:
             "/etc/hostname": name,
             "/etc/hosts": "\n".join(hosts),
             "/etc/apt/sources.list": "\n".join(sources),
+            # Sessions of systemd-logind, one for each task of Ansible's, would cost more than the tasks.
+            "/etc/ssh/sshd_config.d/tests.conf": "UsePAM no",
             "/root/.ssh/authorized_keys": (self.root / "key.pub").read_text(),
         }
         for path, text in texts.items():
@@ -192,20 +209,31 @@ class Machines:
         self.path(name, "/root").chmod(0o700)
         self.path(name, "/root/.ssh").chmod(0o700)
         keys = ["ssh-keygen", "-q", "-A", "-f", str(self.root / name / "up")]
-        self.path(name, "/etc/ssh").mkdir()
         subprocess.run(keys, check=True, timeout=30, capture_output=True)
 
     def _start(self, name: str, lower: Path) -> None:
         folder = self.root / name
         nspawn = [
-            *("systemd-nspawn", "-q", "--boot", "-D", str(folder / "root"), f"--machine={name}", "--register=no", "--keep-unit"),
+            *(
+                "systemd-nspawn",
+                "-q",
+                "--boot",
+                "-D",
+                str(folder / "root"),
+                f"--machine={name}",
+                "--register=no",
+                "--keep-unit",
+            ),
             *(f"--network-namespace-path=/run/netns/{self._netns(name)}", "--resolv-conf=off", "--console=read-only"),
             f"--bind={self.root}/shared:/shared",
             *(f"--bind-ro={path}:/srv/{path.name}" for path in self._repositories),
         ]
         supervisor = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
         argv = ["env", "SYSTEMD_NSPAWN_API_VFS_WRITABLE=network", *supervisor, "--mount-proc"]
-        process = daemon([*argv, "bash", "-c", _SUPERVISE, name, str(folder), str(lower), self._group(name), *nspawn], self._log(name))
+        process = daemon(
+            [*argv, "bash", "-c", _SUPERVISE, name, str(folder), str(lower), self._group(name), *nspawn],
+            self._log(name),
+        )
         self._processes.add(f"machine-{name}", process.pid)
 
     def _group(self, name: str) -> str:
@@ -225,4 +253,3 @@ class Machines:
 
     def _log(self, name: str) -> Path:
         return self.root / "log" / f"{name}.out"
-

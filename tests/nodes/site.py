@@ -1,6 +1,6 @@
 """A site of the tests: booted machines, an inventory, a lock and a vault for them, and Ansible's playbooks run on it.
 
-    ROOT/site/  site.lock.yml    inventory/hosts.yml    inventory/group_vars/all/{main,vault}.yml    vault-password
+ROOT/site/  site.lock.yml    inventory/hosts.yml    inventory/group_vars/all/{main,vault}.yml    vault-password
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -28,8 +29,14 @@ ANSIBLE = REPOSITORY / "ansible"
 HEAD = "head"
 PLAY_LIMIT_S = 600
 _RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
+NCCL, NEWER_NCCL = "2.26.2-1+cuda12.8", "2.27.3-1+cuda12.9"
 _PINNED = ("munge", "slurmctld", "slurmd", "slurm-client", "slurmdbd", "mariadb-server", "chrony")
-_CLASS_OF = {"slurmctld": ["controller"], "slurmd": ["compute"], "slurmdbd": ["database"], "mariadb-server": ["database"]}
+_CLASS_OF = {
+    "slurmctld": ["controller"],
+    "slurmd": ["compute"],
+    "slurmdbd": ["database"],
+    "mariadb-server": ["database"],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +65,17 @@ class Played:
 class Site:
     """Machines with a lock.  `lock` may be changed between plays; each play writes it first."""
 
-    def __init__(self, machines: Machines, packages: Path, stand_ins: Path) -> None:
-        self.machines, self.stand_ins = machines, stand_ins
+    def __init__(self, machines: Machines, packages: Path) -> None:
+        self.machines = machines
         self.nodes = [name for name in machines.names if name != HEAD]
         self.folder = machines.root / "site"
         self.lock = _lock(self.nodes, images.versions(packages))
-        self.secrets = {"munge_key": secrets.token_hex(64), "slurm_database_password": secrets.token_hex(16)}
+        self.secrets = {
+            "munge_key": secrets.token_hex(64),
+            "slurm_database_password": secrets.token_hex(16),
+            "fingerprint_key": secrets.token_hex(32),
+        }
+        self.all_secrets = list(self.secrets.values())
         self.outputs: list[str] = []
 
     def write(self) -> None:
@@ -77,7 +89,9 @@ class Site:
         (self.folder / "inventory" / "hosts.yml").write_text(yaml.safe_dump(_inventory(self.nodes)))
         (variables / "main.yml").write_text(yaml.safe_dump(_variables(self)))
         (variables / "vault.yml").write_text(yaml.safe_dump(self.secrets))
-        self._ansible(["ansible-vault", "encrypt", "--vault-password-file", str(password), str(variables / "vault.yml")])
+        self._ansible(
+            ["ansible-vault", "encrypt", "--vault-password-file", str(password), str(variables / "vault.yml")]
+        )
 
     def play(self, playbook: str, *arguments: str, limit_s: float = PLAY_LIMIT_S) -> Played:
         """Run a playbook of the bundle from the control host."""
@@ -99,6 +113,17 @@ class Site:
             changed={host: changed for host, changed, _ in recap},
             failed={host: failed for host, _, failed in recap},
         )
+
+    def drift(self) -> dict[str, Any]:
+        """What drift.yml's fingerprints say: verdict, findings, silent."""
+        folder = self.machines.root / "drift"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self.play("drift.yml", "-e", f"drift_folder={folder}")
+        argv = [sys.executable, "-m", "phenomhpc", "cluster", "drift", "--site", str(self.folder / "site.lock.yml")]
+        done = subprocess.run([*argv, "--from", str(folder), "--json"], capture_output=True, text=True, timeout=60)
+        report: dict[str, Any] = json.loads(done.stdout)
+        return report | {"code": done.returncode}
 
     def states(self) -> dict[str, str]:
         """sinfo's state of every node."""
@@ -147,10 +172,12 @@ def _variables(site: Site) -> dict[str, Any]:
     """What differs here from a cluster of real machines, and no more."""
     return {
         "site_lock": str(site.folder / "site.lock.yml"),
-        "kernel_tuning_accept_read_only": True,
         "chrony_control_clock": False,
         "chrony_allow": [f"{SUBNET}.0/24"],
         "chrony_local_stratum": 8,
+        # NCCL's package, a stand-in: nobody installs the real one on a machine without a GPU.
+        "repo_pins_also": "{{ ['libnccl2'] if 'compute' in site_classes else [] }}",
+        "repo_pins_remove_extra": True,
         "slurm_database_pool": "64M",
         "slurm_database_log_size": "16M",
     }
@@ -170,7 +197,13 @@ def _lock(nodes: Sequence[str], versions: Mapping[str, str]) -> dict[str, Any]:
             "database": HEAD,
             "login": [HEAD],
             "node_types": [
-                {"name": "plain", "nodes": every, "cpus": os.cpu_count(), "memory_mb": memory_mb, "reserved_mb": memory_mb // 2}
+                {
+                    "name": "plain",
+                    "nodes": every,
+                    "cpus": os.cpu_count(),
+                    "memory_mb": memory_mb,
+                    "reserved_mb": memory_mb // 2,
+                }
             ],
             "partitions": [{"name": "main", "nodes": every, "default": True, "max_time": "1:00:00"}],
             # The machines see the control groups of the host read-only.
@@ -185,8 +218,13 @@ def _lock(nodes: Sequence[str], versions: Mapping[str, str]) -> dict[str, Any]:
         "packages": [
             {"name": name, "version": versions[name]} | ({"hosts": _CLASS_OF[name]} if name in _CLASS_OF else {})
             for name in _PINNED
-        ],
-        "sysctls": {"net.core.somaxconn": "8192", "net.ipv4.tcp_rmem": "4096 131072 268435456", "vm.swappiness": "1"},
+        ]
+        + [{"name": "libnccl2", "version": NCCL, "hosts": ["compute"]}],
+        "sysctls": {
+            "net.core.somaxconn": "8192",
+            "net.ipv4.tcp_rmem": "4096 131072 268435456",
+            "vm.swappiness": _read_only("vm/swappiness"),
+        },
         "limits": [
             {"domain": "*", "type": "-", "item": "memlock", "value": "unlimited"},
             {"domain": "*", "type": "-", "item": "nofile", "value": "1048576"},
@@ -195,19 +233,33 @@ def _lock(nodes: Sequence[str], versions: Mapping[str, str]) -> dict[str, Any]:
             {"name": "munge.service", "enabled": True, "active": True},
             {"name": "slurmd.service", "enabled": True, "active": True, "hosts": ["compute"]},
         ],
-        "time": {"servers": [HEAD]},
+        "time": {"servers": [HEAD], "max_offset_s": 1},
+        "monitoring": {"node": 9100},
         "users": [
             {"name": "munge", "uid": 981, "gid": 981},
             {"name": "slurm", "uid": 982, "gid": 982, "home": "/var/lib/slurm"},
         ],
+        # The machines cannot raise their own: slurmd has the host's.
+        "drift": {"ignore": ["limit:locked_memory"]},
         "managed": {
             "directories": [
                 {"path": path}
-                for path in ("/etc/sysctl.d", "/etc/apt/preferences.d", "/etc/security/limits.d", "/etc/slurm", "/etc/phenomhpc")
+                for path in (
+                    "/etc/sysctl.d",
+                    "/etc/apt/preferences.d",
+                    "/etc/security/limits.d",
+                    "/etc/slurm",
+                    "/etc/phenomhpc",
+                )
             ],
             "files": _files(),
         },
     }
+
+
+def _read_only(name: str) -> str:
+    """A sysctl that the machines see, and cannot set: the lock wants what it is."""
+    return Path("/proc/sys", name).read_text().strip()
 
 
 def _files() -> list[dict[str, Any]]:
@@ -228,4 +280,5 @@ def _files() -> list[dict[str, Any]]:
         *({"path": path} | root for path in paths),
         {"path": "/etc/munge/munge.key"} | munge,
         {"path": "/etc/slurm/slurmdbd.conf"} | slurm,
+        {"path": "/etc/phenomhpc/fingerprint.key", "mode": "0400", "owner": "root", "group": "root", "secret": True},
     ]
