@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from tests.cluster import ClusterError
-from tests.nodes import images
+from tests.nodes import images, wheels
 from tests.nodes.machines import SUBNET, Machines
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -69,7 +69,9 @@ class Site:
         self.machines = machines
         self.nodes = [name for name in machines.names if name != HEAD]
         self.folder = machines.root / "site"
-        self.lock = _lock(self.nodes, images.versions(packages))
+        self.project = self.folder / "project"
+        python_lock = wheels.make(self.project, machines.root / "shared" / "wheels")
+        self.lock = _lock(self.nodes, images.versions(packages), python_lock)
         self.secrets = {
             "munge_key": secrets.token_hex(64),
             "slurm_database_password": secrets.token_hex(16),
@@ -172,6 +174,7 @@ def _variables(site: Site) -> dict[str, Any]:
     """What differs here from a cluster of real machines, and no more."""
     return {
         "site_lock": str(site.folder / "site.lock.yml"),
+        "python_env_source": str(site.project),
         "chrony_control_clock": False,
         "chrony_allow": [f"{SUBNET}.0/24"],
         "chrony_local_stratum": 8,
@@ -183,7 +186,7 @@ def _variables(site: Site) -> dict[str, Any]:
     }
 
 
-def _lock(nodes: Sequence[str], versions: Mapping[str, str]) -> dict[str, Any]:
+def _lock(nodes: Sequence[str], versions: Mapping[str, str], python_lock: str) -> dict[str, Any]:
     memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     every = ",".join(nodes)
     return {
@@ -235,6 +238,12 @@ def _lock(nodes: Sequence[str], versions: Mapping[str, str]) -> dict[str, Any]:
         ],
         "time": {"servers": [HEAD], "max_offset_s": 1},
         "monitoring": {"node": 9100},
+        "python": {
+            "version": "3.11",
+            "lock_sha256": python_lock,
+            "env_path": "/shared/env/current",
+            "wheelhouse": "/shared/wheels",
+        },
         "users": [
             {"name": "munge", "uid": 981, "gid": 981},
             {"name": "slurm", "uid": 982, "gid": 982, "home": "/var/lib/slurm"},

@@ -13,6 +13,7 @@ import pytest
 
 from tests.cluster.processes import wait_for
 from tests.nodes.site import ANSIBLE, HEAD, NCCL, NEWER_NCCL, Site
+from tests.nodes.wheels import LATER, LOCKED
 
 RANDOM_KEY = "tr -dc a-f0-9 </dev/urandom | head -c 128"
 
@@ -89,21 +90,26 @@ TAMPERINGS = (
     (HEAD, "sysctl -w net.core.somaxconn=128", "managed", "sysctl:net.core.somaxconn"),
     ("n2", "systemctl stop munge", "managed", "unit:munge.service"),
 )
+# On the shared file system, and so seen by every host.
+UPGRADED = "/shared/env/current/bin/pip install -q --no-index --find-links /shared/wheels tiny==" + LATER
 
 
 def test_tampering_is_named_and_healed(site: Site) -> None:
     """Every change is one finding, of its class, on its node, and nothing else is said; site.yml undoes all of them."""
     for node, command, _, _ in TAMPERINGS:
         site.machines.run(node, command)
+    site.machines.run("n1", UPGRADED)
     report = site.drift()
     found = {(each["node"], each["class"], each["fact"]) for each in report["findings"]}
-    assert found == {(node, kind, fact) for node, _, kind, fact in TAMPERINGS}
+    upgraded = {(name, "managed", "python.environment") for name in site.machines.names}
+    assert found == {(node, kind, fact) for node, _, kind, fact in TAMPERINGS} | upgraded
     assert (report["verdict"], report["code"]) == ("drift", 1)
-    assert len(report["findings"]) == len(TAMPERINGS)
+    assert len(report["findings"]) == len(found)
     healed = site.play("site.yml")
     assert healed.code == 0, healed.changes
     after = site.drift()
     assert (after["verdict"], after["findings"]) == ("clean", [])
+    assert site.machines.run("n2", "/shared/env/current/bin/python -c 'import tiny; print(tiny.__version__)'") == LOCKED
     kept = site.machines.run("n2", "cat /var/lib/phenomhpc/removed/etc/sysctl.d/zz-rogue.conf")
     assert kept == "net.core.somaxconn=128"
     assert sorted(site.machines.run(HEAD, f"srun -N{len(site.nodes)} hostname").split()) == site.nodes
