@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml uv.lock tools/lock_constraints.py
 
 install-test: $(VENV)/installed-test
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test,gpu,tracking]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test,gpu,tracking,nodes]'
 	touch $@
 
 # What the tests use beside Python: installed as root on Debian, else tests that need it are skipped by name.

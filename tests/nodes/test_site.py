@@ -91,7 +91,7 @@ TAMPERINGS = (
     ("n2", "systemctl stop munge", "managed", "unit:munge.service"),
 )
 # On the shared file system, and so seen by every host.
-UPGRADED = "/shared/env/current/bin/pip install -q --no-index --find-links /shared/wheels tiny==" + LATER
+UPGRADED = "PIP_FIND_LINKS=/shared/wheels /shared/env/current/bin/pip install -q --no-index tiny==" + LATER
 
 
 def test_tampering_is_named_and_healed(site: Site) -> None:

@@ -31,7 +31,8 @@ def make(project: Path, wheelhouse: Path) -> str:
     (project / "pyproject.toml").write_text(_PROJECT)
     (project / "README.md").write_text("A stand-in.\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
-    argv = [str(Path(sys.executable).parent / "uv"), "lock", "--offline", "--no-index", "--find-links", str(wheelhouse)]
+    environment["UV_FIND_LINKS"] = str(wheelhouse)
+    argv = [str(Path(sys.executable).parent / "uv"), "lock", "--offline", "--no-index"]
     subprocess.run(argv, cwd=project, env=environment, check=True, capture_output=True, timeout=60)
     return hashlib.sha256((project / "uv.lock").read_bytes()).hexdigest()
 
