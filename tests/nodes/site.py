@@ -281,7 +281,6 @@ def _files() -> list[dict[str, Any]]:
         "/etc/slurm/gres.conf",
         "/etc/slurm/cgroup.conf",
         "/etc/phenomhpc/site.json",
-        "/etc/phenomhpc/manifest.json",
     ]
     munge = {"mode": "0400", "owner": "munge", "group": "munge", "secret": True}
     slurm = {"mode": "0600", "owner": "slurm", "group": "slurm", "secret": True, "hosts": ["database"]}
