@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 APT_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge mariadb-server-core mariadb-client-core iproute2 strace chromium
 
+APT_PACKAGES_NODES := debootstrap systemd-container dpkg-dev iproute2 util-linux openssh-client
+
 .PHONY: install install-test system-packages demo test test-nodes lint format lock bench-cli bench-loader bench-convert bench-train bench-embed bench-checkpoint bench-slurm bench-elastic bench-maps bench-gpu soak clean
 
 # Installs the versions of uv.lock with pip, which honours a machine's own wheel folder (a CPU build of torch, say).
@@ -19,7 +21,7 @@ $(VENV)/installed: pyproject.toml uv.lock tools/lock_constraints.py
 
 install-test: $(VENV)/installed-test
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test,gpu,onnx,tracking,maps]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[test,gpu,onnx,tracking,maps,nodes]'
 	touch $@
 
 # What the tests use beside Python: installed as root on Debian, else tests that need it are skipped by name.
@@ -31,10 +33,13 @@ demo: install
 
 # Threads that sleep at OpenMP's barriers, since two workers share the cores.
 test: install-test system-packages
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile --ignore tests/nodes $(PYTEST_ARGS)
 
-test-nodes:
-	@echo "test-nodes: the Ansible bundle and its tests are still to come"
+# Boots machines of their own (systemd-nspawn over an overlay of a bare Debian, fetched once into PHENOMHPC_NODES_CACHE or
+# /var/cache/phenomhpc-nodes) and runs the Ansible bundle on them; as root on Debian, else skipped by name.
+test-nodes: install-test
+	@tools/install_system_packages.sh $(APT_PACKAGES_NODES)
+	timeout --kill-after=30 1200 $(BIN)/pytest tests/nodes --durations=10 $(PYTEST_ARGS)
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -63,7 +68,7 @@ bench-gpu:
 
 # The long campaigns; small versions of them are in `make test`.
 soak: install-test system-packages
-	PHENOMHPC_SOAK=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 7200 $(PYTEST_ARGS)
+	PHENOMHPC_SOAK=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 7200 --ignore tests/nodes $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

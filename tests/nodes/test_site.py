@@ -1,0 +1,232 @@
+"""The Ansible bundle on booted machines, from bare roots to a Slurm that works; changes behind its back, rolls."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.processes import wait_for
+from tests.nodes.site import ANSIBLE, HEAD, NCCL, NEWER_NCCL, Site
+from tests.nodes.wheels import LATER, LOCKED
+
+RANDOM_KEY = "tr -dc a-f0-9 </dev/urandom | head -c 128"
+
+
+def test_a_bare_root_becomes_a_cluster(site: Site) -> None:
+    """Steps run across the nodes, batch jobs are accounted for, and each node is what the lock says."""
+    ran = site.machines.run(HEAD, f"srun -N{len(site.nodes)} hostname")
+    assert sorted(ran.split()) == site.nodes
+    script = "#!/bin/sh\nsrun hostname\n"
+    number = site.machines.run(HEAD, "cd /tmp && sbatch --parsable --wait -o out.%j", stdin=script)
+    assert site.machines.run(site.nodes[0], f"cat /tmp/out.{number}") in site.nodes
+
+    def accounted() -> bool:
+        return site.machines.run(HEAD, f"sacct -n -X -P -o State,ExitCode -j {number}") == "COMPLETED|0:0"
+
+    wait_for("slurmdbd has the job's end", accounted, 30)
+    for node in site.nodes:
+        assert site.machines.run(node, "sysctl -n net.core.somaxconn") == "8192"
+        assert site.machines.run(node, "dpkg-query -W -f '${Version}' libnccl2") == NCCL
+        assert {"slurmd", "munge", "libnccl2"} <= set(site.machines.run(node, "apt-mark showhold").split())
+        assert site.machines.run(node, "stat -c '%a %U' /etc/munge/munge.key") == "400 munge"
+        assert site.site_json(node)["derived"]["hosts"][node] == ["compute"]
+
+
+def test_a_second_run_changes_nothing(site: Site) -> None:
+    """The roles find that all is as they would make it."""
+    played = site.play("site.yml")
+    assert played.code == 0, played.changes
+    assert sum(played.changed.values()) == 0, played.changes
+
+
+def test_check_mode_changes_nothing_and_drift_is_clean(site: Site) -> None:
+    """A cluster that nobody changed is reported so, by Ansible's check mode as by the fingerprints."""
+    played = site.play("site.yml", "--check", "--diff")
+    assert played.code == 0, played.changes
+    assert sum(played.changed.values()) == 0, played.changes
+    report = site.drift()
+    assert (report["verdict"], report["findings"], report["silent"], report["code"]) == ("clean", [], {}, 0)
+
+
+# node, what somebody does there, class, fact
+TAMPERINGS = (
+    ("n1", f"dpkg -i /srv/stand-ins/libnccl2_{NEWER_NCCL}_all.deb", "managed", "package:libnccl2"),
+    ("n1", "apt-mark unhold slurmd", "managed", "hold:slurmd"),
+    (
+        "n2",
+        "echo net.core.somaxconn=128 > /etc/sysctl.d/zz-rogue.conf",
+        "unmanaged",
+        "file:/etc/sysctl.d/zz-rogue.conf",
+    ),
+    (
+        "n2",
+        f"printf 'Package: libnccl2\\nPin: version {NEWER_NCCL}\\nPin-Priority: 1002\\n' > /etc/apt/preferences.d/00-rogue",
+        "unmanaged",
+        "file:/etc/apt/preferences.d/00-rogue",
+    ),
+    ("n1", "apt-get install -y phenomhpc-stray", "unmanaged", "package:phenomhpc-stray"),
+    ("n2", "chmod 0666 /etc/slurm/gres.conf", "managed", "file:/etc/slurm/gres.conf"),
+    ("n2", "systemctl disable slurmd", "managed", "unit:slurmd.service"),
+    ("n1", "touch /etc/slurm/job_submit.lua", "unmanaged", "file:/etc/slurm/job_submit.lua"),
+    ("n1", f"{RANDOM_KEY} > /etc/munge/munge.key", "managed", "file:/etc/munge/munge.key"),
+    (
+        "n2",
+        "sed -i s/SlurmdTimeout=300/SlurmdTimeout=30/ /etc/slurm/slurm.conf",
+        "managed",
+        "file:/etc/slurm/slurm.conf",
+    ),
+    (
+        "n1",
+        "sed -i s/unlimited/8192/ /etc/security/limits.d/90-phenomhpc.conf",
+        "managed",
+        "file:/etc/security/limits.d/90-phenomhpc.conf",
+    ),
+    (HEAD, "sysctl -w net.core.somaxconn=128", "managed", "sysctl:net.core.somaxconn"),
+    ("n2", "systemctl stop munge", "managed", "unit:munge.service"),
+)
+# On the shared file system, and so seen by every host.
+UPGRADED = "PIP_FIND_LINKS=/shared/wheels /shared/env/current/bin/pip install -q --no-index tiny==" + LATER
+
+
+def test_tampering_is_named_and_healed(site: Site) -> None:
+    """Every change is one finding, of its class, on its node, and nothing else is said; site.yml undoes all of them."""
+    for node, command, _, _ in TAMPERINGS:
+        site.machines.run(node, command)
+    site.machines.run("n1", UPGRADED)
+    report = site.drift()
+    found = {(each["node"], each["class"], each["fact"]) for each in report["findings"]}
+    upgraded = {(name, "managed", "python.environment") for name in site.machines.names}
+    assert found == {(node, kind, fact) for node, _, kind, fact in TAMPERINGS} | upgraded
+    assert (report["verdict"], report["code"]) == ("drift", 1)
+    assert len(report["findings"]) == len(found)
+    healed = site.play("site.yml")
+    assert healed.code == 0, healed.changes
+    after = site.drift()
+    assert (after["verdict"], after["findings"]) == ("clean", [])
+    assert site.machines.run("n2", "/shared/env/current/bin/python -c 'import tiny; print(tiny.__version__)'") == LOCKED
+    kept = site.machines.run("n2", "cat /var/lib/phenomhpc/removed/etc/sysctl.d/zz-rogue.conf")
+    assert kept == "net.core.somaxconn=128"
+    assert sorted(site.machines.run(HEAD, f"srun -N{len(site.nodes)} hostname").split()) == site.nodes
+
+
+@pytest.fixture
+def _released(site: Site) -> Iterator[None]:
+    """The lock as it was, all nodes idle, whatever a test did with them."""
+    version = _pin(site)["version"]
+    yield
+    _pin(site)["version"] = version
+    for node in site.nodes:
+        site.machines.execute(HEAD, f"scontrol update nodename={node} state=resume")
+
+
+def _pin(site: Site) -> dict[str, str]:
+    pin: dict[str, str] = next(each for each in site.lock["packages"] if each["name"] == "libnccl2")
+    return pin
+
+
+def _reason(site: Site, node: str) -> str:
+    return site.machines.run(HEAD, f"sinfo -h -N -n {node} -o %E")
+
+
+def _nccl(site: Site, node: str) -> str:
+    return site.machines.run(node, "dpkg-query -W -f '${Version}' libnccl2")
+
+
+@pytest.mark.usefixtures("_released")
+def test_a_roll_disturbs_no_job_and_leaves_others_drains(site: Site) -> None:
+    """A node is changed after its job has ended, and given back; one that an administrator drained is changed, and stays so."""
+    first, last = site.nodes[0], site.nodes[-1]
+    site.machines.run(HEAD, f"scontrol update nodename={last} state=drain reason='disk, ticket 7'")
+    script = f"#!/bin/sh\nsleep 20\n[ $(dpkg-query -W -f '${{Version}}' libnccl2) = {NCCL} ]\n"
+    number = site.machines.run(HEAD, f"cd /tmp && sbatch --parsable -w {first} -o /dev/null", stdin=script)
+    wait_for("the job runs", lambda: site.machines.run(HEAD, f"squeue -h -j {number} -o %T") == "RUNNING", 60)
+    _pin(site)["version"] = NEWER_NCCL
+    played = site.play("roll.yml", "-e", "roll_poll_s=1")
+    assert played.code == 0, played.changes
+    assert site.machines.run(HEAD, f"sacct -n -X -P -o State,ExitCode -j {number}") == "COMPLETED|0:0"
+    assert [_nccl(site, node) for node in site.nodes] == [NEWER_NCCL] * len(site.nodes)
+    states = site.states()
+    assert states[first] == "idle"
+    assert states[last] == "drained"
+    assert _reason(site, last) == "disk, ticket 7"
+
+
+@pytest.mark.usefixtures("_released")
+def test_an_unobtainable_pin_stops_the_roll_at_one_node(site: Site) -> None:
+    """The first node stays drained with our reason, the others are untouched; the next roll goes on there."""
+    before = _nccl(site, site.nodes[-1])
+    _pin(site)["version"] = "9.9.9-1"
+    played = site.play("roll.yml", "-e", "roll_poll_s=1")
+    assert played.code != 0
+    assert "9.9.9-1" in played.output
+    states = site.states()
+    assert [states[node] for node in site.nodes] == ["drained", *["idle"] * (len(site.nodes) - 1)]
+    assert _reason(site, site.nodes[0]) == "phenomhpc: roll"
+    assert _nccl(site, site.nodes[-1]) == before
+    assert "9.9.9-1" not in site.machines.run(
+        site.nodes[-1], "cat /etc/apt/preferences.d/90-phenomhpc /etc/phenomhpc/site.json"
+    )
+    _pin(site)["version"] = before
+    again = site.play("roll.yml", "-e", "roll_poll_s=1", "-l", site.nodes[0])
+    assert again.code == 0, again.changes
+    assert site.states()[site.nodes[0]] == "idle"
+
+
+def test_a_new_munge_key_everywhere(site: Site) -> None:
+    """After the rotation credentials pass between all hosts, made with the new key."""
+    old = site.machines.run(HEAD, "cat /etc/munge/munge.key")
+    site.secrets["munge_key"] = site.machines.run(HEAD, RANDOM_KEY)
+    site.all_secrets.append(site.secrets["munge_key"])
+    played = site.play("rotate_munge_key.yml")
+    assert played.code == 0, played.changes
+    for name in site.machines.names:
+        assert site.machines.run(name, "cat /etc/munge/munge.key") == site.secrets["munge_key"] != old
+    assert sorted(site.machines.run(HEAD, f"srun -N{len(site.nodes)} hostname").split()) == site.nodes
+
+
+def test_a_lock_with_parts_that_do_not_fit_touches_no_host(site: Site) -> None:
+    """The message names the key, the value and the way out; no task ran on a host."""
+    site.lock["slurm"]["partitions"][0]["gpus_per_node"] = 8
+    try:
+        played = site.play("site.yml")
+    finally:
+        site.lock["slurm"]["partitions"][0]["gpus_per_node"] = 0
+    assert played.code != 0
+    assert re.search(r"slurm\.partitions\.main\.gpus_per_node=8: .*lower it", played.output)
+    assert sum(played.changed.values()) == 0
+    assert "[users" not in played.output
+
+
+def test_secrets_are_in_no_output_and_no_log(site: Site) -> None:
+    """Not in what Ansible printed, diffs included; not in a host's logs, nor in a file that others than the owner may read."""
+    told = "\n".join(site.outputs)
+    assert "PLAY RECAP" in told
+    words = [*site.all_secrets, *site.secrets.values()]
+    assert not [word[:4] for word in words if word in told]
+    for name in site.machines.names:
+        patterns = "\n".join(words)
+        said = site.machines.run(
+            name,
+            "cat > /run/patterns; journalctl -q --no-pager | grep -c -F -f /run/patterns;"
+            "grep -r -l -F -f /run/patterns /var/log /tmp /var/tmp /root/.ansible;"
+            "find /etc /var/lib /usr/local -type f -perm /044 -print0 | xargs -0 grep -l -F -f /run/patterns;"
+            "rm /run/patterns",
+            check=False,
+            stdin=patterns,
+        )
+        assert said == "0", (name, said)
+
+
+def test_lint() -> None:
+    """ansible-lint's strictest profile and yamllint have nothing to say."""
+    for argv in (["ansible-lint", "--offline", "--nocolor"], ["yamllint", "--strict", "."]):
+        command = [str(Path(sys.executable).parent / argv[0]), *argv[1:]]
+        path = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": "/root"}
+        done = subprocess.run(command, cwd=ANSIBLE, env=path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, shlex.join(argv) + done.stdout[-3000:] + done.stderr[-3000:]
