@@ -76,7 +76,8 @@ def is_setting(text: str, kinds: list[str], folder: Path, monkeypatch: pytest.Mo
 def test_there_are_pages_and_they_name_commands() -> None:
     assert [page.name for page in PAGES] == [
         "README.md", "architectures.md", "arrays.md", "checkpoints.md", "choose-data.md", "convert.md", "debug-a-failed-run.md",
-        "drift.md", "elastic.md", "embed.md", "evaluate.md", "foreign-scripts.md", "nodes.md", "preemption.md", "raw-plates.md", "watch-a-pretraining.md",
+        "drift.md", "elastic.md", "embed.md", "evaluate.md", "foreign-scripts.md", "nodes.md", "preemption.md", "raw-plates.md",
+        "watch-a-pretraining.md",
     ]  # fmt: skip
     assert all(len(commands_of(page.read_text())) >= 5 for page in PAGES)
 
