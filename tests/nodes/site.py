@@ -29,8 +29,9 @@ ANSIBLE = REPOSITORY / "ansible"
 HEAD = "head"
 PLAY_LIMIT_S = 600
 _RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
-NCCL, NEWER_NCCL = "2.26.2-1+cuda12.8", "2.27.3-1+cuda12.9"
-_PINNED = ("munge", "slurmctld", "slurmd", "slurm-client", "slurmdbd", "mariadb-server", "chrony")
+# A stand-in under the name of a package of NVIDIA's, in two versions.
+TOOLKIT, OLDER, NEWER = "nvidia-container-toolkit", "1.17.4-1", "1.17.5-1"
+_PINNED = ("munge", "slurmctld", "slurmd", "slurm-client", "slurmdbd", "mariadb-server", "chrony", "python3-venv")
 _CLASS_OF = {
     "slurmctld": ["controller"],
     "slurmd": ["compute"],
@@ -178,8 +179,8 @@ def _variables(site: Site) -> dict[str, Any]:
         "chrony_control_clock": False,
         "chrony_allow": [f"{SUBNET}.0/24"],
         "chrony_local_stratum": 8,
-        # NCCL's package, a stand-in: nobody installs the real one on a machine without a GPU.
-        "repo_pins_also": "{{ ['libnccl2'] if 'compute' in site_classes else [] }}",
+        # A stand-in: nobody installs the real one on a machine without a GPU.
+        "repo_pins_also": f"{{{{ ['{TOOLKIT}'] if 'compute' in site_classes else [] }}}}",
         "repo_pins_remove_extra": True,
         "slurm_database_pool": "64M",
         "slurm_database_log_size": "16M",
@@ -222,7 +223,7 @@ def _lock(nodes: Sequence[str], versions: Mapping[str, str], python_lock: str) -
             {"name": name, "version": versions[name]} | ({"hosts": _CLASS_OF[name]} if name in _CLASS_OF else {})
             for name in _PINNED
         ]
-        + [{"name": "libnccl2", "version": NCCL, "hosts": ["compute"]}],
+        + [{"name": TOOLKIT, "version": OLDER, "hosts": ["compute"]}],
         "sysctls": {
             "net.core.somaxconn": "8192",
             "net.ipv4.tcp_rmem": "4096 131072 268435456",
@@ -249,7 +250,7 @@ def _lock(nodes: Sequence[str], versions: Mapping[str, str], python_lock: str) -
             {"name": "slurm", "uid": 982, "gid": 982, "home": "/var/lib/slurm"},
         ],
         # The machines cannot raise their own: slurmd has the host's.
-        "drift": {"ignore": ["limit:locked_memory"]},
+        "drift": {"ignore": ["limit:locked_memory", "file:/etc/phenomhpc/manifest.json"]},
         "managed": {
             "directories": [
                 {"path": path}

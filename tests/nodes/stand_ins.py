@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 
 from tests.nodes import images
-from tests.nodes.site import NCCL, NEWER_NCCL
+from tests.nodes.site import NEWER, OLDER, TOOLKIT
 
 PACKAGES = (
-    ("libnccl2", NCCL),
-    ("libnccl2", NEWER_NCCL),
+    (TOOLKIT, OLDER),
+    (TOOLKIT, NEWER),
     ("phenomhpc-stray", "1.0"),
 )
 

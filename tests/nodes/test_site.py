@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.processes import wait_for
-from tests.nodes.site import ANSIBLE, HEAD, NCCL, NEWER_NCCL, Site
+from tests.nodes.site import ANSIBLE, HEAD, NEWER, OLDER, TOOLKIT, Site
 from tests.nodes.wheels import LATER, LOCKED
 
 RANDOM_KEY = "tr -dc a-f0-9 </dev/urandom | head -c 128"
@@ -32,8 +32,8 @@ def test_a_bare_root_becomes_a_cluster(site: Site) -> None:
     wait_for("slurmdbd has the job's end", accounted, 30)
     for node in site.nodes:
         assert site.machines.run(node, "sysctl -n net.core.somaxconn") == "8192"
-        assert site.machines.run(node, "dpkg-query -W -f '${Version}' libnccl2") == NCCL
-        assert {"slurmd", "munge", "libnccl2"} <= set(site.machines.run(node, "apt-mark showhold").split())
+        assert site.machines.run(node, f"dpkg-query -W -f '${{Version}}' {TOOLKIT}") == OLDER
+        assert {"slurmd", "munge", TOOLKIT} <= set(site.machines.run(node, "apt-mark showhold").split())
         assert site.machines.run(node, "stat -c '%a %U' /etc/munge/munge.key") == "400 munge"
         assert site.site_json(node)["derived"]["hosts"][node] == ["compute"]
 
@@ -56,7 +56,12 @@ def test_check_mode_changes_nothing_and_drift_is_clean(site: Site) -> None:
 
 # node, what somebody does there, class, fact
 TAMPERINGS = (
-    ("n1", f"dpkg -i /srv/stand-ins/libnccl2_{NEWER_NCCL}_all.deb", "managed", "package:libnccl2"),
+    (
+        "n1",
+        f"dpkg -i /srv/stand-ins/{TOOLKIT}_{NEWER}_all.deb; apt-mark hold {TOOLKIT}",
+        "managed",
+        f"package:{TOOLKIT}",
+    ),
     ("n1", "apt-mark unhold slurmd", "managed", "hold:slurmd"),
     (
         "n2",
@@ -66,7 +71,7 @@ TAMPERINGS = (
     ),
     (
         "n2",
-        f"printf 'Package: libnccl2\\nPin: version {NEWER_NCCL}\\nPin-Priority: 1002\\n' > /etc/apt/preferences.d/00-rogue",
+        f"printf 'Package: {TOOLKIT}\\nPin: version {NEWER}\\nPin-Priority: 1002\\n' > /etc/apt/preferences.d/00-rogue",
         "unmanaged",
         "file:/etc/apt/preferences.d/00-rogue",
     ),
@@ -126,7 +131,7 @@ def _released(site: Site) -> Iterator[None]:
 
 
 def _pin(site: Site) -> dict[str, str]:
-    pin: dict[str, str] = next(each for each in site.lock["packages"] if each["name"] == "libnccl2")
+    pin: dict[str, str] = next(each for each in site.lock["packages"] if each["name"] == TOOLKIT)
     return pin
 
 
@@ -134,8 +139,8 @@ def _reason(site: Site, node: str) -> str:
     return site.machines.run(HEAD, f"sinfo -h -N -n {node} -o %E")
 
 
-def _nccl(site: Site, node: str) -> str:
-    return site.machines.run(node, "dpkg-query -W -f '${Version}' libnccl2")
+def _toolkit(site: Site, node: str) -> str:
+    return site.machines.run(node, f"dpkg-query -W -f '${{Version}}' {TOOLKIT}")
 
 
 @pytest.mark.usefixtures("_released")
@@ -143,14 +148,14 @@ def test_a_roll_disturbs_no_job_and_leaves_others_drains(site: Site) -> None:
     """A node is changed after its job has ended, and given back; one that an administrator drained is changed, and stays so."""
     first, last = site.nodes[0], site.nodes[-1]
     site.machines.run(HEAD, f"scontrol update nodename={last} state=drain reason='disk, ticket 7'")
-    script = f"#!/bin/sh\nsleep 20\n[ $(dpkg-query -W -f '${{Version}}' libnccl2) = {NCCL} ]\n"
+    script = f"#!/bin/sh\nsleep 20\n[ $(dpkg-query -W -f '${{Version}}' {TOOLKIT}) = {OLDER} ]\n"
     number = site.machines.run(HEAD, f"cd /tmp && sbatch --parsable -w {first} -o /dev/null", stdin=script)
     wait_for("the job runs", lambda: site.machines.run(HEAD, f"squeue -h -j {number} -o %T") == "RUNNING", 60)
-    _pin(site)["version"] = NEWER_NCCL
+    _pin(site)["version"] = NEWER
     played = site.play("roll.yml", "-e", "roll_poll_s=1")
     assert played.code == 0, played.changes
     assert site.machines.run(HEAD, f"sacct -n -X -P -o State,ExitCode -j {number}") == "COMPLETED|0:0"
-    assert [_nccl(site, node) for node in site.nodes] == [NEWER_NCCL] * len(site.nodes)
+    assert [_toolkit(site, node) for node in site.nodes] == [NEWER] * len(site.nodes)
     states = site.states()
     assert states[first] == "idle"
     assert states[last] == "drained"
@@ -160,7 +165,7 @@ def test_a_roll_disturbs_no_job_and_leaves_others_drains(site: Site) -> None:
 @pytest.mark.usefixtures("_released")
 def test_an_unobtainable_pin_stops_the_roll_at_one_node(site: Site) -> None:
     """The first node stays drained with our reason, the others are untouched; the next roll goes on there."""
-    before = _nccl(site, site.nodes[-1])
+    before = _toolkit(site, site.nodes[-1])
     _pin(site)["version"] = "9.9.9-1"
     played = site.play("roll.yml", "-e", "roll_poll_s=1")
     assert played.code != 0
@@ -168,7 +173,7 @@ def test_an_unobtainable_pin_stops_the_roll_at_one_node(site: Site) -> None:
     states = site.states()
     assert [states[node] for node in site.nodes] == ["drained", *["idle"] * (len(site.nodes) - 1)]
     assert _reason(site, site.nodes[0]) == "phenomhpc: roll"
-    assert _nccl(site, site.nodes[-1]) == before
+    assert _toolkit(site, site.nodes[-1]) == before
     assert "9.9.9-1" not in site.machines.run(
         site.nodes[-1], "cat /etc/apt/preferences.d/90-phenomhpc /etc/phenomhpc/site.json"
     )
