@@ -180,7 +180,8 @@ def test_an_unobtainable_pin_stops_the_roll_at_one_node(site: Site) -> None:
     _pin(site)["version"] = before
     again = site.play("roll.yml", "-e", "roll_poll_s=1", "-l", site.nodes[0])
     assert again.code == 0, again.changes
-    assert site.states()[site.nodes[0]] == "idle"
+    # Slurm takes a moment to show it.
+    wait_for("the first node is given back", lambda: site.states()[site.nodes[0]] == "idle", 30)
 
 
 def test_a_new_munge_key_everywhere(site: Site) -> None:
