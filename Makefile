@@ -2,10 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Read by pytest.  Slurm tests mostly wait, so they run beside those that compute: one worker for each.
+# Read by pytest.
 PYTEST_ARGS ?=
 APT_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge mariadb-server-core mariadb-client-core iproute2 strace chromium
-
 APT_PACKAGES_NODES := debootstrap systemd-container dpkg-dev iproute2 util-linux openssh-client
 
 .PHONY: install install-test system-packages demo test test-nodes lint format lock bench-cli bench-loader bench-convert bench-train bench-embed bench-checkpoint bench-slurm bench-elastic bench-maps bench-gpu soak clean
@@ -31,9 +30,9 @@ system-packages:
 demo: install
 	$(BIN)/phenomhpc demo
 
-# Threads that sleep at OpenMP's barriers, since two workers share the cores.
+# Slurm tests mostly wait, so there is a worker more than cores; threads sleep at OpenMP's barriers, since workers share the cores.
 test: install-test system-packages
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile --ignore tests/nodes $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 3 --dist loadfile --ignore tests/nodes $(PYTEST_ARGS)
 
 # Boots machines of their own (systemd-nspawn over an overlay of a bare Debian, fetched once into PHENOMHPC_NODES_CACHE or
 # /var/cache/phenomhpc-nodes) and runs the Ansible bundle on them; as root on Debian, else skipped by name.

@@ -29,7 +29,7 @@ def read_table(source: Path, config: EvaluateConfig) -> tuple[pl.DataFrame, list
     frame = _renamed(frame, features, source, config.columns)
     if "level" in frame.columns and (frame["level"] == "well").any():
         frame = frame.filter(pl.col("level") == "well")
-    elif "level" in frame.columns and (frame["level"] == "crop").all():
+    elif len(frame) and "level" in frame.columns and (frame["level"] == "crop").all():
         raise UsageError(
             f"embeddings={source}: these are crops, each a part of a well; name the folder of the wells, {source.parent}"
         )
