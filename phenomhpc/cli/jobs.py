@@ -46,11 +46,12 @@ def check(config: AnyConfig) -> NoReturn:
     from phenomhpc.config import EmbedConfig
     from phenomhpc.errors import UsageError
     from phenomhpc.jobs.embed import check_embeddings
+    from phenomhpc.progress import console
 
     assert isinstance(config, EmbedConfig)
     if config.out is None:
         raise UsageError("embed: --check: say where they lie with --out EMB (of a run without --out: RUN/embeddings)")
-    summary = check_embeddings(config)
+    summary = check_embeddings(config, console())
     print(summary.text)
     for thing, reason in summary.set_aside:
         print(f"missing: {thing}: {reason}")

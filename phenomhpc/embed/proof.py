@@ -6,7 +6,7 @@ which checkpoint and which snapshot, and what is missing; it is written last, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,14 +41,17 @@ class Proof:
 def prove(
     paths: EmbeddingsPaths,
     binding: Binding,
-    plates: Mapping[str, PlateWells],
+    plates: Sequence[str],
+    wells_of: Callable[[str], PlateWells],
     *,
     baselines: Sequence[str],
     whole: bool,
+    advance: Callable[[], object] = lambda: None,
 ) -> Proof:
     """Hold the folder against the wells of the snapshot.
 
-    plates: of the snapshot, in order; baselines: names of those that must be there
+    plates: of the snapshot, in order; wells_of: the wells of one, held while it is looked at; baselines: names of those that must
+    be there; advance: called behind each plate
     whole: also read every byte back: checksums, and that features are finite where a well is ok and null where it is not
     Raises WorkError naming the plate, table or well that is not as it must be, or a plate of none of the snapshot's.
     """
@@ -62,7 +65,10 @@ def prove(
                 f"embed: {folder.table(stray[0])}: plate {stray[0]} is not in snapshot {binding.snapshot_digest[:12]}; "
                 "move the table away, or name the snapshot that has it"
             )
-    for plate, wells in plates.items():
+    num_wells = 0
+    for plate in plates:
+        wells = wells_of(plate)
+        num_wells += wells.num_wells
         _require_outputs(paths, plate, [folder.table(plate) for folder in (*folders, *crops)], whole=whole)
         for folder in folders:
             _require_wells(folder.table(plate), wells, whole=whole)
@@ -70,7 +76,7 @@ def prove(
             _require_crops(folder.table(plate), wells, whole=whole)
         names = wells.metadata["well"]
         missing += [(f"{plate}/{name}", why) for name, why in zip(names, wells.status, strict=True) if why != OK]
-    num_wells = sum(wells.num_wells for wells in plates.values())
+        advance()
     return Proof(
         checkpoint_digest=binding.checkpoint_digest,
         snapshot_digest=binding.snapshot_digest,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -42,7 +43,7 @@ class Placing:
         Random ones are a function of the seed, the plate's name and the field's place in its array, so that they are the
         same in every snapshot.
         """
-        tiled = np.array(tile(height, width, self.crop_px), dtype=np.int64).reshape(-1, 2)
+        tiled = _tiled(height, width, self.crop_px)
         if self.kind == "tiled" or not len(tiled):
             return tiled
         key = int.from_bytes(hashlib.sha256(plate.encode()).digest()[:8], "little")
@@ -51,6 +52,14 @@ class Placing:
         drawn = uniform(philox(self.seed, OFFSET, np.uint64(key), draws)[:, :2])
         corners: NDArray[np.int64] = np.floor(drawn * room).astype(np.int64)
         return corners
+
+
+@cache
+def _tiled(height: int, width: int, crop_px: int) -> NDArray[np.int64]:
+    """The same, read-only array for every field of a size: a screen has millions of them."""
+    corners = np.array(tile(height, width, crop_px), dtype=np.int64).reshape(-1, 2)
+    corners.flags.writeable = False
+    return corners
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,7 @@ def finish(config: EmbedConfig, paths: RunPaths, progress: Progress) -> Summary:
     folder = embeddings_folder(config, paths)
     # Nothing may have been left to do, under another snapshot than the one it was bound to.
     bind_all(config, source, folder)
-    proof = prove_all(config, source, folder, whole=False)
+    proof = prove_all(config, source, folder, progress, whole=False)
     publish(folder, proof)
     if len(proof.missing) > config.max_set_aside * proof.num_wells:
         well, reason = proof.missing[0]
@@ -132,22 +132,34 @@ def finish(config: EmbedConfig, paths: RunPaths, progress: Progress) -> Summary:
     return Summary(text=text, set_aside=proof.missing)
 
 
-def prove_all(config: EmbedConfig, source: Source, folder: EmbeddingsPaths, *, whole: bool) -> Proof:
+def prove_all(
+    config: EmbedConfig, source: Source, folder: EmbeddingsPaths, progress: Progress, *, whole: bool
+) -> Proof:
     """The proof of the folder as it is.  whole: every byte is read back.  Raises WorkError naming what is not as it must be."""
-    plates = {plate: source.wells(plate) for plate in source.snapshot.plates}
+    plates = source.snapshot.plates
     for plate in plates:
         if not is_done(folder, plate, source.digest(config, plate)):
             raise WorkError(f"embed: plate {plate} is not done in {folder.root}; run again to go on")
-    return prove(folder, source.binding, plates, baselines=config.baselines, whole=whole)
+    with progress.stage("prove", len(plates), "plates") as stage:
+        return prove(
+            folder, source.binding, plates, source.wells, baselines=config.baselines, whole=whole, advance=stage.advance
+        )
 
 
-def check_embeddings(config: EmbedConfig) -> Summary:
-    """`embed --check`: read config.out back and hold it against the store.  Writes nothing; raises as `finish` does."""
-    source, folder = Source.open(config), EmbeddingsPaths(Path(str(config.out)))
-    if read_binding(folder) is None:
+def check_embeddings(config: EmbedConfig, progress: Progress) -> Summary:
+    """`embed --check`: read config.out back and hold it against the store.  Writes nothing.
+
+    The batch and the seed are those that the folder was made with.  Raises as `prove_all` does, UsageError for other settings.
+    """
+    folder = EmbeddingsPaths(Path(str(config.out)))
+    bound = read_binding(folder)
+    if bound is None:
         raise WorkError(f"embed: {folder.root}: holds no embeddings yet; the same command without --check makes them")
+    told = {"batch": bound.batch, "seed": bound.seed}
+    config = config.model_copy(update={name: value for name, value in told.items() if value is not None})
+    source = Source.open(config)
     bind_all(config, source, folder, only_look=True)
-    proof = prove_all(config, source, folder, whole=True)
+    proof = prove_all(config, source, folder, progress, whole=True)
     text = (
         f"complete: each of {proof.num_wells} wells of {proof.num_plates} plates once in {proof.num_tables} tables, "
         f"{proof.num_embedded} embedded, {len(proof.missing)} without pixels; checkpoint {proof.checkpoint_digest[:12]}, "

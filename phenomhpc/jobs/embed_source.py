@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,13 @@ class Source:
             per_field=bound.crops_per_field,
             seed=bound.crops_seed or 0,
         )
-        return plan_wells(self.fields.filter(pl.col("plate") == plate), self.snapshot.table, placing)
+        return plan_wells(self._by_plate[plate], self.snapshot.table, placing)
+
+    @cached_property
+    def _by_plate(self) -> dict[str, pl.DataFrame]:
+        """The fields of each plate."""
+        parted = self.fields.partition_by("plate", as_dict=True)
+        return {str(plate): rows for (plate,), rows in parted.items()}
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -149,7 +156,7 @@ class Source:
             settings["crops"] = [bound.crops_per_field, bound.crops_seed]
         if self.meta.illumination == APPLY:
             settings["light"] = light_digest(self.snapshot.store.paths, plate)
-        fields = self.fields.filter(pl.col("plate") == plate).drop("field_no", "sources").sort("field_index")
+        fields = self._by_plate[plate].drop("field_no", "sources").sort("field_index")
         return digest_of("embed", settings, [plate, fields.write_json()])
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from phenomhpc.commit import TEMPORARY
 from phenomhpc.jobs.embed import check_embeddings
+from phenomhpc.progress import silent
 from tests.unit.embed_store import Screen, make_screen
 
 KILLS = 50 if os.environ.get("PHENOMHPC_SOAK") else 5
@@ -73,4 +74,4 @@ def test_kills_at_random_moments_leave_the_embeddings_of_an_undisturbed_run(tmp_
     assert _files(killed / "emb") == _files(calm / "emb")
     assert all((killed / "emb" / ".progress" / name).stat().st_mtime_ns == since for name, since in before.items())
     config = screen.embed_config(out=str(killed / "emb"), blocks=["all"], batch=7)
-    assert check_embeddings(config).exit_code == 0
+    assert check_embeddings(config, silent()).exit_code == 0
