@@ -663,7 +663,7 @@ class EvaluateConfig(JobModel):
         "refuse", description="features that are no finite number in some well; drop leaves those features out"
     )
     blocks: Literal["main", "all"] = Field(
-        "main", description="all: probe every block that embed --blocks made, and name the best"
+        "main", description="all: probe every block, embedding those that are not there, and name the best"
     )
     annotations: str = Field("", description="folder of two-column relationship files (*.txt, *.csv)")
     unexpressed: str | None = Field(

@@ -23,8 +23,8 @@ from typing import Any
 from phenomhpc.config import EvaluateConfig
 from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import ArrayPlan, Summary, Table, TaskOutcome
+from phenomhpc.jobs.block_embeddings import num_blocks, with_all_blocks
 from phenomhpc.jobs.evaluation.annotations import Annotations, read_annotations
-from phenomhpc.jobs.evaluation.blocks import blocks_of
 from phenomhpc.jobs.evaluation.products import write_products
 from phenomhpc.jobs.evaluation.rows import recall_rows
 from phenomhpc.jobs.evaluation.scores import ENCODER, Evaluation, evaluate, source_names
@@ -50,7 +50,7 @@ def plan(config: EvaluateConfig, paths: RunPaths) -> ArrayPlan:
     digest = _digest(config, source, annotations)
     if _finished(paths) == digest:
         return ArrayPlan(units=(), num_done=1, noun="maps")
-    count = len(source_names(source)) + (len(blocks_of(source)) if config.blocks == "all" else 0)
+    count = len(source_names(source)) + (num_blocks(source) if config.blocks == "all" else 0)
     return ArrayPlan(units=(Unit(unit_id=UNIT, kind=config.kind, count=count, digest=digest),), noun="maps")
 
 
@@ -64,6 +64,7 @@ def run(config: EvaluateConfig, ctx: TaskContext) -> TaskOutcome:
     set_aside: tuple[tuple[str, str], ...] = ()
     for unit in ctx.units:
         source = embeddings_source(config)
+        blocks = with_all_blocks(config, source, ctx) if config.blocks == "all" else None
         with ctx.progress.stage("evaluate", unit.count, "maps") as stage:
 
             def told(name: str, stage: Stage = stage) -> None:
@@ -72,7 +73,7 @@ def run(config: EvaluateConfig, ctx: TaskContext) -> TaskOutcome:
                 stage.note(f"{name}: align, average, compare")
                 stage.advance()
 
-            evaluation = evaluate(config, source, _annotations(config), told)
+            evaluation = evaluate(config, source, _annotations(config), told, blocks)
         _publish(config, ctx, unit, evaluation, source)
         ctx.events.emit("unit", unit_id=unit.unit_id)
         set_aside = evaluation.set_aside

@@ -28,9 +28,10 @@ from phenomhpc.config import (
 )
 from phenomhpc.config.overrides import flatten
 from phenomhpc.config.recipes import groups
-from phenomhpc.embed.folder import COMPILED, EmbeddingsPaths, read_binding
+from phenomhpc.embed.folder import EmbeddingsPaths, read_binding
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.base import ArrayPlan, Summary, Table, TaskOutcome
+from phenomhpc.jobs.block_embeddings import settings_of
 from phenomhpc.progress import Progress
 from phenomhpc.runs import RunPaths, TaskContext, Unit, list_runs, read_events, read_outcome, read_provenance
 
@@ -131,24 +132,7 @@ def _as_bound(pipeline: PipelineConfig) -> dict[str, Any]:
         raise UsageError(
             f"pipeline: embeddings={folder.root}: holds none yet to which new ones could be added; phenomhpc embed makes the first"
         )
-    compiled = bound.backend == COMPILED
-    return {
-        "checkpoint": bound.checkpoint,
-        "weights": bound.weights,
-        "block": bound.block,
-        "blocks": bound.blocks,
-        "pooling": bound.pooling,
-        "channels": bound.channels,
-        "precision": bound.dtype,
-        "backend": "torch" if compiled else bound.backend,
-        "compile": compiled,
-        "level": bound.level,
-        "crops": bound.placing,
-        "crops_per_field": bound.crops_per_field,
-        "baselines": folder.baselines(),
-        "batch": bound.batch,
-        "seed": bound.seed,
-    }
+    return settings_of(folder, bound)
 
 
 def check(pipeline: PipelineConfig) -> None:

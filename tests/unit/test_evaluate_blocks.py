@@ -78,7 +78,9 @@ def test_one_block_alone_and_wells_that_cannot_be_probed(tmp_path: Path) -> None
     write_annotations(tmp_path / "annotations")
     alone = EmbeddingsPaths(tmp_path / "alone")
     write_folder(alone, wells(0.9), "checkpoint", "step-00000120")
-    with pytest.raises(UsageError, match=r"alone holds block 4 alone; run phenomhpc embed ... --blocks all first"):
+    with pytest.raises(
+        UsageError, match=r"blocks=all: .*alone holds block 4 alone, and its checkpoint .*step-00000120 cannot"
+    ):
         run_here(config_of(tmp_path, alone.root, blocks="all"), command=["test"], progress=silent())
     source = write_blocks(tmp_path / "emb")
     for path in source.rglob("exp2__Plate1.parquet"):  # one plate, every gene once
@@ -89,6 +91,23 @@ def test_one_block_alone_and_wells_that_cannot_be_probed(tmp_path: Path) -> None
     found = score_blocks(config, source, read_annotations(tmp_path / "annotations"), lambda name: None)
     assert all(score.probe is None and "two wells or more" in score.reason for score in found)
     assert best_block(found) == max(found, key=lambda score: score.mean_recall)
+
+
+def test_blocks_that_are_not_there_are_embedded_first(tmp_path: Path) -> None:
+    screen = make_screen(tmp_path)
+    out = tmp_path / "emb"
+    screen.embed(out=str(out), block=1, baselines=[])
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    given = {
+        "embeddings": str(out), "annotations": str(tmp_path / "raw" / "annotations"), "runs": str(tmp_path / "runs"),
+        "align": "none", "bootstrap": 5, "blocks": "all",
+    }  # fmt: skip
+    paths, _ = run("evaluate", **given)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert set(pl.read_parquet(paths.root / "blocks.parquet")["block"]) == {1, 2}
+    bound, own = read_binding(EmbeddingsPaths(paths.embeddings)), read_binding(EmbeddingsPaths(out))
+    assert bound is not None and own is not None
+    assert replace(bound, blocks=()) == own and bound.blocks == (2,)
 
 
 @pytest.fixture(scope="module")

@@ -39,12 +39,8 @@ class BlockScore:
 
 
 def blocks_of(source: Path) -> dict[int, Path]:
-    """Folders of the blocks that are embedded there, by number.  Raises UsageError where there is one alone, or none."""
-    found = {number: paths.root for number, paths in EmbeddingsPaths(source).blocks().items()}
-    if len(found) > 1:
-        return found
-    there = f"holds block {next(iter(found))} alone" if found else "holds no embeddings of ours"
-    raise UsageError(f"blocks=all: {source} {there}; run phenomhpc embed ... --blocks all first")
+    """Folders of the blocks that are embedded there, by number."""
+    return {number: paths.root for number, paths in EmbeddingsPaths(source).blocks().items()}
 
 
 def score_blocks(

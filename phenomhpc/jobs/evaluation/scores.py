@@ -89,9 +89,12 @@ def source_names(source: Path) -> list[str]:
     return [ENCODER, *sorted(EmbeddingsPaths(source).baselines(), key=lambda name: (name != UNTRAINED, name)), RANDOM]
 
 
-def evaluate(config: EvaluateConfig, source: Path, annotations: Annotations, told: Told) -> Evaluation:
+def evaluate(
+    config: EvaluateConfig, source: Path, annotations: Annotations, told: Told, blocks: Path | None = None
+) -> Evaluation:
     """Score every one of `source_names`; `told` is called with the name of each before it is scored, and may raise.
 
+    blocks: the folder whose blocks are compared; None: they are not.
     Raises UsageError for embeddings that cannot be aligned or compared; a baseline that cannot is set aside.
     """
     told(ENCODER)
@@ -119,7 +122,7 @@ def evaluate(config: EvaluateConfig, source: Path, annotations: Annotations, tol
         stages=stages,
         seen=seen,
         complexes=complexes(encoder.labels, annotations),
-        blocks=score_blocks(config, source, annotations, told) if config.blocks == "all" else (),
+        blocks=() if blocks is None else score_blocks(config, blocks, annotations, told),
         corrected_arms=arms,
         set_aside=tuple(set_aside),
     )
