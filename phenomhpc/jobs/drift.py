@@ -6,7 +6,7 @@ attempts/NNN/nodes/HOST.json    {host, digest, values, python, silent, findings,
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -65,11 +65,16 @@ def keep(attempt: AttemptPaths, seen: Look) -> None:
     commit(file, canonical_json({"node": seen.node, **(said.pop("fingerprint") or {}), **said}))
 
 
-def keep_once(attempt: AttemptPaths, node: str) -> None:
-    """The same for a task of an array, of which many run on one node: the first of them does it.  No failure may stop the work."""
+def keep_once(attempt: AttemptPaths, node: str, check_fence: Callable[[], None]) -> None:
+    """The same for a task of an array, of which many run on one node: the first of them does it.  No failure may stop the work.
+
+    A task that was replaced while its node was looked at writes nothing: check_fence raises FencedError.
+    """
     with suppress(OSError):
         if not attempt.node(node).is_file():
-            keep(attempt, look(node))
+            seen = look(node)
+            check_fence()
+            keep(attempt, seen)
 
 
 def compare_nodes(own: Look, told: Mapping[str, Mapping[str, Any]], config: AnyConfig) -> Trust:

@@ -147,7 +147,7 @@ class _Guard:
     def _gate(self) -> int:
         """0 when this node and its peers are fit (or it was not asked); the exit code of a refusal, which is written down."""
         if not (self.config.cluster.gate and is_gang(self.config)):
-            keep_once(self.paths.attempt(self.attempt), self.place.host)
+            keep_once(self.paths.attempt(self.attempt), self.place.host, self.check_fence)
             return errors.DONE
         try:
             run_gate(self.config, self.paths, self.place, attempt=self.attempt, task=self.task, emit=self.events.emit)

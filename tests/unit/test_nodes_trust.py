@@ -9,11 +9,12 @@ import pytest
 
 from phenomhpc.config import PretrainConfig
 from phenomhpc.config.models import ClusterConfig
-from phenomhpc.jobs.drift import Look, compare_nodes, drift_words, keep, look
+from phenomhpc.errors import FencedError
+from phenomhpc.jobs.drift import Look, compare_nodes, drift_words, keep, keep_once, look
 from phenomhpc.nodes.facts import Fingerprint
 from phenomhpc.nodes.lock import Drift
 from phenomhpc.nodes.trust import Trust, judge_drift, own_findings
-from phenomhpc.runs import AttemptPaths
+from phenomhpc.runs import AttemptPaths, RunPaths
 from tests.unit.fingerprints import lock, short
 
 CARD = {"nvidia.driver": "570.1", "nvidia.model": "NVIDIA H100"}
@@ -166,3 +167,17 @@ def test_a_refusal_is_told_once_and_says_the_way_out() -> None:
     (line,) = drift_words([*refused, gate("n1", attempt=2)], set(), 2)
     assert line.startswith(f"attempt 1 was refused: {message}; ") and "--allow-drift" in line
     assert drift_words([{**refused[0], "message": "n2: /runs: not writable"}], set(), 1) == ()
+
+
+def test_a_task_that_was_replaced_while_its_node_was_looked_at_writes_nothing(tmp_path: Path) -> None:
+    attempt = RunPaths(tmp_path / "pretrain-x").attempt(1)
+
+    def replaced() -> None:
+        raise FencedError("task 0 was started again")
+
+    with pytest.raises(FencedError):
+        keep_once(attempt, "n3", replaced)
+    assert not attempt.node("n3").exists()
+    keep_once(attempt, "n3", lambda: None)
+    assert attempt.node("n3").is_file()
+    keep_once(attempt, "n3", replaced)  # an earlier task of the node did it
