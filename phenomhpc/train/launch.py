@@ -37,7 +37,6 @@ from phenomhpc.errors import (
     is_lost_peer,
 )
 from phenomhpc.nodes.interface import interface_of
-from phenomhpc.parent import die_with_parent
 from phenomhpc.runs import TaskContext
 from phenomhpc.runs.heartbeat import rest
 from phenomhpc.train.agent import Agent
@@ -166,7 +165,6 @@ def _result(result: RunResult) -> TrainResult:
 
 def _rank_main(config: PretrainConfig, ctx: TaskContext, shows: bool, draw: Draw | None) -> TrainResult:
     """One rank, in its own process.  A failure leaves as the exit code that stands for it."""
-    die_with_parent()  # the agent takes ranks for dead whose fork server is
     first_here = os.environ.get("RANK") == "0"
     if shows and first_here:
         ctx = dataclasses.replace(ctx, progress=progress_module.console())
