@@ -19,7 +19,6 @@ from pathlib import Path
 from tests.cluster import ClusterError
 
 SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
 BASE = "systemd,systemd-sysv,dbus,python3,python3-apt,openssh-server,procps,iproute2,sudo,ca-certificates,libpam-systemd,kmod"
 PACKAGES = (
     "munge",
@@ -90,8 +89,17 @@ def _kept(kind: str, recipe: Sequence[str], make: Callable[[Path], None]) -> Pat
     return kept
 
 
+def _mirror() -> str:
+    """Where this machine has Debian's packages from."""
+    wanted = ("Created-By: Packages", f"Codename: {SUITE}", "Component: main")
+    found = _run(["apt-get", "indextargets", "--format", "$(REPO_URI)", *wanted]).stdout.split()
+    if not found:
+        raise ClusterError(f"apt has no source of Debian {SUITE} here; name one in /etc/apt/sources.list.d")
+    return found[0]
+
+
 def _make_root(folder: Path) -> None:
-    _run(["debootstrap", "--variant=minbase", f"--include={BASE}", SUITE, str(folder), MIRROR])
+    _run(["debootstrap", "--variant=minbase", f"--include={BASE}", SUITE, str(folder), _mirror()])
     (folder / "etc/dpkg/dpkg.cfg.d/tests").write_text(_DPKG)
     for name in ("etc/apt/sources.list", "etc/machine-id", "etc/hostname"):
         (folder / name).unlink(missing_ok=True)
@@ -108,7 +116,7 @@ def _fetch_packages(folder: Path) -> None:
     for name in ("state/lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/preferences.d"):
         (state / name).mkdir(parents=True)
     keyring = bare / "usr/share/keyrings/debian-archive-keyring.gpg"
-    (state / "sources.list").write_text(f"deb [signed-by={keyring}] {MIRROR} {SUITE} main\n")
+    (state / "sources.list").write_text(f"deb [signed-by={keyring}] {_mirror()} {SUITE} main\n")
     options = {
         "Dir::State": state / "state",
         "Dir::State::status": bare / "var/lib/dpkg/status",
