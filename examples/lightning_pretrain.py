@@ -3,7 +3,7 @@
     phenomhpc submit run --nodes 2 --time 2:00:00 -- python lightning_pretrain.py --store /data/screen.store --steps 1000
 
 Nothing in it knows Slurm.  To be continued after a time limit, a preemption or a power cut it keeps its checkpoints in the folder
-PHENOMHPC_CHECKPOINTS and begins with the newest of them; SIGTERM, with which it is asked to stop, is Lightning's own business.
+PHENOMHPC_CHECKPOINTS and begins with the newest of them.  Asked to stop, it saves after the step that it is in and leaves with 75.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 from phenomhpc.crops import Loader, Sampler
@@ -30,6 +32,7 @@ TINY = {
 }  # fmt: skip
 CHECKPOINTS = Path(os.environ.get("PHENOMHPC_CHECKPOINTS", "checkpoints"))
 OUTPUT = Path(os.environ.get("PHENOMHPC_OUTPUT", "."))
+CONTINUE_ME = 75
 
 
 class Crops(IterableDataset[dict[str, torch.Tensor]]):
@@ -78,6 +81,24 @@ class Pretraining(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
+class LeaveWhenAsked(Callback):
+    """Takes SIGTERM from Lightning: after a step all ranks agree, save, and leave.
+
+    Lightning's own handler (2.6) tells the other ranks by a broadcast from within the signal handler, in the midst of whatever they
+    exchange just then: the gradients of that step may be anything, and the next checkpoint with them.
+    """
+
+    asked = False
+
+    def on_train_start(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object, **__: object) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False) and trainer.global_step < trainer.max_steps:
+            trainer.save_checkpoint(CHECKPOINTS / f"{trainer.global_step:08d}.ckpt")
+            trainer.should_stop = True
+
+
 def main() -> None:
     """Train to the last step, from the newest checkpoint where there is one."""
     parser = argparse.ArgumentParser()
@@ -101,10 +122,12 @@ def main() -> None:
         accelerator="auto", devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
         strategy="ddp" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "auto",
-        max_steps=asked.steps, callbacks=[keep], logger=False, enable_progress_bar=False, enable_model_summary=False,
+        max_steps=asked.steps, callbacks=[LeaveWhenAsked(), keep], logger=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     crops = Crops(snapshot, model.mae.num_patches, asked.batch, trainer)
     trainer.fit(model, DataLoader(crops, batch_size=None), ckpt_path=newest, weights_only=False)
+    if trainer.global_step < asked.steps:
+        sys.exit(CONTINUE_ME)
     if trainer.is_global_zero:
         torch.save(model.mae.state_dict(), OUTPUT / "weights.pt")
         print(f"trained {trainer.global_step} steps")

@@ -185,7 +185,8 @@ def test_timeout_goes_on_from_its_checkpoint_in_the_same_job(lab: Lab, provoked:
     assert decisions(seen.run) == [("finish", [])]
     # The log of the first start is still there, before that of the next.
     text = seen.run.log_file(0, 1).read_text(errors="replace")
-    assert text.count("gate: n") == len(starts) and text.index("gate: n") < text.index("resuming after step")
+    # A busy machine may need the whole minute for a gate: that start is warned before it has begun to train.
+    assert text.count("gate: n") >= len(starts) and text.index("gate: n") < text.index("resuming after step")
     assert (
         "Slurm repeated: " in why(lab, seen.run)["earlier"][0] and " timeout on n" in why(lab, seen.run)["earlier"][0]
     )
