@@ -17,3 +17,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real samples absent: {folder} (set PHENOMHPC_SHARED)")
     return folder
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cluster's files first: they take longest, and mostly wait; what computes fills the workers beside and behind them."""
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)  # stable: the order within is as it was
