@@ -23,7 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from phenomhpc.commit import fsync_folder, is_full, make_folder
@@ -36,24 +35,19 @@ from phenomhpc.models.checkpoint import (
     CheckpointMeta,
     average_key,
     committed,
-    damaged_bytes,
     list_files,
-    load_tensors,
     make_mark,
     model_key,
-    read_meta,
-    require_same,
     step_folder,
-    weights_digest,
 )
-from phenomhpc.models.kinds import complete_fields
 from phenomhpc.runs import TEMPORARY, TaskContext, commit
 from phenomhpc.runs.heartbeat import beat
 from phenomhpc.train.faults import note_ledger, read_ledger
 from phenomhpc.train.ranks import Ranks
+from phenomhpc.train.restoring import agreed, averaged, digest_of, fill
 from phenomhpc.train.retention import delete, superseded
 from phenomhpc.train.saving import Flight, HostCopies, SharedPlan, Written, write_index, write_share
-from phenomhpc.train.shards import WholeOnHost, is_sharded, own_part, whole
+from phenomhpc.train.shards import is_sharded, own_part, whole
 from phenomhpc.train.state import TrainState
 
 T = TypeVar("T")
@@ -124,7 +118,7 @@ class Checkpoints:
         if self._plan is None:
             self._plan = SharedPlan.of(tensors, self.ranks)
         weights = {model_key(name): name for name in state.weights()}
-        average = {average_key(name): name for name in _averaged(state)}
+        average = {average_key(name): name for name in averaged(state)}
         digested = {key: tensors[key] for key in (*weights, *average)}
         sharded = any(is_sharded(tensor) for tensor in digested.values())
         needed = {name: own_part(tensors[name]) for name in self._plan.names(self.ranks.rank)}
@@ -243,9 +237,9 @@ class Checkpoints:
     def _publish(self, held: _Held, temporary: Path, final: Path, shares: list[Written]) -> None:
         assert self._plan is not None
         write_index(temporary, self._plan, shares)
-        meta = replace(held.meta, weights=_digest(held.weights))
+        meta = replace(held.meta, weights=digest_of(held.weights))
         if held.average:
-            meta = replace(meta, ema_weights=_digest(held.average))
+            meta = replace(meta, ema_weights=digest_of(held.average))
         commit(temporary / META, meta.to_json(), token=self.ctx.token)
         known = {name: crc for share in shares for name, crc in share.checksums.items()}
         mark = make_mark(temporary, known)
@@ -290,8 +284,8 @@ class Checkpoints:
         """
         candidates = self.ranks.on_first(lambda: list(committed(self.folder, say)))
         for folder in candidates:
-            meta = self.ranks.on_first(lambda folder=folder: self._agreed(folder, state))  # type: ignore[misc]
-            failure = self._load(folder, meta, state)
+            meta = self.ranks.on_first(lambda folder=folder: agreed(folder, self.describe(state, "")))  # type: ignore[misc]
+            failure = fill(state, folder, meta, self.ranks)
             if not self.ranks.any(failure is not None):
                 state.step, state.init_from = meta.step, meta.init_from
                 noted = self.ranks.on_first(lambda: read_ledger(self.folder))
@@ -323,62 +317,6 @@ class Checkpoints:
 
         self.ranks.on_first(note)
         return self.resume(state, say)
-
-    def _agreed(self, folder: Path, state: TrainState) -> CheckpointMeta:
-        there, here = read_meta(folder), self.describe(state, "")
-        way_out = "resume with the run's own settings, or begin a new run with --new-run"
-        require_same(folder, there.model, complete_fields(here.model), "model.", way_out=way_out)
-        for name in (
-            "channels",
-            "scale",
-            "dtype",
-            "illumination",
-            "snapshot",
-            "seed",
-            "global_batch",
-            "optimiser",
-            "random_scheme",
-        ):
-            require_same(folder, {name: getattr(there, name)}, {name: getattr(here, name)}, "", way_out=way_out)
-        require_same(folder, {"optim.ema": there.ema}, {"optim.ema": here.ema}, "", way_out=way_out)
-        return there
-
-    def _load(self, folder: Path, meta: CheckpointMeta, state: TrainState) -> str | None:
-        """Fill the state; why it could not be done, or None.  The ranks share the reading of every byte."""
-        reason = damaged_bytes(folder, self.ranks.rank, self.ranks.world)
-        if self.ranks.any(reason is not None):
-            return reason or "another rank finds it damaged"
-        tensors = state.tensors()
-        # DCP reads of a sharded tensor the own part, straight into it.
-        on_cpu = {
-            name: tensor
-            if tensor.device.type == "cpu" or is_sharded(tensor)
-            else torch.empty_like(tensor, device="cpu")
-            for name, tensor in tensors.items()
-        }
-        unreadable: str | None = None
-        try:
-            load_tensors(folder, on_cpu)
-        except WorkError as error:
-            unreadable = str(error)
-        if self.ranks.any(unreadable is not None):
-            return unreadable or "another rank cannot read it"
-        for name, tensor in tensors.items():
-            if tensor is not on_cpu[name]:
-                tensor.copy_(on_cpu[name])
-        if _digest(state.weights()) != meta.weights:
-            return "its weights are not those that were saved"
-        if meta.ema_weights is not None and _digest(_averaged(state)) != meta.ema_weights:
-            return "its average of the weights is not the one that was saved"
-        return None
-
-
-def _averaged(state: TrainState) -> dict[str, Tensor]:
-    return {} if state.ema is None else state.ema.weights
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    return weights_digest(WholeOnHost(weights))
 
 
 def _reason(error: BaseException) -> str:
