@@ -158,7 +158,8 @@ def is_watched(stewards: Sequence[str], own_job: str | None) -> bool:
 
 def _decision(paths: RunPaths, config: AnyConfig, seen: Observation) -> Decision:
     numbers = range(1, paths.last_attempt() + 1)
-    history = history_of(event for number in numbers for event in read_task_events(paths, number, STEWARD_TASK))
+    told = (event for number in numbers for event in read_task_events(paths, number, STEWARD_TASK))
+    history = history_of(told, seen.attempt)
     # How far the run has come takes reading what every unit left: only where it is compared with something.
     return decide(seen.tasks, history, config.cluster.max_attempts, run_mark(paths) if history.mark else "")
 

@@ -138,13 +138,20 @@ class History:
     mark: str = ""
 
 
-def history_of(events: Iterable[Event]) -> History:
-    """From the steward's `decided` events, oldest first; a person's `retry` begins anew."""
-    history = History()
+def history_of(events: Iterable[Event], attempt: int) -> History:
+    """From the steward's `decided` events of the attempts before `attempt`, oldest first; a person's `retry` begins anew.
+
+    Of each attempt the last one counts, and none of `attempt` itself: a steward that was killed before it acted decides again.
+    """
+    past: dict[int, Event] = {}
     for event in events:
         if event["event"] == "retried":
-            history = History()
-        if event["event"] != "decided" or event["action"] not in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
+            past = {}
+        elif event["event"] == "decided" and event["attempt"] < attempt:
+            past[event["attempt"]] = event
+    history = History()
+    for event in past.values():
+        if event["action"] not in (Action.NEXT_ATTEMPT, Action.MORE_MEMORY):
             continue
         classes = {FailureClass(name) for name in event.get("classes", ())}
         history = History(

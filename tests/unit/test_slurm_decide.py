@@ -186,16 +186,29 @@ def test_a_gang_that_ended_its_own_job_is_not_called_cancelled() -> None:
     assert decide(gang([event("finished", task=1), *own], "CANCELLED", done=[1]), History(), 3).action == "finish"
 
 
-def test_history_is_what_was_decided_since_a_person_last_stepped_in() -> None:
-    def decided(action: str, mark: str, *classes: str) -> dict[str, Any]:
-        repeatable = "hang" not in classes
-        return event("decided", action=action, mark=mark, classes=dict.fromkeys(classes, 1), repeatable=repeatable)
+def decided(attempt: int, action: str, mark: str, *classes: str) -> dict[str, Any]:
+    repeatable = "hang" not in classes
+    return event(
+        "decided", attempt=attempt, action=action, mark=mark, classes=dict.fromkeys(classes, 1), repeatable=repeatable
+    )
 
-    events = [decided("next_attempt", "a", "hang"), event("retried"), decided("next_attempt", "b", "preempted")]
-    assert history_of(events) == History()
-    events += [decided("more_memory", "c", "oom", "preempted"), decided("next_attempt", "d", "hang")]
-    assert history_of(events) == History(charged=2, more_memory=1, mark="d")
-    assert history_of([*events, decided("next_attempt", "e", "preempted")]).mark == "d"
+
+def test_history_is_what_was_decided_since_a_person_last_stepped_in() -> None:
+    events = [decided(1, "next_attempt", "a", "hang"), event("retried"), decided(2, "next_attempt", "b", "preempted")]
+    assert history_of(events, 3) == History()
+    events += [decided(3, "more_memory", "c", "oom", "preempted"), decided(4, "next_attempt", "d", "hang")]
+    assert history_of(events, 5) == History(charged=2, more_memory=1, mark="d")
+    assert history_of([*events, decided(5, "next_attempt", "e", "preempted")], 6).mark == "d"
+
+
+def test_a_steward_that_was_killed_before_it_acted_decides_the_same_again() -> None:
+    """What it had decided is on record, and is not taken for an attempt that ended at the same point."""
+    ended = gang([event("started"), failed(0, "silent", "hang")], "FAILED")
+    first = decided(1, "next_attempt", "step 201", "hang")
+    for told in ([], [first], [first, first]):
+        assert decide(ended, history_of(told, 1), 3, "step 201").action == Action.NEXT_ATTEMPT
+    assert history_of([first, first], 2) == history_of([first], 2) == History(charged=1, mark="step 201")
+    assert decide(ended, history_of([first, first], 2), 3, "step 201").failure == "no_progress"
 
 
 def test_the_worst_task_decides() -> None:
@@ -275,11 +288,12 @@ def test_attempts_that_the_gate_refused_are_not_called_stuck_but_count() -> None
     views = gang([event("started"), words, event("started", 1)], "FAILED")
     first = decide(views, History(), 3, "step 0")
     assert (first.action, first.repeatable) == (Action.NEXT_ATTEMPT, True)
-    past = {
-        "event": "decided", "action": first.action, "classes": first.classes, "mark": "step 0", "repeatable": True
-    }  # fmt: skip
-    assert history_of([past]) == History(charged=1, mark="")
-    assert decide(views, history_of([past]), 3, "step 0").action == Action.NEXT_ATTEMPT
-    assert decide(views, history_of([past, past]), 3, "step 0").action == Action.STOP
+    past = [
+        event("decided", attempt=number, action=first.action, classes=first.classes, mark="step 0", repeatable=True)
+        for number in (1, 2)
+    ]
+    assert history_of(past, 2) == History(charged=1, mark="")
+    assert decide(views, history_of(past, 2), 3, "step 0").action == Action.NEXT_ATTEMPT
+    assert decide(views, history_of(past, 3), 3, "step 0").action == Action.STOP
     hung = gang([event("started"), failed(0, "silent", "hang")], "FAILED")
-    assert decide(hung, history_of([past]), 3, "step 0").action == Action.NEXT_ATTEMPT
+    assert decide(hung, history_of(past, 2), 3, "step 0").action == Action.NEXT_ATTEMPT
