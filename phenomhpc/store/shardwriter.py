@@ -33,13 +33,15 @@ class ShardWriter:
 
     def append(self, pixels: Pixels | None) -> None:
         """Add the next field, (C, H, W) of the store's dtype; None for a field set aside, stored as zeros."""
-        geometry, edge = self._geometry, self._geometry.chunk_px
+        edge = self._geometry.chunk_px
         self._encoder.begin(pixels)
-        for y in range(0, geometry.height, edge):
-            for x in range(0, geometry.width, edge):
-                num_bytes = self._encoder.put(y, x, self._buffer[self._filled :])
-                self._entries.append((self.size + self._filled, num_bytes))
-                self._filled += num_bytes
+        for y in range(0, self._geometry.height, edge):
+            x = 0
+            while x < self._geometry.width:
+                for num_bytes in self._encoder.put(y, x, self._buffer[self._filled :]):
+                    self._entries.append((self.size + self._filled, num_bytes))
+                    self._filled += num_bytes
+                    x += edge
                 if self._filled >= WRITE_BYTES:
                     self._flush()
 

@@ -19,10 +19,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from phenomhpc.compiled import compiled
+from phenomhpc.compiled import compiled, part
 
 # Pixels that are taken at once; a row of a chunk has a whole number of them.
 LANES = 32
+# What blosc puts before a chunk; with where its one block begins, and the length of that one's first stream.
+OVERHEAD, HEAD = 16, 24
+# Version 2 of the format, version 1 of LZ4's; byte shuffle and LZ4; bytes of an element.
+FLAGS = 2 | 1 << 8 | 0x21 << 16 | 2 << 24
 # Bytes of each of the three stretches.
 STRETCH = 2048
 _POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
@@ -65,12 +69,26 @@ def _crc_of_8_code(typing: Any, crc: Any, data: Any, at: Any) -> Any:
     return types.u8(types.u8, _BYTES, types.i8), generate
 
 
+def _call_lz4_code(typing: Any, function: Any, source: Any, to: Any, size: Any, capacity: Any, effort: Any) -> Any:
+    """int LZ4_compress_fast(source, to, size, capacity, acceleration), at the address `function`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, *given = arguments
+        kind = ir.FunctionType(_I32, [_I64, _I64, _I32, _I32, _I32])
+        numbers = [builder.trunc(value, _I32) for value in given[2:]]
+        found = builder.call(builder.inttoptr(place, kind.as_pointer()), [*given[:2], *numbers])
+        return builder.sext(found, _I64)
+
+    return types.int64(*[types.int64] * 6), generate
+
+
+_call_lz4: Any = intrinsic(_call_lz4_code)
 _put_apart: Any = intrinsic(_put_apart_code)
 _crc_of_8: Any = intrinsic(_crc_of_8_code)
 
 
-@compiled("void(u1[::1], i8, i8, i8, i8, i8, u1[::1], u1[::1])")
-def cut(
+@part
+def _cut(
     planes: Any, first: Any, plane_bytes: Any, row_bytes: Any, channels: Any, edge: Any, low: Any, high: Any
 ) -> None:
     """A chunk (C, edge, edge) of uint16 into its low and its high bytes, u8[C * edge * edge] each; edge: a multiple of LANES.
@@ -84,6 +102,72 @@ def cut(
             for x in range(0, edge, LANES):
                 _put_apart(planes, begin + 2 * x, low, high, at + x)
             at += edge
+
+
+@part
+def _put_number(out: Any, at: Any, number: Any) -> None:
+    """i32, little-endian."""
+    for byte in range(4):
+        out[at + byte] = number >> 8 * byte & 255
+
+
+@compiled("i8(i8, u1[::1], i8, i8, i8, i8, i8, i8, u1[::1], u1[::1], u1[::1], i8[::1])")
+def encode_row(
+    lz4: Any,
+    planes: Any,
+    first: Any,
+    plane_bytes: Any,
+    row_bytes: Any,
+    channels: Any,
+    edge: Any,
+    acceleration: Any,
+    high: Any,
+    spare: Any,
+    out: Any,
+    sizes: Any,
+) -> Any:
+    """Frames of chunks (C, edge, edge) of uint16, neighbours in a row, one behind the other into `out`; how many.
+
+    As many as `sizes` has places for, of which `out` has room for the longest, up to one that blosc stores as a whole.
+    lz4: address of LZ4_compress_fast.  first: where in `planes` the first one begins; plane_bytes and row_bytes lie between
+    channels and rows.  high, spare: u8[C * edge * edge] each, to work in.  edge: a multiple of LANES.
+    """
+    half = channels * edge * edge
+    source, target, other = np.int64(high.ctypes.data), np.int64(out.ctypes.data), np.int64(spare.ctypes.data)
+    begin: Any = 0
+    for number in range(len(sizes)):
+        if len(out) - begin < 2 * half + OVERHEAD:
+            return number
+        at = begin + HEAD
+        low = out[at : at + half]
+        _cut(planes, first + 2 * edge * number, plane_bytes, row_bytes, channels, edge, low, high)
+        low_size = _call_lz4(lz4, target + at, other, half, half, acceleration)
+        if low_size:
+            low[:low_size] = spare[:low_size]
+        else:
+            low_size = half
+        at += low_size + 4
+        room = begin + 2 * half + OVERHEAD - at
+        high_size = _call_lz4(lz4, source, target + at, half, min(half, room), acceleration)
+        if not high_size:
+            if room < half:
+                return number
+            out[at : at + half] = high
+            high_size = half
+        size = at + high_size - begin
+        for place, value in (
+            (0, FLAGS),
+            (4, 2 * half),
+            (8, 2 * half),
+            (12, size),
+            (16, HEAD - 4),
+            (20, low_size),
+            (at - begin - 4, high_size),
+        ):
+            _put_number(out, begin + place, value)
+        sizes[number] = size
+        begin += size
+    return len(sizes)
 
 
 def _moved(num_bytes: int) -> np.ndarray[Any, np.dtype[np.uint32]]:

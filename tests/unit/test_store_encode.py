@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,19 @@ def test_chunks_are_byte_for_byte_bloscs(name: str, level: int, edge: int) -> No
     ):
         encoder = ChunkEncoder(spec, geometry)
         encoder.begin(given)
-        out = np.full(encoder.most_bytes + 3, 77, np.uint8)[1:-2]
-        for y in range(0, EDGE, edge):
-            for x in range(0, EDGE, edge):
-                size = encoder.put(y, x, out)
-                chunk = np.ascontiguousarray(padded[:, y : y + edge, x : x + edge])
-                assert out[:size].tobytes() == bytes(reference.encode(chunk))
+        for room in (encoder.most_bytes, 2 * encoder.most_bytes + 5, 4 * encoder.most_bytes):
+            memory = np.full(room + 3, 77, np.uint8)
+            for y in range(0, EDGE, edge):
+                x = 0
+                while x < EDGE:
+                    sizes, at = encoder.put(y, x, memory[1:-2]), 1
+                    assert sizes
+                    for size in sizes:
+                        chunk = np.ascontiguousarray(padded[:, y : y + edge, x : x + edge])
+                        assert memory[at : at + size].tobytes() == bytes(reference.encode(chunk))
+                        at, x = at + size, x + edge
+                assert x < EDGE + edge
+            assert memory[0] == memory[-1] == memory[-2] == 77
 
 
 def test_large_chunks_of_one_block_are_encoded_by_compiled_code() -> None:
@@ -83,14 +91,32 @@ def test_large_chunks_of_one_block_are_encoded_by_compiled_code() -> None:
         assert ChunkEncoder(*store_spec(codec, edge))._split is None
 
 
-def test_an_lz4_that_finds_other_matches_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, geometry = store_spec(("lz4", 5, "shuffle"), 128)
-    monkeypatch.setattr(encode._SplitEncoder, "_lz4", lambda self, stream, out: 0)
-    encode._as_blosc.cache_clear()
-    try:
-        assert ChunkEncoder(spec, geometry)._split is None
-    finally:
+def test_a_row_of_chunks_is_one_call() -> None:
+    spec, geometry = store_spec(("lz4", 5, "shuffle"), 96)
+    encoder = ChunkEncoder(spec, geometry)
+    encoder.begin(fields()["camera"])
+    for num in (1, 2, 3, 4):
+        sizes = encoder.put(96, 0, np.empty(num * encoder.most_bytes, np.uint8))
+        assert len(sizes) >= min(num, 3) and len(sizes) <= EDGE // 96
+
+
+def test_an_lz4_that_finds_other_matches_or_cannot_be_found_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [ctypes.c_int] * 3
+    none_found = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *numbers)(lambda *given: 0)
+    pixels = fields()["camera"]
+    for address in (ctypes.cast(none_found, ctypes.c_void_p).value, 0):
+        monkeypatch.setattr(encode, "_lz4_address", lambda address=address: address)
         encode._as_blosc.cache_clear()
+        try:
+            encoder = ChunkEncoder(*store_spec(("lz4", 5, "shuffle"), 128))
+        finally:
+            encode._as_blosc.cache_clear()
+        assert encoder._split is None
+        encoder.begin(pixels)
+        out = np.empty(encoder.most_bytes, np.uint8)
+        (size,) = encoder.put(0, 128, out)
+        chunk = np.ascontiguousarray(pixels[:, :128, 128:256])
+        assert out[:size].tobytes() == bytes(Blosc("lz4", 5, Blosc.SHUFFLE).encode(chunk))
 
 
 def test_a_field_of_zeros_and_raw_chunks() -> None:
@@ -103,7 +129,7 @@ def test_a_field_of_zeros_and_raw_chunks() -> None:
             chunk = np.zeros((CHANNELS, 128, 128), np.uint16)
             if pixels is not None:
                 chunk[:, : EDGE - 256, :] = pixels[:, 256:, :128]
-            size = encoder.put(256, 0, out)
+            (size,) = encoder.put(256, 0, out)
             assert out[:size].tobytes() == bytes(encoder_of(spec)(chunk))
 
 
