@@ -1,9 +1,10 @@
 """From the pixels of a field to the encoded chunks of a shard, each to where it lies in a buffer.
 
 What blosc makes of byte-shuffled uint16 with LZ4, the packing that trainings read fastest, is made here, byte for byte: chunks are
-cut and shuffled in one pass by the compiled code of `shuffle`, the low bytes to where they stay if they cannot be compressed,
-which is nearly always so.  LZ4 is imagecodecs', called by its address; that it gives the bytes of blosc's own is found out before
-the first chunk.  All else is encoded by blosc, also where LZ4's address is not to be had, and so is what `verify` compares with.
+cut and shuffled in one pass by the compiled code of `encode_loops`, the low bytes to where they stay if they cannot be compressed,
+which is nearly always so.  LZ4 is imagecodecs', called by its address, and our own for the high bytes of two chunks at a time;
+that both give the bytes of blosc's is found out before the first chunk.  All else is encoded by blosc, also where LZ4's address is
+not to be had, and so is what `verify` compares with.
 
 A frame (README_HEADER.rst of c-blosc, format 2, and blosc_c in its blosc.c) of a chunk that is one block, split in two: header,
 start of the block i32, then length i32 and bytes of the stream of low bytes, length and bytes of that of the high ones.  A stream
@@ -31,7 +32,7 @@ COMPILED_BYTES = 2**16
 
 
 class ChunkEncoder:
-    """Encodes the chunks (C, p, p) of one field after the other.  Memory: two chunks."""
+    """Encodes the chunks (C, p, p) of one field after the other.  Memory: four chunks."""
 
     def __init__(self, spec: DatasetSpec, geometry: Geometry) -> None:
         edge = geometry.chunk_px
@@ -44,6 +45,8 @@ class ChunkEncoder:
         self._memory: Bytes | None = None
         # The length of the longest encoded chunk.
         self.most_bytes = self._chunk.nbytes + BLOSC_OVERHEAD
+        # What put() is quickest with.
+        self.room_bytes = self.most_bytes * (1 if self._split is None else 2)
 
     def begin(self, pixels: Pixels | None) -> None:
         """The field (C, H, W) whose chunks are wanted next; None: one of zeros."""
@@ -117,23 +120,26 @@ def _as_blosc(spec: DatasetSpec, channels: int, edge: int) -> bool:
 
     Libraries come with an LZ4 of their own; one day two of them may find other matches.
     """
-    from phenomhpc.store import shuffle
+    from phenomhpc.store import encode_loops
 
-    shape = channels, edge, edge
+    shape = channels, edge, 2 * edge
     encode, num_bytes = encoder_of(spec), 2 * channels * edge**2
+    out = np.empty(2 * (num_bytes + BLOSC_OVERHEAD), np.uint8)
     # High bytes in runs of a few values, low ones that cannot be compressed, as a camera's; then such that can.
     noise = np.random.default_rng(0).integers(0, 2**16, shape, np.uint16)
     for values in (noise & 0xFF | (noise >> 8 & noise >> 9 & noise >> 10 & 0x3) << 8, noise & 0x70):
         sample: Pixels = values.astype(np.uint16)
-        expected = encode(sample)
-        header = blosc_header(expected, num_bytes)
-        if edge % shuffle.LANES or header != (_VERSION, _LZ4_SHUFFLED, 2, num_bytes):
+        chunks = [bytes(encode(np.ascontiguousarray(sample[:, :, x : x + edge]))) for x in (0, edge)]
+        headers = {blosc_header(chunk, num_bytes) for chunk in chunks}
+        if edge % encode_loops.LANES or headers != {(_VERSION, _LZ4_SHUFFLED, 2, num_bytes)}:
             return False
-        out, memory = np.empty(num_bytes + BLOSC_OVERHEAD, np.uint8), _memory_of(sample)
+        memory = _memory_of(sample)
         assert spec.codec is not None and memory is not None
-        sizes = _SplitEncoder(spec.codec[1], channels, edge).put(memory, sample.strides, 0, 0, 1, out)
-        if out[: sum(sizes)].tobytes() != bytes(expected):
-            return False
+        encoder = _SplitEncoder(spec.codec[1], channels, edge)
+        for num in (1, 2):
+            sizes = encoder.put(memory, sample.strides, 0, 0, num, out)
+            if out[: sum(sizes)].tobytes() != b"".join(chunks[:num]):
+                return False
     return True
 
 
@@ -141,13 +147,13 @@ class _SplitEncoder:
     """Chunks (C, p, p) of uint16 as blosc encodes them with LZ4 and byte shuffle, in one block."""
 
     def __init__(self, level: int, channels: int, edge: int) -> None:
-        from phenomhpc.store import shuffle  # compiled code
+        from phenomhpc.store import encode_loops  # compiled code
 
-        self._encode_row, self._lz4 = shuffle.encode_row, _lz4_address()
+        self._encode_row, self._lz4 = encode_loops.encode_row, _lz4_address()
         self._acceleration = 10 - level
         self._channels, self._edge = channels, edge
-        half = channels * edge**2
-        self._high, self._spare = np.empty(half, np.uint8), np.empty(half, np.uint8)
+        self._work = np.empty((encode_loops.WORK_STREAMS, channels * edge**2), np.uint8)
+        self._tables = np.empty((2, encode_loops.TABLE_ENTRIES), np.uint32)
 
     def put(self, memory: Bytes, strides: tuple[int, ...], y: int, x: int, num: int, out: Bytes) -> list[int]:
         """Encode `num` chunks of the field in `memory`, at (y, x) and behind it, and say how many bytes of `out` each took.
@@ -166,8 +172,8 @@ class _SplitEncoder:
             self._channels,
             self._edge,
             self._acceleration,
-            self._high,
-            self._spare,
+            self._work,
+            self._tables,
             out,
             sizes,
         )

@@ -21,14 +21,14 @@ WRITE_BYTES = 2**20
 class ShardWriter:
     """Streams one shard into an open file: append() each field in order, then finish().
 
-    Memory: two chunks, and WRITE_BYTES.  The same fields give the same bytes.
+    Memory: six chunks, and WRITE_BYTES.  The same fields give the same bytes.
     size, crc: how many bytes were written, and their crc32c.
     """
 
     def __init__(self, file: BinaryIO, spec: DatasetSpec, geometry: Geometry) -> None:
         self._file, self._geometry = file, geometry
         self._encoder = ChunkEncoder(spec, geometry)
-        self._buffer: Bytes = np.empty(WRITE_BYTES + self._encoder.most_bytes, np.uint8)
+        self._buffer: Bytes = np.empty(WRITE_BYTES + self._encoder.room_bytes, np.uint8)
         self._filled = 0
         self._entries: list[tuple[int, int]] = []
         self.size, self.crc = 0, 0
