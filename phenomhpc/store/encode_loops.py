@@ -37,7 +37,7 @@ from phenomhpc.store.vectors import (
     unweave_32,
 )
 
-COMPILED_WITH = "24cc8b85443875af"
+COMPILED_WITH = "7c030cfad12aa86e"
 """The beginning of vectors.py's sha256, as a test demands: with another one this file is another, and numba compiles it anew."""
 
 # Pixels that are taken at once; a row of a chunk has a whole number of them.
@@ -222,7 +222,7 @@ def _step(source: Any, size: Any, table: Any, acceleration: Any, ip: Any, match:
 
 
 @part
-def _compress_pair(
+def compress_pair(
     source_a: Any,
     source_b: Any,
     size: Any,
@@ -345,7 +345,7 @@ def encode_row(
             _cut(source, plane_bytes, row_bytes, channels, edge, low_b, high_b)
             low_size_b = _put_low(lz4, low_b, half, acceleration, spare)
             end_b = encoded_b + min(half, _room(half, low_size_b))
-            size_a, size_b = _compress_pair(
+            size_a, size_b = compress_pair(
                 high_a, high_b, half, acceleration, encoded_a, end_a, encoded_b, end_b, place
             )
         else:

@@ -4,7 +4,7 @@ Each is a few instructions of LLVM on vectors of 32 bytes, at addresses that nee
 machine has.  "Zip" takes elements of two vectors in turn, within each half of 16 bytes, which is one instruction on x86.
 
 Nothing here looks at bounds: callers do.  numba knows compiled code by the file of the function that is compiled: who changes
-something here changes frames.COMPILED_WITH as well.
+something here changes COMPILED_WITH of frames and of encode_loops as well.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import tifffile
 from google_crc32c import extend
+from imagecodecs import _lz4
 from numcodecs.blosc import Blosc
 
 from phenomhpc.plates import Plane, UnreadableImage
-from phenomhpc.store import checksum, encode
+from phenomhpc.store import checksum, encode, encode_loops
 from phenomhpc.store import inplace as inplace_module
 from phenomhpc.store.checksum import crc32c
 from phenomhpc.store.encode import ChunkEncoder
@@ -40,6 +42,7 @@ def fields() -> dict[str, np.ndarray[Any, np.dtype[np.uint16]]]:
         "mixed": mixed,
         "hardly": np.where(rng.random(noise.shape) < 0.03, 7, noise).astype(np.uint16),
         "zeros": np.zeros_like(noise),
+        "beside noise": np.where(np.arange(EDGE) < 128, ramp >> 12, noise),
     }
 
 
@@ -89,6 +92,47 @@ def test_large_chunks_of_one_block_are_encoded_by_compiled_code() -> None:
     assert ChunkEncoder(spec, geometry)._split is not None
     for codec, edge in ((("zstd", 5, "shuffle"), 128), (("lz4", 5, "bitshuffle"), 128), (("lz4", 5, "shuffle"), 160)):
         assert ChunkEncoder(*store_spec(codec, edge))._split is None
+
+
+def streams(rng: np.random.Generator, size: int) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Bytes of all the kinds that matter to LZ4: few and many values, runs, repeats near and far, long literals."""
+    noise = rng.integers(0, 256, size)
+    for values in (2, 5, 200):
+        yield (noise % values).astype(np.uint8)
+    for longest in (3, 40, 5000):
+        yield np.repeat(noise, rng.integers(1, longest, size))[:size].astype(np.uint8)
+    for period in (1, 7, 4000, 65535, 65536, 65537):
+        repeated = np.resize(noise[:period], size)
+        yield np.where(rng.random(size) < 1e-3, noise, repeated).astype(np.uint8)
+    yield np.where(np.abs(np.arange(size) - size // 2) < size // 8, 9, noise).astype(np.uint8)
+    yield rng.poisson(0.4, size).astype(np.uint8)
+    yield np.where(noise < 100, 0, noise).astype(np.uint8)
+
+
+def test_two_streams_are_what_lz4_makes_of_each() -> None:
+    """Also where LZ4 gives up, and nothing behind the room that is given is touched."""
+    lz4 = ctypes.CDLL(_lz4.__file__).LZ4_compress_fast
+    rng = np.random.default_rng(11)
+    tables = np.empty((2, encode_loops.TABLE_ENTRIES), np.uint32)
+    for size in (encode_loops.LEAST_BYTES, 98304, 131077):
+        kinds = list(streams(rng, size))
+        for number, given in enumerate(zip(kinds, kinds[1:] + kinds[:1], strict=True)):
+            effort, rooms = 1 + 4 * (number % 3), [size, size]
+            sources = [stream.ctypes.data for stream in given]
+            for change in (0, 0, -1, 9):
+                expected, out = np.zeros((2, size + 64), np.uint8), np.full((2, size + 64), 77, np.uint8)
+                wanted = tuple(
+                    lz4(ctypes.c_void_p(source), ctypes.c_void_p(to.ctypes.data), size, room, effort)
+                    for source, to, room in zip(sources, expected, rooms, strict=True)
+                )
+                (to_a, to_b), (room_a, room_b) = (one.ctypes.data for one in out), rooms
+                found = encode_loops.compress_pair(
+                    *sources, size, effort, to_a, to_a + room_a, to_b, to_b + room_b, tables.ctypes.data
+                )
+                assert found == wanted
+                for one, other, num, room in zip(out, expected, wanted, rooms, strict=True):
+                    assert np.array_equal(one[:num], other[:num]) and (one[room:] == 77).all()
+                rooms = [min(size, max(1, (num or room) + change)) for num, room in zip(wanted, rooms, strict=True)]
 
 
 def test_a_row_of_chunks_is_one_call() -> None:
