@@ -129,7 +129,7 @@ def _as_blosc(spec: DatasetSpec, channels: int, edge: int) -> bool:
     noise = np.random.default_rng(0).integers(0, 2**16, shape, np.uint16)
     for values in (noise & 0xFF | (noise >> 8 & noise >> 9 & noise >> 10 & 0x3) << 8, noise & 0x70):
         sample: Pixels = values.astype(np.uint16)
-        chunks = [bytes(encode(np.ascontiguousarray(sample[:, :, x : x + edge]))) for x in (0, edge)]
+        chunks = [bytes(encode(sample[:, :, x : x + edge].copy())) for x in (0, edge)]
         headers = {blosc_header(chunk, num_bytes) for chunk in chunks}
         if edge % encode_loops.LANES or headers != {(_VERSION, _LZ4_SHUFFLED, 2, num_bytes)}:
             return False
@@ -177,4 +177,4 @@ class _SplitEncoder:
             out,
             sizes,
         )
-        return sizes[:done].tolist()
+        return [int(size) for size in sizes[:done]]
