@@ -15,8 +15,9 @@ from google_crc32c import extend
 from imagecodecs import _lz4
 from numcodecs.blosc import Blosc
 
+from phenomhpc.compiled import compiled
 from phenomhpc.plates import Plane, UnreadableImage
-from phenomhpc.store import checksum, encode, encode_loops
+from phenomhpc.store import checksum, crc_loops, encode, encode_loops
 from phenomhpc.store import inplace as inplace_module
 from phenomhpc.store.checksum import crc32c
 from phenomhpc.store.encode import ChunkEncoder
@@ -177,7 +178,10 @@ def test_a_field_of_zeros_and_raw_chunks() -> None:
             assert out[:size].tobytes() == bytes(encoder_of(spec)(chunk))
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 6143, 6144, 6145, 100_001])
+SIZES = [0, 1, 7, 8, 9, 255, 256, 257, 511, 1024, 6143, 6144, 6145, 100_001]
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_compiled_sums_are_crc32c(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checksum, "COMPILED_BYTES", 0)
     data = np.random.default_rng(size).integers(0, 256, size + 3, np.uint8)
@@ -185,6 +189,15 @@ def test_compiled_sums_are_crc32c(size: int, monkeypatch: pytest.MonkeyPatch) ->
         for begun in (0, 1, 2**32 - 1, 0x12345678):
             part = data[first : first + size]
             assert crc32c(part, begun) == extend(begun, part.tobytes())
+
+
+@pytest.mark.skipif(not crc_loops.HAS_FOLD, reason="the test above is of that code")
+def test_sums_by_the_code_of_older_processors_are_crc32c() -> None:
+    older = compiled(crc_loops.SIGNATURE)(crc_loops.by_stretches)
+    for size in SIZES:
+        data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+        for begun in (0, 0x12345678):
+            assert older(begun, data, crc_loops.MOVED, crc_loops.SINGLE) == extend(begun, data.tobytes())
 
 
 # -- planes that are read to where they belong ------------------------------------------------------------------------
