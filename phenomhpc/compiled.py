@@ -52,6 +52,11 @@ def part(function: F) -> F:
     return cast(F, numba.njit(nogil=True)(function))
 
 
+def inlined(function: F) -> F:
+    """The same, put in wherever it is called, so that what it takes and gives stays in registers."""
+    return cast(F, numba.njit(nogil=True, forceinline=True)(function))
+
+
 def instruction(function: Callable[..., Any]) -> Any:
     """What compiled functions call and LLVM's own instructions are made of: gives its signature, and what emits them."""
     return intrinsic(function)

@@ -8,10 +8,10 @@ import logging
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
+from phenomhpc.plates.plaintiff import TYPE_BYTES, RawPixels, plain_pixels
 from phenomhpc.plates.types import Plane, UnreadableImage
 
 if TYPE_CHECKING:
@@ -30,24 +30,6 @@ _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _PNG_GREY = 0
 _TIFF_NONE, _TIFF_LZW, _TIFF_ZLIB = 1, 5, (8, 32946)
 _TIFF_REDUCED = 1
-_TIFF_TYPE_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
 # No microscope's camera has more; a header that says so is damaged or hostile, and allocating would be the harm.
 MAX_PIXELS = 2**26
 # LZW packs at most 3838 bytes into a code of 12 bits, zlib 1032 into one: more than that is claimed, not there.
@@ -225,7 +207,7 @@ def _refuse_cut_header(tiff: Any, page: Any, data: bytes | memoryview) -> None:
     for _ in range(int.from_bytes(data[page.offset : at], order)):
         entry = data[at : at + 4 + 2 * word]
         kind, count, offset = (int.from_bytes(entry[i:j], order) for i, j in ((2, 4), (4, 4 + word), (4 + word, None)))
-        size = _TIFF_TYPE_BYTES.get(kind, 0) * count
+        size = TYPE_BYTES.get(kind, 0) * count
         if len(entry) < 4 + 2 * word or (size > word and offset + size > len(data)):
             raise UnreadableImage("truncated TIFF")
         at += 4 + 2 * word
@@ -266,26 +248,25 @@ def _decode_tiff(data: bytes, out: Pixels | None, number: int | None) -> Any:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RawPixels:
-    """Where in a file pixels lie as they are: row by row, in native byte order."""
-
-    offset: int
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-
-
 def raw_pixels(plane: Plane, data: memoryview) -> RawPixels | None:
     """Where the pixels of a plane lie in the bytes of its file, if that is an uncompressed TIFF in one piece; None: it is not.
 
     Raises UnreadableImage for a TIFF that decode_plane() would refuse.
     """
-    import tifffile
-
     if bytes(data[:4]) not in _TIFF:
         return None
+    number = _page(plane)
+    found = None if number else plain_pixels(data)
+    if found is not None and found.shape[0] * found.shape[1] <= MAX_PIXELS:
+        return found
+    return _pixels_by_tifffile(data, number)
+
+
+def _pixels_by_tifffile(data: memoryview, number: int | None) -> RawPixels | None:
+    import tifffile
+
     with _decoding(), tifffile.TiffFile(cast(BinaryIO, _Memory(data))) as tiff:
-        page = _whole_page(tiff, data, _page(plane))
+        page = _whole_page(tiff, data, number)
         native = tiff.byteorder == "<" or page.dtype.itemsize == 1
         offset, num_bytes = page.dataoffsets[0], page.imagelength * page.imagewidth * page.dtype.itemsize
         plain = native and page.predictor == page.fillorder == 1 and page.is_contiguous and page.nbytes == num_bytes

@@ -16,8 +16,8 @@ def crc32c(data: NDArray[Any], crc: int = 0) -> int:
     """The sum of what `crc` is the sum of, followed by the bytes of `data`, which lie together."""
     flat = data.reshape(-1).view(np.uint8)
     if flat.nbytes >= COMPILED_BYTES and flat.flags.writeable:  # compiled code takes no other
-        from phenomhpc.store import shuffle
+        from phenomhpc.store import crc_loops
 
-        if shuffle.HAS_CRC:
-            return int(shuffle.crc32c(crc, flat, shuffle.MOVED, shuffle.SINGLE))
+        if crc_loops.HAS_CRC:
+            return int(crc_loops.crc32c(crc, flat, crc_loops.MOVED, crc_loops.SINGLE))
     return int(extend(crc, flat))

@@ -4,7 +4,7 @@ Each is a few instructions of LLVM on vectors of 32 bytes, at addresses that nee
 machine has.  "Zip" takes elements of two vectors in turn, within each half of 16 bytes, which is one instruction on x86.
 
 Nothing here looks at bounds: callers do.  numba knows compiled code by the file of the function that is compiled: who changes
-something here changes frames.COMPILED_WITH as well.
+something here changes COMPILED_WITH of frames and of encode_loops as well.
 """
 
 from __future__ import annotations
@@ -131,6 +131,21 @@ def _woven(builder: Any, low: Any, high: Any, to: Any) -> None:
     _store_halves(builder, second, _at(builder, to, 1, 16), _at(builder, to, 1, 48))
 
 
+def _unwoven(builder: Any, source: Any, low: Any, high: Any) -> None:
+    pixels = _load(builder, source, ir.VectorType(_I8, 2 * _WIDTH))
+    for first, to in ((0, low), (1, high)):
+        _store(builder, _shuffled(builder, pixels, pixels, list(range(first, 2 * _WIDTH, 2))), to)
+
+
+def _put(kind: Any) -> Callable[..., None]:
+    """The low bits of a number."""
+
+    def emit(builder: Any, to: Any, value: Any) -> None:
+        _store(builder, builder.trunc(value, kind), to)
+
+    return emit
+
+
 @instruction
 def bits_to_bytes(typing: Any, planes: Any, apart: Any, to: Any) -> Any:
     """256 elements of one byte: 32 bytes of each of eight planes of bits, `apart` bytes from each other.
@@ -144,6 +159,26 @@ def bits_to_bytes(typing: Any, planes: Any, apart: Any, to: Any) -> Any:
 def weave_32(typing: Any, low: Any, high: Any, to: Any) -> Any:
     """32 elements of two bytes from 32 low and 32 high ones."""
     return _of_addresses(_woven)(3)
+
+
+@instruction
+def apart(typing: Any) -> Any:
+    """In a function: it is called, not put in where it is called, so that what is seldom done takes no registers there."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        attributes = builder.function.attributes
+        attributes.discard("alwaysinline")  # numba hands that down to what is called
+        attributes.add("noinline")
+        attributes.add("cold")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@instruction
+def unweave_32(typing: Any, source: Any, low: Any, high: Any) -> Any:
+    """32 low and 32 high bytes from 32 elements of two bytes."""
+    return _of_addresses(_unwoven)(3)
 
 
 @instruction
@@ -189,6 +224,24 @@ def copy_1(typing: Any, source: Any, to: Any) -> Any:
 
 
 @instruction
+def put_1(typing: Any, to: Any, value: Any) -> Any:
+    """The lowest byte of a number."""
+    return _of_addresses(_put(_I8))(2)
+
+
+@instruction
+def put_2(typing: Any, to: Any, value: Any) -> Any:
+    """The lowest two bytes of a number, little-endian."""
+    return _of_addresses(_put(_I16))(2)
+
+
+@instruction
+def put_4(typing: Any, to: Any, value: Any) -> Any:
+    """The lowest four bytes of a number, little-endian."""
+    return _of_addresses(_put(_I32))(2)
+
+
+@instruction
 def byte_at(typing: Any, address: Any) -> Any:
     """u8 there, as i64."""
 
@@ -206,6 +259,47 @@ def number_at(typing: Any, address: Any) -> Any:
         return builder.sext(_load(builder, arguments[0], _I32), _I64)
 
     return types.int64(types.int64), generate
+
+
+@instruction
+def hash_of_5(typing: Any, address: Any) -> Any:
+    """LZ4's hash of the five bytes there, of which eight are read: 12 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = builder.shl(_load(builder, arguments[0], _I64), ir.Constant(_I64, 24))
+        return builder.lshr(builder.mul(word, ir.Constant(_I64, 889523592379)), ir.Constant(_I64, 52))
+
+    return types.int64(types.int64), generate
+
+
+@instruction
+def same_of_16(typing: Any, a: Any, b: Any) -> Any:
+    """How many bytes from there on are the same, at most 16."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        zeros = []
+        for at in (0, 8):
+            words = [_load(builder, _at(builder, address, 1, at), _I64) for address in arguments]
+            zeros.append(builder.cttz(builder.xor(*words), ir.Constant(ir.IntType(1), 0)))
+        all_64 = ir.Constant(_I64, 64)
+        both = builder.add(all_64, zeros[1])
+        bits = builder.select(builder.icmp_unsigned("==", zeros[0], all_64), both, zeros[0])
+        return builder.lshr(bits, ir.Constant(_I64, 3))
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@instruction
+def call_lz4_fast(typing: Any, function: Any, source: Any, to: Any, size: Any, capacity: Any, acceleration: Any) -> Any:
+    """int LZ4_compress_fast(source, to, size, capacity, acceleration), at the address `function`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, *given = arguments
+        kind = ir.FunctionType(_I32, [_I64, _I64, _I32, _I32, _I32])
+        numbers = [builder.trunc(value, _I32) for value in given[2:]]
+        return builder.sext(builder.call(_pointer(builder, place, kind), [*given[:2], *numbers]), _I64)
+
+    return types.int64(*[types.int64] * 6), generate
 
 
 @instruction

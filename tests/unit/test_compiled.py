@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from phenomhpc.compiled import compiled
 from phenomhpc.models import standardise_loops
 from phenomhpc.slurm.submit import PACKAGE, copy_code
-from phenomhpc.store.frames import COMPILED_WITH
+from phenomhpc.store import encode_loops, frames
 
 SOURCE = """
 def twice(values):
@@ -31,10 +33,13 @@ def test_a_function_that_nobody_can_keep_is_compiled_all_the_same() -> None:
     assert values.tolist() == [0, 2, 4, 6]
 
 
-def test_frames_are_compiled_anew_when_their_instructions_change() -> None:
+@pytest.mark.parametrize("module", [frames, encode_loops])
+def test_loops_are_compiled_anew_when_their_instructions_change(module: Any) -> None:
     """numba would go on with machine code that was made with other instructions."""
     now = hashlib.sha256((PACKAGE / "store" / "vectors.py").read_bytes()).hexdigest()
-    assert now.startswith(COMPILED_WITH), f"vectors.py has changed: set frames.COMPILED_WITH to {now[:16]}"
+    assert now.startswith(module.COMPILED_WITH), (
+        f"vectors.py has changed: set {module.__name__}.COMPILED_WITH to {now[:16]}"
+    )
 
 
 def test_what_is_compiled_goes_with_the_code_of_a_run(tmp_path: Path) -> None:
