@@ -132,7 +132,7 @@ def is_silent(fact: str, seen: Fingerprint) -> bool:
 
 
 def level_of(fact: str, policy: Drift | None) -> Level | None:
-    """What a difference in a fact, or in the record of it, means; None: nothing.  Without a lock, what MUST names is insisted on."""
+    """What a difference in a fact, or in its record, means; None: nothing.  Without a lock, what MUST names is insisted on."""
     fact = fact.removeprefix(f"{RECORD}:")
     ignore, must = ((), MUST) if policy is None else (policy.ignore, policy.must)
     if _matches(fact, ignore):
