@@ -250,7 +250,7 @@ def test_a_lock_with_parts_that_do_not_fit_touches_no_host(site: Site) -> None:
 
 
 def _places(site: Site, words: list[str], outputs: list[str]) -> set[str]:
-    """Where one of `words` can be read: in what Ansible printed, a host's journal and logs, files that not only their owner may read."""
+    """Where one of `words` can be read: in what Ansible printed, a host's journal and logs, files that others may read."""
     found = {"output" for word in words for output in outputs if word in output}
     look = (
         "cat > /run/patterns; journalctl -q --no-pager | grep -q -F -f /run/patterns && echo journal;"
