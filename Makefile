@@ -34,8 +34,8 @@ demo: install
 test: install-test system-packages
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder --ignore tests/nodes $(PYTEST_ARGS)
 
-# Boots machines of their own (systemd-nspawn over an overlay of a bare Debian, fetched once into PHENOMHPC_NODES_CACHE or
-# /var/cache/phenomhpc-nodes) and runs the Ansible bundle on them; as root on Debian, else skipped by name.
+# Boots machines of their own (systemd-nspawn over an overlay of a bare Debian, fetched once with packages and wheels into
+# PHENOMHPC_NODES_CACHE or /var/cache/phenomhpc-nodes) and runs the Ansible bundle on them; as root on Debian, else skipped by name.
 test-nodes: install-test
 	@tools/install_system_packages.sh $(APT_PACKAGES_NODES)
 	timeout --kill-after=30 1200 $(BIN)/pytest tests/nodes --durations=10 $(PYTEST_ARGS)

@@ -16,6 +16,7 @@ def alarms_of(events: Sequence[Event]) -> list[str]:
         by_kind.setdefault(str(event["event"]), []).append(event)
     lines = [*_full_disk(events), *_stragglers(events)]
     lines += _rollbacks(by_kind.get("spike", []), by_kind.get("rollback", []))
+    lines += _unlike(by_kind.get("drift", []))
     return [*lines, *_skipped(by_kind.get("skipped", [])), *_replaced(by_kind.get("damaged", []))]
 
 
@@ -66,6 +67,17 @@ def _rollbacks(spikes: Sequence[Event], rollbacks: Sequence[Event]) -> list[str]
     skipped = sum(end - begin for begin, end in last["skip_ledger"])
     back = f"{len(rollbacks)} rollback(s), the last from step {last['reached']} to {last['step']}"
     return [f"{text}; {back}; {skipped} samples are left out"]
+
+
+def _unlike(events: Sequence[Event]) -> list[str]:
+    """Nodes that are not like the others, as the newest attempt that ended has them."""
+    newest = max((event["attempt"] for event in events), default=0)
+    last = {event["node"]: event["drift"] for event in events if event["attempt"] == newest}
+    if not last:
+        return []
+    named = [f"{node}: {', '.join(words)}" for node, words in list(last.items())[:_MAX_NAMED]]
+    more = f"; and {len(last) - _MAX_NAMED} more node(s)" if len(last) > _MAX_NAMED else ""
+    return [f"{'; '.join(named)}{more}"]
 
 
 def _skipped(events: Sequence[Event]) -> list[str]:

@@ -1,14 +1,19 @@
-"""The fingerprints of a run: every node's is kept with the attempt, those of a gang are compared before it starts.
+"""The fingerprints of a run: every node's is kept with the attempt, a run's here, too.
+
+Those of a gang are compared before it starts, those of an array when its attempt has ended, by the steward.
 
 attempts/NNN/nodes/HOST.json    {host, digest, values, python, silent, findings, ...}, written by that node itself
 """
 
 from __future__ import annotations
 
+import json
+import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from phenomhpc.errors import TASK_GATE_REFUSED, UsageError
@@ -77,6 +82,34 @@ def keep_once(attempt: AttemptPaths, node: str, check_fence: Callable[[], None])
             keep(attempt, seen)
 
 
+@cache
+def look_here() -> Look:
+    """This machine, which does not change while a process runs here."""
+    return look(short(socket.gethostname()))
+
+
+def keep_here(attempt: AttemptPaths) -> None:
+    """Keep the fingerprint of this machine with an attempt that runs here.  No failure may stop the work."""
+    with suppress(OSError):
+        keep(attempt, look_here())
+
+
+def unlike(attempt: AttemptPaths) -> dict[str, tuple[str, ...]]:
+    """How nodes of an attempt differ from the others and from their site.json, in words, by node; those that do not are left out.
+
+    For arrays: their tasks do not depend on each other, so that nothing is refused.
+    """
+    kept = [json.loads(file.read_bytes()) for file in sorted(attempt.nodes.glob("*.json"))]
+    nodes = {each["node"]: each for each in kept if "values" in each}
+    own = {node: tuple(Finding(**raw) for raw in each["findings"]) for node, each in nodes.items()}
+    try:
+        lock = find_lock(None)
+    except UsageError:
+        lock = None
+    trust = judge_drift(nodes, own, lock.drift if lock else None, allow=True, uses_gpus=False)
+    return {node: words for node, words in trust.told.items() if words}
+
+
 def compare_nodes(own: Look, told: Mapping[str, Mapping[str, Any]], config: AnyConfig) -> Trust:
     """What the nodes of a gang have against each other and their site.json; told: by node, what Look.said said."""
     nodes = {node: each["fingerprint"] for node, each in told.items() if each["fingerprint"] is not None}
@@ -94,8 +127,8 @@ def compare_nodes(own: Look, told: Mapping[str, Mapping[str, Any]], config: AnyC
 def drift_words(events: Sequence[Event], failed_on: Collection[str], attempt: int) -> tuple[str, ...]:
     """What drift has to do with how a run stands, one line each.  failed_on: nodes on which tasks of the newest attempt failed.
 
-    Refusals of any attempt; and of the newest one drift that the gate let pass, where every node on which something failed
-    has it and some other node of the run has not: then it is the likely cause.
+    Refusals of any attempt; and of the newest one drift that the gate let pass, or that its array's nodes have, where every node
+    on which something failed has it and some other node of the run has not: then it is the likely cause.
     """
     lines = []
     refused = {
@@ -105,13 +138,22 @@ def drift_words(events: Sequence[Event], failed_on: Collection[str], attempt: in
     }
     onward = "heal the node, or train all the same: submit --allow-drift, retry cluster.allow_drift=true"
     lines += [f"attempt {number} was refused: {message}; {onward}" for number, message in sorted(refused)]
-    passed = {
-        short(event["node"]): event for event in events if event["event"] == "gate" and event["attempt"] == attempt
-    }
+    took_part = _drift_by_node([event for event in events if event["attempt"] == attempt])
     failed_on = {short(host) for host in failed_on}
-    differing = {node for node, event in passed.items() if any(DRIFT in words for words in event.get("drift") or ())}
-    if failed_on and failed_on <= differing and differing < set(passed):
+    differing = {node for node, words in took_part.items() if words}
+    if failed_on and failed_on <= differing and differing < set(took_part):
         for node in sorted(failed_on):
-            words = ", ".join(each for each in passed[node]["drift"] if DRIFT in each)
+            words = ", ".join(took_part[node])
             lines.append(f"likely the cause: it failed on {node} only, which is not like the others: {words}")
     return tuple(lines)
+
+
+def _drift_by_node(events: Sequence[Event]) -> dict[str, list[str]]:
+    """What nodes that took part have against the others: a gang's by the gate, an array's by the steward."""
+    told = [event for event in events if event["event"] in {"gate", "drift"}]
+    found: dict[str, list[str]] = {}
+    if not any(event["event"] == "gate" for event in told):
+        found = {short(event["host"]): [] for event in events if event["event"] == "started"}
+    return found | {
+        short(each["node"]): [words for words in each.get("drift") or () if DRIFT in words] for each in told
+    }

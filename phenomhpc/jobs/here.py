@@ -19,6 +19,7 @@ from typing import Any
 from phenomhpc.config import AnyConfig, dump
 from phenomhpc.errors import FencedError, NoCheckpointError, PhenomError, StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import ArrayPlan, Plan, Summary, begin, has_next_stage, load
+from phenomhpc.jobs.drift import keep_here
 from phenomhpc.jobs.pack import pack
 from phenomhpc.jobs.script_code import describe_code
 from phenomhpc.jobs.task import GANG_KIND, run_task
@@ -136,6 +137,7 @@ def _attempt(config: AnyConfig, paths: RunPaths, plan: Plan, progress: Progress)
         progress.say(f"{plan.num_done} {plan.noun} were complete already")
     if not units:
         return False
+    keep_here(paths.attempt(attempt))
     if workers == 1:
         for task in range(units.num_tasks):
             _check(paths, attempt, task, run_task(str(paths.root), attempt, task, progress=progress))

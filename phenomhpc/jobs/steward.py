@@ -38,6 +38,7 @@ from phenomhpc.jobs.attempts import (
     submit_watch,
 )
 from phenomhpc.jobs.base import ArrayPlan, load
+from phenomhpc.jobs.drift import unlike
 from phenomhpc.jobs.guard import progress_mark
 from phenomhpc.jobs.retried import is_retried, read_retries, run_config
 from phenomhpc.progress import Progress, lines
@@ -181,6 +182,7 @@ def _act(decision: Decision, seen: Observation, paths: RunPaths, config: AnyConf
         paths, seen.attempt, "decided", action=str(decision.action), reason=decision.reason, classes=dict(decision.classes),
         failure=decision.failure, mark=run_mark(paths), repeatable=decision.repeatable, mem_mb=mem_mb,
     )  # fmt: skip
+    compare_nodes(paths, seen.attempt)
     if decision.action == Action.FINISH:
         cancel_jobs(seen.live)  # of a gang that was requeued after its last step
         _finish(paths, config, progress)
@@ -193,6 +195,18 @@ def _act(decision: Decision, seen: Observation, paths: RunPaths, config: AnyConf
     else:
         state = "cancelled" if decision.action == Action.STAY_CANCELLED else "failed"
         write_outcome(paths, state=state, exit_code=1, message=decision.reason, failure=decision.failure)
+
+
+def compare_nodes(paths: RunPaths, attempt: int) -> None:
+    """Tell of nodes of an attempt that has ended which are not like the others; where there was a gate, it did.
+
+    The caller holds the run's lock.
+    """
+    if any(event["event"] == "gate" for event in read_events_but_units(paths, attempt=attempt)):
+        return
+    for node, words in unlike(paths.attempt(attempt)).items():
+        emit(paths, attempt, "drift", node=node, drift=words)
+        print(f"steward of {paths.id}: {node}: {', '.join(words)}", flush=True)
 
 
 def _memory_of_retry(paths: RunPaths) -> int | None:

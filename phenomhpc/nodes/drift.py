@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from phenomhpc.nodes.facts import Finding, Fingerprint, facts_of
+from phenomhpc.nodes.facts import RECORD, Finding, Fingerprint, facts_of
 from phenomhpc.nodes.lock import Lock
 from phenomhpc.nodes.majority import divergent
 from phenomhpc.nodes.managed import against_lock
@@ -68,12 +68,30 @@ def find_drift(
         for each in divergent(compared, lock.drift if lock else None, covered)
         if (each.node, each.fact) not in strays
     ]
+    findings = _once(findings)
     findings.sort(key=lambda each: (each.node, each.level != "must", each.kind, each.fact))
     return Report(
         nodes=tuple(sorted(nodes)),
         findings=tuple(findings),
         silent={node: tuple(why) for node, why in sorted(silent.items())},
     )
+
+
+def _once(findings: list[Finding]) -> list[Finding]:
+    """A fact and the record of it are told once.
+
+    What is wrong by a node's own record alone is as the others' record says: the record was changed, and is told.  What differs
+    from the other nodes just as its record does is told as itself.
+    """
+    head = f"{RECORD}:"
+    records = [each for each in findings if each.fact.startswith(head)]
+    wronged = {(each.node, each.fact.removeprefix(head), each.expected) for each in records}
+    itself = {(each.node, head + each.fact, each.found) for each in findings}
+    return [
+        each
+        for each in findings
+        if (each.node, each.fact, each.found) not in wronged and (each.node, each.fact, each.found) not in itself
+    ]
 
 
 def _effects(nodes: Mapping[str, Fingerprint], findings: list[Finding]) -> set[tuple[str, str]]:

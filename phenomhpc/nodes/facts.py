@@ -2,6 +2,7 @@
 
 Names: what runs compare (os, kernel, nvidia.driver, python.environment ...), and KIND:THING for everything else
 (package:NAME, hold:NAME, candidate:NAME, file:PATH, sysctl:NAME, unit:NAME, module:NAME, limit:NAME, rdma:DEVICE).
+`record` is what the roles wrote down at their end, and record:FACT what it says of a file or of the Python environment.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Fingerprint = Mapping[str, Any]
 Kind = Literal["managed", "unmanaged", "divergent"]
 Level = Literal["must", "warn"]
 ABSENT = "absent"
+RECORD = "record"
 # Of the values: told in detail by other facts of a whole fingerprint.
 _SUMMARIES = ("packages", "site", "slurm.version", "gpfs.version", "nvidia.fabricmanager")
 # Which sections of a fingerprint tell a fact, by its name or its first word.
@@ -32,6 +34,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "module": ("modules",),
     "limit": ("limits",),
     "rdma": ("rdma",),
+    "record": ("manifest",),
     "gpfs": ("gpfs",),
     "gpfs.version": ("packages",),
     "nvidia": ("nvidia",),
@@ -94,7 +97,21 @@ def facts_of(seen: Fingerprint) -> dict[str, str]:
     facts |= {f"rdma:{name}": value for name, value in (seen.get("rdma") or {}).items() if name != "stack"}
     if (seen.get("gpfs") or {}).get("state"):
         facts["gpfs.state"] = seen["gpfs"]["state"]
-    return facts
+    return facts | _recorded(seen)
+
+
+def _recorded(seen: Fingerprint) -> dict[str, str]:
+    """What the roles wrote down.  Of a node whose record was changed with what it is of, only this differs from other nodes."""
+    record = seen.get("manifest") or {}
+    if not record:
+        return {}
+    env = (record.get("python") or {}).get("environment")
+    files = {path: file_words(each) for path, each in (record.get("files") or {}).items() if each is not None}
+    return {
+        RECORD: "present",
+        **({f"{RECORD}:python.environment": str(env)} if env else {}),
+        **{f"{RECORD}:file:{path}": words for path, words in files.items()},
+    }
 
 
 def file_words(each: Mapping[str, Any]) -> str:
@@ -106,14 +123,17 @@ def file_words(each: Mapping[str, Any]) -> str:
 
 
 def is_silent(fact: str, seen: Fingerprint) -> bool:
-    """Could the fingerprint not tell this fact?"""
+    """Could the fingerprint not tell this fact?  Of a record that is not there, nothing else is."""
     kind = fact.partition(":")[0]
+    if kind == RECORD and fact != RECORD and not seen.get("manifest"):
+        return True
     sections = SECTIONS.get(kind) or SECTIONS.get(kind.partition(".")[0], ())
     return not set(sections).isdisjoint(seen.get("silent") or {})
 
 
 def level_of(fact: str, policy: Drift | None) -> Level | None:
-    """What a difference in a fact means; None: nothing.  Without a lock, what MUST names is insisted on."""
+    """What a difference in a fact, or in its record, means; None: nothing.  Without a lock, what MUST names is insisted on."""
+    fact = fact.removeprefix(f"{RECORD}:")
     ignore, must = ((), MUST) if policy is None else (policy.ignore, policy.must)
     if _matches(fact, ignore):
         return None

@@ -138,9 +138,14 @@ class AttemptPaths:
         """Number of the newest start of a task: a requeued task claims it, an older start then finds itself fenced."""
         return self.root / f"fence-{task}"
 
+    @property
+    def nodes(self) -> Path:
+        """Fingerprints of the nodes that took part."""
+        return self.root / "nodes"
+
     def node(self, host: str) -> Path:
-        """Fingerprint of a node that took part."""
-        return self.root / "nodes" / f"{host}.json"
+        """One node's."""
+        return self.nodes / f"{host}.json"
 
     def gate(self, start: int) -> GatePaths:
         """The gate of one start of a gang (Slurm's restart count)."""

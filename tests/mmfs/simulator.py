@@ -4,13 +4,15 @@
 A simulator, labelled so: it was never compared with Storage Scale.  Forms follow IBM's manuals: -Y prints a HEADER line and
 colon-separated rows with percent-encoded values.  The state file says how it is:
 
-    {cluster, host, nodes: {name: {state, mounts}}, classes: {class: nodes}, file_systems, config: {class: {attribute: value}},
-     health: {"node/component/entity": status}, slow_s: {command: seconds}, calls: [every command that was run]}
+    {cluster, host (empty: the one that asks), nodes: {name: {state, mounts}}, classes: {class: nodes}, file_systems,
+     config: {class: {attribute: value}}, health: {"node/component/entity": status}, slow_s: {command: seconds},
+     calls: [every command that was run]}
 """
 
 import fcntl
 import json
 import os
+import socket
 import sys
 import time
 from contextlib import contextmanager
@@ -46,7 +48,7 @@ def chosen(state, words, name):
     if "-a" in words:
         return list(state["nodes"])
     if "-N" not in words:
-        return [state["host"]]
+        return [state["host"] or socket.gethostname()]
     found = []
     for each in words[words.index("-N") + 1].split(","):
         if each == "all":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,10 @@ import pytest
 
 from tests.nodes import images, stand_ins
 from tests.nodes.machines import Machines, why_not
-from tests.nodes.site import HEAD, Site
+from tests.nodes.site import HEAD, SOAK, Site
 
 # Two nodes, so that one can be compared with the other; PHENOMHPC_SOAK boots three.
-NODES = ("n1", "n2", "n3") if os.environ.get("PHENOMHPC_SOAK") else ("n1", "n2")
+NODES = ("n1", "n2", "n3") if SOAK else ("n1", "n2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,13 +37,16 @@ def bare() -> Iterator[Site]:
         stand_ins.build(ours)
         root = Path(folder) / "machines"
         root.mkdir()
-        with Machines(root, [HEAD, *NODES], [packages, ours]) as machines:
-            yield Site(machines, packages)
+        with Machines(root, [HEAD, *NODES], [packages, ours], [images.wheels()]) as machines:
+            yield Site(machines, packages, NODES[:-1])
 
 
 @pytest.fixture(scope="session")
 def site(bare: Site) -> Site:
-    """The same after site.yml."""
-    played = bare.play("site.yml")
-    assert played.code == 0, played.changes
+    """The same after site.yml; the last node joined later."""
+    for playbook, *words in (["site.yml"], ["add_node.yml", "-e", f"add_node={NODES[-1]}"]):
+        if words:
+            bare.join(NODES[-1])
+        played = bare.play(playbook, *words)
+        assert played.code == 0, played.changes
     return bare

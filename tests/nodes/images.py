@@ -1,7 +1,8 @@
-"""The root and the Debian packages that the tests' machines start from: fetched once, kept in a cache folder.
+"""The root, Debian packages and wheels that the tests' machines start from: fetched once, kept in a cache folder.
 
     CACHE/root-DIGEST/       what debootstrap makes: no Slurm, no munge, no chrony
     CACHE/packages-DIGEST/   a flat apt repository of everything that the roles install from Debian
+    CACHE/wheels-DIGEST/     a wheel of everything that uv.lock names for users, and of what builds the project's own
 
 CACHE is PHENOMHPC_NODES_CACHE, else /var/cache/phenomhpc-nodes.  A folder is whole or absent; the digest is that of its recipe.
 """
@@ -12,12 +13,15 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.cluster import ClusterError
 
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+UV = Path(sys.executable).parent / "uv"
 SUITE = "bookworm"
 BASE = "systemd,systemd-sysv,dbus,python3,python3-apt,openssh-server,procps,iproute2,sudo,ca-certificates,libpam-systemd,kmod"
 PACKAGES = (
@@ -53,6 +57,29 @@ def root() -> Path:
 def packages() -> Path:
     """The repository of Debian's packages, fetched where it is not there yet."""
     return _kept("packages", (SUITE, BASE, *PACKAGES), _fetch_packages)
+
+
+def wheels() -> Path:
+    """The wheels, from where this machine's pip has its own: torch in the build that it would install here."""
+    return _kept("wheels", (sys.version, *(_exported(*words) for words in ((), ("--prune", "torch")))), _make_wheels)
+
+
+def _exported(*words: str) -> str:
+    """Exact versions of what uv.lock names for users, as the role asks for them."""
+    argv = ["export", "--frozen", "--offline", "--no-hashes", "--no-header", "--no-annotate", "--no-emit-project"]
+    return _run([str(UV), *argv, "--no-dev", "-q", *words], cwd=REPOSITORY).stdout
+
+
+def _make_wheels(folder: Path) -> None:
+    """What only torch asks for comes as its build asks for it: a build for CPUs wants no CUDA."""
+    lines = _exported().splitlines()
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted, constraints = Path(scratch) / "wanted.txt", Path(scratch) / "constraints.txt"
+        wanted.write_text(_exported("--prune", "torch"))
+        constraints.write_text("\n".join(line for line in lines if not line.startswith(("cuda-", "nvidia-", "triton"))))
+        torch = next(line for line in lines if line.startswith("torch=="))
+        pip = [sys.executable, "-m", "pip", "wheel", "-q", "--wheel-dir", str(folder), "-c", str(constraints)]
+        _run([*pip, "-r", str(wanted), torch.partition(" ")[0], "hatchling"])
 
 
 def index(folder: Path) -> None:

@@ -74,8 +74,12 @@ def why_not() -> str | None:
 class Machines:
     """Some machines below `root`; their names become their host names.  Errors are ClusterError with the console's end."""
 
-    def __init__(self, root: Path, names: Sequence[str], repositories: Sequence[Path]) -> None:
+    def __init__(
+        self, root: Path, names: Sequence[str], repositories: Sequence[Path], folders: Sequence[Path] = ()
+    ) -> None:
+        """repositories: of packages; they and further `folders` are seen, read-only, below /srv."""
         self.root, self.names, self._repositories = root, tuple(names), tuple(repositories)
+        self._folders = (*repositories, *folders)
         self._processes = Processes(root / "processes.jsonl")
         self._space = f"phn{os.getpid()}"
 
@@ -226,7 +230,7 @@ class Machines:
             ),
             *(f"--network-namespace-path=/run/netns/{self._netns(name)}", "--resolv-conf=off", "--console=read-only"),
             f"--bind={self.root}/shared:/shared",
-            *(f"--bind-ro={path}:/srv/{path.name}" for path in self._repositories),
+            *(f"--bind-ro={path}:/srv/{path.name}" for path in self._folders),
         ]
         supervisor = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
         argv = ["env", "SYSTEMD_NSPAWN_API_VFS_WRITABLE=network", *supervisor, "--mount-proc"]

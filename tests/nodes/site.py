@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,15 +23,20 @@ import yaml
 
 from tests.cluster import ClusterError
 from tests.nodes import images, wheels
+from tests.nodes.images import REPOSITORY
 from tests.nodes.machines import SUBNET, Machines
+from tests.nodes.stand_ins import OLDER, TOOLKIT
+from tests.nodes.wheels import Project
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 ANSIBLE = REPOSITORY / "ansible"
 HEAD = "head"
+SOAK = bool(os.environ.get("PHENOMHPC_SOAK"))
 PLAY_LIMIT_S = 600
+TYPED_LIMIT_S = 120
+ENVIRONMENT, LAB = "/shared/env/current", "/shared/lab"
+# Somebody who submits.
+PERSON = {"name": "ada", "uid": 2001, "gid": 2001, "home": "/shared/home/ada", "shell": "/bin/bash"}
 _RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
-# A stand-in under the name of a package of NVIDIA's, in two versions.
-TOOLKIT, OLDER, NEWER = "nvidia-container-toolkit", "1.17.4-1", "1.17.5-1"
 _PINNED = ("munge", "slurmctld", "slurmd", "slurm-client", "slurmdbd", "mariadb-server", "chrony", "python3-venv")
 _CLASS_OF = {
     "slurmctld": ["controller"],
@@ -66,13 +72,16 @@ class Played:
 class Site:
     """Machines with a lock.  `lock` may be changed between plays; each play writes it first."""
 
-    def __init__(self, machines: Machines, packages: Path) -> None:
+    def __init__(self, machines: Machines, packages: Path, nodes: Sequence[str]) -> None:
+        """nodes: those of the cluster; further machines may join it later."""
         self.machines = machines
-        self.nodes = [name for name in machines.names if name != HEAD]
+        self.nodes = list(nodes)
         self.folder = machines.root / "site"
-        self.project = self.folder / "project"
-        python_lock = wheels.make(self.project, machines.root / "shared" / "wheels")
-        self.lock = _lock(self.nodes, images.versions(packages), python_lock)
+        kept = f"/srv/{images.wheels().name}"
+        self.ours = wheels.ours(machines.root / "shared" / "wheels", "/shared/wheels", kept)
+        self.small = wheels.small(self.folder / "project", machines.root / "shared" / "small", "/shared/small")
+        self.lock = _lock(self.nodes, images.versions(packages))
+        self.use(self.ours)
         self.secrets = {
             "munge_key": secrets.token_hex(64),
             "slurm_database_password": secrets.token_hex(16),
@@ -80,6 +89,23 @@ class Site:
         }
         self.all_secrets = list(self.secrets.values())
         self.outputs: list[str] = []
+
+    def use(self, project: Project) -> None:
+        """From the next play on python_env installs this one."""
+        self.project = project
+        self.lock["python"] = {
+            "version": "3.11",
+            "lock_sha256": project.lock_sha256,
+            "env_path": ENVIRONMENT,
+            "wheelhouse": project.wheelhouse,
+            **({"torch": project.torch} if project.torch else {}),
+        }
+
+    def join(self, name: str) -> None:
+        """From the next play on one more machine is a node."""
+        self.nodes.append(name)
+        for part in ("node_types", "partitions"):
+            self.lock["slurm"][part][0]["nodes"] = ",".join(self.nodes)
 
     def write(self) -> None:
         """Inventory, vault and lock as they are now."""
@@ -128,6 +154,16 @@ class Site:
         report: dict[str, Any] = json.loads(done.stdout)
         return report | {"code": done.returncode}
 
+    def type(self, *words: str, limit_s: float = TYPED_LIMIT_S) -> subprocess.CompletedProcess[str]:
+        """What `phenomhpc WORDS` says to the person, at home on the login host."""
+        line = shlex.join(
+            [
+                *("setpriv", f"--reuid={PERSON['uid']}", f"--regid={PERSON['gid']}", "--init-groups"),
+                *("env", "-i", f"HOME={PERSON['home']}", f"PATH={ENVIRONMENT}/bin:/usr/bin:/bin", "phenomhpc", *words),
+            ]
+        )
+        return self.machines.execute(HEAD, f"cd {PERSON['home']} && {line}", limit_s=limit_s)
+
     def states(self) -> dict[str, str]:
         """sinfo's state of every node."""
         lines = self.machines.run(HEAD, "sinfo -h -N -o '%N %T'").splitlines()
@@ -175,19 +211,21 @@ def _variables(site: Site) -> dict[str, Any]:
     """What differs here from a cluster of real machines, and no more."""
     return {
         "site_lock": str(site.folder / "site.lock.yml"),
-        "python_env_source": str(site.project),
+        "python_env_source": str(site.project.source),
         "chrony_control_clock": False,
         "chrony_allow": [f"{SUBNET}.0/24"],
         "chrony_local_stratum": 8,
         # A stand-in: nobody installs the real one on a machine without a GPU.
         "repo_pins_also": f"{{{{ ['{TOOLKIT}'] if 'compute' in site_classes else [] }}}}",
         "repo_pins_remove_extra": True,
+        # Stand-ins have no module to load, and nothing to start.
+        "nvidia_hardware": False,
         "slurm_database_pool": "64M",
         "slurm_database_log_size": "16M",
     }
 
 
-def _lock(nodes: Sequence[str], versions: Mapping[str, str], python_lock: str) -> dict[str, Any]:
+def _lock(nodes: Sequence[str], versions: Mapping[str, str]) -> dict[str, Any]:
     memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     every = ",".join(nodes)
     return {
@@ -239,18 +277,18 @@ def _lock(nodes: Sequence[str], versions: Mapping[str, str], python_lock: str) -
         ],
         "time": {"servers": [HEAD], "max_offset_s": 1},
         "monitoring": {"node": 9100},
-        "python": {
-            "version": "3.11",
-            "lock_sha256": python_lock,
-            "env_path": "/shared/env/current",
-            "wheelhouse": "/shared/wheels",
-        },
+        # One folder of the host's stands for the site's shared file system.
+        "paths": {name: f"{LAB}/{name}" for name in ("store", "runs", "raw")},
         "users": [
             {"name": "munge", "uid": 981, "gid": 981},
             {"name": "slurm", "uid": 982, "gid": 982, "home": "/var/lib/slurm"},
+            PERSON,
         ],
-        # The machines cannot raise their own: slurmd has the host's.
-        "drift": {"ignore": ["limit:locked_memory", "file:/etc/phenomhpc/manifest.json"]},
+        "drift": {
+            "must": ["os", "python.environment"],
+            # The machines cannot raise their own: slurmd has the host's.
+            "ignore": ["limit:locked_memory", "file:/etc/phenomhpc/manifest.json"],
+        },
         "managed": {
             "directories": [
                 {"path": path}

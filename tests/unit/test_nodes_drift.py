@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +114,25 @@ def old_module(seen: dict[str, Any]) -> None:
     seen["modules"]["mlx5_core"] = {"loaded": "24.07", "file": "24.10"}
 
 
+def recorded_anew(seen: dict[str, Any]) -> None:
+    """An edited file that was written down as if the roles had made it."""
+    slurm_conf(seen)
+    seen["manifest"]["files"]["/etc/slurm/slurm.conf"] = dict(seen["files"]["/etc/slurm/slurm.conf"])
+
+
+def edited_record(seen: dict[str, Any]) -> None:
+    seen["manifest"]["files"]["/etc/slurm/slurm.conf"]["sha256"] = "9" * 64
+
+
+def python_recorded_anew(seen: dict[str, Any]) -> None:
+    python_in_place(seen)
+    seen["manifest"]["python"] = json.loads(json.dumps(seen["python"]))
+
+
+def no_record(seen: dict[str, Any]) -> None:
+    seen["manifest"] = {}
+
+
 @pytest.mark.parametrize(
     ("tamper", "kind", "fact", "words"),
     [
@@ -136,6 +156,10 @@ def old_module(seen: dict[str, Any]) -> None:
         (other_unit, "divergent", "unit:ssh.service", "disabled, the others enabled"),
         (old_kernel, "divergent", "kernel", "6.0.0-9, the others 6.1.0-1"),
         (old_module, "managed", "module:mlx5_core", "reboot"),
+        (recorded_anew, "divergent", "record:file:/etc/slurm/slurm.conf", "999999999999, the others 0644 root:root aaaaaaaaaaaa"),
+        (edited_record, "divergent", "record:file:/etc/slurm/slurm.conf", "999999999999, the others 0644 root:root aaaaaaaaaaaa"),
+        (python_recorded_anew, "divergent", "record:python.environment", "1111, the others f"),
+        (no_record, "divergent", "record", "absent, the others present"),
     ],
 )  # fmt: skip
 def test_one_change_is_one_finding(tamper: Tamper, kind: str, fact: str, words: str) -> None:
@@ -163,6 +187,8 @@ def test_where_most_nodes_have_drifted_the_right_one_is_not_blamed() -> None:
 def test_without_a_lock_the_others_say_what_is_right() -> None:
     found = [(each.node, each.kind, each.fact) for each in drift_of(stray, with_lock=False).findings]
     assert found == [("n2", "divergent", "file:/etc/slurm/job_submit.lua")]
+    found = [(each.node, each.kind, each.fact) for each in drift_of(recorded_anew, with_lock=False).findings]
+    assert found == [("n2", "divergent", "file:/etc/slurm/slurm.conf")], "not the record of it, too"
     assert drift_of(lambda seen: None, with_lock=False).exit_code == 0
     alone = find_drift({"n1": healthy()}, None)
     assert alone.exit_code == 4 and "no other node to compare with" in alone.silent["n1"][0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import pytest
 from phenomhpc.config import PretrainConfig
 from phenomhpc.config.models import ClusterConfig
 from phenomhpc.errors import FencedError
-from phenomhpc.jobs.drift import Look, compare_nodes, drift_words, keep, keep_once, look
+from phenomhpc.jobs import steward
+from phenomhpc.jobs.alarms import alarms_of
+from phenomhpc.jobs.drift import Look, compare_nodes, drift_words, keep, keep_once, look, unlike
 from phenomhpc.nodes.facts import Fingerprint
 from phenomhpc.nodes.lock import Drift
 from phenomhpc.nodes.trust import Trust, judge_drift, own_findings
-from phenomhpc.runs import AttemptPaths, RunPaths
+from phenomhpc.runs import AttemptPaths, EventWriter, RunPaths, list_runs, read_events
+from tests.unit import train_store
 from tests.unit.fingerprints import lock, short
 
 CARD = {"nvidia.driver": "570.1", "nvidia.model": "NVIDIA H100"}
@@ -157,6 +162,55 @@ def test_drift_is_named_where_it_is_the_likely_cause() -> None:
     assert drift_words([gate(name, drifted) for name in ("n1", "n2")], {"n1", "n2"}, 1) == (), "all differ"
     assert drift_words(events, {"n2"}, 2) == ()
     assert drift_words(events, {"n2.cluster.example"}, 1) != (), "a host's own name may have a domain"
+
+
+def array_node(attempt: AttemptPaths, node: str, **values: str) -> None:
+    keep(attempt, Look(node=node, seen=short(**values), lock=None))
+
+
+def test_nodes_of_an_array_are_compared_when_it_has_ended(tmp_path: Path) -> None:
+    attempt = AttemptPaths(tmp_path / "001")
+    assert unlike(attempt) == {}, "nobody has kept anything"
+    for node in ("n1", "n3"):
+        array_node(attempt, node)
+    assert unlike(attempt) == {}
+    array_node(attempt, "n2", kernel="6.1.0-2")
+    keep(attempt, Look(node="n4", seen=None, lock=None, words=("no fingerprint: no answer within 15 s",)))
+    drifted = ("drift: kernel is 6.1.0-2, the others 6.1.0-1",)
+    assert unlike(attempt) == {"n2": drifted}
+    started = [{"event": "started", "attempt": 1, "host": node} for node in ("n1", "n2", "n3")]
+    events = [*started, {"event": "drift", "attempt": 1, "node": "n2", "drift": list(drifted), "host": "n1"}]
+    (line,) = drift_words(events, {"n2"}, 1)
+    assert line == f"likely the cause: it failed on n2 only, which is not like the others: {drifted[0]}"
+    assert drift_words(events, {"n1"}, 1) == () == drift_words(started, {"n2"}, 1)
+    assert alarms_of(events) == [f"n2: {drifted[0]}"]
+
+
+def test_the_steward_tells_of_an_arrays_nodes_that_are_not_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = RunPaths(tmp_path / "convert-x")
+    for node in ("n1", "n2", "n3"):
+        array_node(paths.attempt(1), node, **({"kernel": "6.1.0-2"} if node == "n2" else {}))
+    steward.compare_nodes(paths, 1)
+    (event,) = read_events(paths)
+    assert (event["event"], event["node"]) == ("drift", "n2") and "6.1.0-2" in event["drift"][0]
+    assert "n2: drift: kernel is 6.1.0-2" in capsys.readouterr().out
+    gang = RunPaths(tmp_path / "pretrain-x")
+    array_node(gang.attempt(1), "n1", kernel="6.1.0-2")
+    array_node(gang.attempt(1), "n2")
+    EventWriter(gang, 1, 0, "t").emit("gate", node="n1", drift=[])
+    steward.compare_nodes(gang, 1)
+    assert [event["event"] for event in read_events(gang)] == ["gate"], "the gate has told already"
+
+
+def test_a_run_here_keeps_the_fingerprint_of_this_machine(tmp_path: Path) -> None:
+    train_store.write_plate(tmp_path / "raw", fields=1)
+    train_store.convert(tmp_path / "raw", tmp_path / "store", tmp_path / "runs")
+    (run,) = list_runs(tmp_path / "runs")
+    host = socket.gethostname().partition(".")[0]
+    kept = json.loads(run.attempt(run.last_attempt()).node(host).read_bytes())
+    assert (kept["node"], kept["host"]) == (host, host) and kept["values"]["python.environment"]
 
 
 def test_a_refusal_is_told_once_and_says_the_way_out() -> None:
