@@ -5,18 +5,21 @@ Every cosine comes from `blocks_of`, so a pair's value is bit for bit the one th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.checks import Features, as_features
+from phenomhpc.maps.threads import in_threads
 
 BLOCK_ROWS = 512  # of a map computed at once: 70 MB for a map of 17,000
 
 Pair = tuple[str, str]
+Result = TypeVar("Result")
 
 
 def cosine_map(matrix: ArrayLike) -> Features:
@@ -51,16 +54,6 @@ class CosineNull:
         i, j = pairs[:, 0], pairs[:, 1]
         chosen: NDArray[np.float64] = self.values[i * self.num_labels - i * (i + 1) // 2 + j - i - 1]
         return chosen
-
-    def with_others(self, row: int) -> NDArray[np.float64]:
-        """Cosines of one row with all rows, in their order, NaN with itself: f64[g]."""
-        before = np.arange(row)
-        start = row * self.num_labels - row * (row + 1) // 2
-        cosines = np.empty(self.num_labels)
-        cosines[:row] = self.values[before * self.num_labels - before * (before + 1) // 2 + row - before - 1]
-        cosines[row] = np.nan
-        cosines[row + 1 :] = self.values[start : start + self.num_labels - row - 1]
-        return cosines
 
 
 def cosine_null(matrix: ArrayLike, are_unit: bool = False) -> CosineNull:
@@ -143,5 +136,34 @@ def unit_rows(array: Features) -> Features:
 
 def blocks_of(unit: Features) -> Iterator[tuple[int, Features]]:
     """(first row, cosines of BLOCK_ROWS rows with all rows from the first on)."""
-    for first in range(0, len(unit), BLOCK_ROWS):
-        yield first, unit[first : first + BLOCK_ROWS] @ unit[first:].T
+    return of_blocks(unit, lambda first, block: (first, block))
+
+
+def of_blocks(unit: Features, function: Callable[[int, Features], Result]) -> Iterator[Result]:
+    """function(first row, cosines of BLOCK_ROWS rows with all rows from the first on) of every block, in threads, in order."""
+    return in_threads(
+        lambda first: function(first, unit[first : first + BLOCK_ROWS] @ unit[first:].T),
+        range(0, len(unit), BLOCK_ROWS),
+    )
+
+
+def cosines_of_rows(unit: Features, rows: NDArray[np.intp]) -> Features:
+    """Cosines of some rows with all rows, NaN with themselves: f64[r, g], bit for bit those of the map.
+
+    unit: f64[g, d] of length 1; rows: i64[r], ascending.  Costs a pass over the map, up to the last of the rows.
+    """
+    cosines = np.empty((len(rows), len(unit)))
+    for first, block in blocks_of(unit):
+        end = first + len(block)
+        mine, later = (int(place) for place in np.searchsorted(rows, (first, end)))
+        cosines[later:, first:end] = block[:, rows[later:] - first].T
+        if later > mine:
+            square = np.triu(block[:, : len(block)], 1)
+            square += square.T
+            here = rows[mine:later] - first
+            cosines[mine:later, first:end] = square[here]
+            cosines[mine:later, end:] = block[here, len(block) :]
+        if later == len(rows):
+            break
+    cosines[np.arange(len(rows)), rows] = np.nan
+    return cosines
