@@ -5,7 +5,7 @@ Every cosine comes from `blocks_of`, so a pair's value is bit for bit the one th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from phenomhpc.maps.checks import Features, as_features
 from phenomhpc.maps.threads import in_threads
 
 BLOCK_ROWS = 512  # of a map computed at once: 70 MB for a map of 17,000
+HELD_COSINES = 1 << 25  # of groups of rows with all rows, held at once: 268 MB
 
 Pair = tuple[str, str]
 Result = TypeVar("Result")
@@ -87,6 +88,36 @@ def mapped_pairs(labels: Sequence[str], pairs: Iterable[Sequence[str]] | NDArray
     return np.sort(np.array(found, dtype=np.intp).reshape(-1, 2), axis=1)
 
 
+def cosines_of_groups(
+    unit: Features, groups: Mapping[str, NDArray[np.intp]]
+) -> Iterator[tuple[str, Features, NDArray[np.intp]]]:
+    """(name, cosines f64[r, g] of the group's rows with all rows, NaN with themselves, the rows) of every group, in order.
+
+    unit: f64[g, d] of length 1; groups: rows i64[r] of each, ascending.  As many groups at a time as have HELD_COSINES, or one:
+    each time costs a pass over the map.
+    """
+    for some in _together(groups, HELD_COSINES // len(unit)):
+        rows = np.unique(np.concatenate([groups[name] for name in some]))
+        cosines = cosines_of_rows(unit, rows)
+        for name in some:
+            yield name, cosines[np.searchsorted(rows, groups[name])], groups[name]
+        del cosines  # before the next ones are made
+
+
+def _together(groups: Mapping[str, NDArray[np.intp]], most: int) -> Iterator[list[str]]:
+    """Names of groups that have at most so many different rows together, or of one group."""
+    some: list[str] = []
+    rows: set[int] = set()
+    for name, mine in groups.items():
+        if some and len(rows.union(mine.tolist())) > most:
+            yield some
+            some, rows = [], set()
+        some.append(name)
+        rows.update(mine.tolist())
+    if some:
+        yield some
+
+
 def similarity_order(cosines: ArrayLike) -> NDArray[np.intp]:
     """Order of the rows of a map f64[g, g] in which similar ones are neighbours: the leaves of average linkage on 1 - cosine.
 
@@ -123,13 +154,13 @@ def connected_groups(labels: Sequence[str], pairs: Iterable[Sequence[str]] | NDA
     ]
 
 
-def unit_rows(array: Features) -> Features:
-    """Rows divided by their length.  Raises UsageError for one without length, naming it."""
+def unit_rows(array: Features, names: Sequence[str] | None = None) -> Features:
+    """Rows f64[n, d] divided by their length.  Raises UsageError for one without length, by its name (its number for none)."""
     norm = np.linalg.norm(array, axis=1)
     if not norm.all():
-        raise UsageError(
-            f"map: the profile of row {int(np.argmin(norm))} is all zero, so it has no direction; leave it out"
-        )
+        row = int(np.argmin(norm))
+        name = f"row {row}" if names is None else names[row]
+        raise UsageError(f"map: the profile of {name} is all zero, so it has no direction; leave it out")
     result: Features = array / norm[:, None]
     return result
 
@@ -139,11 +170,16 @@ def blocks_of(unit: Features) -> Iterator[tuple[int, Features]]:
     return of_blocks(unit, lambda first, block: (first, block))
 
 
-def of_blocks(unit: Features, function: Callable[[int, Features], Result]) -> Iterator[Result]:
-    """function(first row, cosines of BLOCK_ROWS rows with all rows from the first on) of every block, in threads, in order."""
+def of_blocks(
+    unit: Features, function: Callable[[int, Features], Result], num_rows: int | None = None
+) -> Iterator[Result]:
+    """function(first row, cosines of BLOCK_ROWS rows with all rows from the first on) of every block, in threads, in order.
+
+    num_rows: the blocks of the first so many rows alone
+    """
     return in_threads(
         lambda first: function(first, unit[first : first + BLOCK_ROWS] @ unit[first:].T),
-        range(0, len(unit), BLOCK_ROWS),
+        range(0, len(unit) if num_rows is None else num_rows, BLOCK_ROWS),
     )
 
 
@@ -153,7 +189,8 @@ def cosines_of_rows(unit: Features, rows: NDArray[np.intp]) -> Features:
     unit: f64[g, d] of length 1; rows: i64[r], ascending.  Costs a pass over the map, up to the last of the rows.
     """
     cosines = np.empty((len(rows), len(unit)))
-    for first, block in blocks_of(unit):
+
+    def fill(first: int, block: Features) -> None:
         end = first + len(block)
         mine, later = (int(place) for place in np.searchsorted(rows, (first, end)))
         cosines[later:, first:end] = block[:, rows[later:] - first].T
@@ -163,7 +200,8 @@ def cosines_of_rows(unit: Features, rows: NDArray[np.intp]) -> Features:
             here = rows[mine:later] - first
             cosines[mine:later, first:end] = square[here]
             cosines[mine:later, end:] = block[here, len(block) :]
-        if later == len(rows):
-            break
+
+    for _ in of_blocks(unit, fill, int(rows[-1]) + 1):
+        pass
     cosines[np.arange(len(rows)), rows] = np.nan
     return cosines

@@ -103,6 +103,6 @@ def _refuse_unless_positive(flops: Features) -> None:
 
 
 def _student(degrees: int) -> float:
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf((1.0 + INTERVAL) / 2.0, degrees))
+    return float(stdtrit(degrees, (1.0 + INTERVAL) / 2.0))
