@@ -41,7 +41,7 @@ def aggregate_blocks(
     blocks: (row numbers i64[m], f64[m, d]); labels: of all n rows; is_left_out: bool[n], rows that are no perturbation
     (controls), whose label does not matter.  Raises UsageError for a missing label, and where all rows are left out.
     """
-    mask = as_mask(is_left_out, len(labels))
+    mask = as_mask(is_left_out, len(labels), "is_left_out")
     kept = np.flatnonzero(~mask)
     if not len(kept):
         raise UsageError(f"aggregate: all {len(labels)} rows are controls; a map needs perturbations")

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.bootstrap import RANDOM_FEATURES, bootstrap_interval, difference_interval, keyed
-from phenomhpc.maps.checks import Features, as_features, as_unique_labels
+from phenomhpc.maps.checks import BLOCK_ROWS, Features, Rows, as_features, as_unique_labels
 from phenomhpc.maps.relate import mapped_pairs, unit_rows
 from phenomhpc.maps.results import ArmRecalls, Recall, RecallDifference
 from phenomhpc.maps.tails import ScoredPairs, Tail, Threshold, scored_pairs
@@ -152,9 +152,17 @@ def compare_recalls(
     return result
 
 
-def random_features(num_rows: int, num_features: int, seed: int = 0) -> Features:
-    """Standard normal features f64[num_rows, num_features]: the baseline that has seen nothing.  Keyed by the seed."""
-    return keyed(seed, RANDOM_FEATURES).standard_normal((num_rows, num_features))
+def random_features(num_rows: int, num_features: int, seed: int = 0, out: Rows | None = None) -> Rows:
+    """Standard normal features f64[num_rows, num_features]: the baseline that has seen nothing.  Keyed by the seed.
+
+    out: an array of that shape that they are written into, such as a mapped file
+    """
+    features = np.empty((num_rows, num_features)) if out is None else out
+    generator = keyed(seed, RANDOM_FEATURES)
+    for start in range(0, num_rows, BLOCK_ROWS):
+        some = features[start : start + BLOCK_ROWS]
+        some[:] = generator.standard_normal(some.shape)
+    return features
 
 
 def hits_of(cosines: NDArray[np.float64], tail: Tail) -> NDArray[np.bool_]:

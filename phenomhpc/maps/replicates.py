@@ -40,6 +40,7 @@ def perturbation_consistency(
     labels: Labels,
     null_labels: Collection[str],
     *,
+    is_left_out: ArrayLike | None = None,
     compat: str | None = None,
     alpha: float = ALPHA,
     bootstrap: int = DRAWS,
@@ -49,10 +50,12 @@ def perturbation_consistency(
 
     features: f[n, d], aligned wells without controls, read label by label; labels: the perturbation of every row
     null_labels: the perturbations that the null is made of; with fewer than 19 of them no p is as small as 0.05
+    is_left_out: bool[n], rows that do not count (controls, say), whose label does not matter
     Raises UsageError for a missing label, for none of the null labels with two replicates, and for no other label with two.
     """
     array = as_rows(features)
-    groups = _groups(as_labels(labels, len(array)), np.ones(len(array), np.bool_))
+    left_out = _left_out(is_left_out, len(array))
+    groups = _groups(as_labels(labels, len(array), ignored=left_out), ~left_out)
     values = {name: _mean_cosine(read_rows(array, rows)) for name, rows in groups.items() if len(rows) > 1}
     return _scores("consistency", 2, groups, values, null_labels, compat, alpha, bootstrap, seed)
 
@@ -65,6 +68,7 @@ def perturbation_magnitude(
     *,
     max_controls: int = MAX_CONTROLS,
     min_replicates: int = MIN_REPLICATES,
+    is_left_out: ArrayLike | None = None,
     compat: str | None = None,
     alpha: float = ALPHA,
     bootstrap: int = DRAWS,
@@ -77,20 +81,24 @@ def perturbation_magnitude(
     each mean over all ordered pairs, a row with itself included, so that it is never negative.
 
     features: f[n, d], aligned wells, controls among them; labels: the perturbation of every row; is_control: bool[n], rows
-    whose label does not matter; null_labels: the perturbations of the null.  Of more than max_controls controls, that many
-    are taken, keyed by the seed, the same for all.  Raises UsageError for a missing label, fewer than two controls, none of
-    the null labels with enough replicates, and no other label with enough.
+    whose label does not matter; null_labels: the perturbations of the null; is_left_out: bool[n], rows that count as neither.
+    Of more than max_controls controls, that many are taken, keyed by the seed, the same for all.  Raises UsageError for a missing
+    label, fewer than two controls, none of the null labels with enough replicates, and no other label with enough.
     """
     array = as_rows(features)
-    control = as_mask(is_control, len(array))
-    groups = _groups(as_labels(labels, len(array), ignored=control), ~control)
-    controls = read_rows(array, _chosen(np.flatnonzero(control), max_controls, seed))
+    control, left_out = as_mask(is_control, len(array)), _left_out(is_left_out, len(array))
+    groups = _groups(as_labels(labels, len(array), ignored=control | left_out), ~control & ~left_out)
+    controls = read_rows(array, _chosen(np.flatnonzero(control & ~left_out), max_controls, seed))
     centre = controls.mean(axis=0)  # distances do not see it, and digits are kept
     controls -= centre
     scored = {name: rows for name, rows in groups.items() if len(rows) >= min_replicates}
     distances = _energy_distances(array, list(scored.values()), controls, centre)
     values = dict(zip(scored, distances, strict=True))
     return _scores("magnitude", min_replicates, groups, values, null_labels, compat, alpha, bootstrap, seed)
+
+
+def _left_out(mask: ArrayLike | None, num_rows: int) -> NDArray[np.bool_]:
+    return np.zeros(num_rows, np.bool_) if mask is None else as_mask(mask, num_rows, "is_left_out")
 
 
 def _groups(names: Sequence[str], kept: NDArray[np.bool_]) -> Groups:

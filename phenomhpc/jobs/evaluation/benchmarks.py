@@ -13,6 +13,7 @@ from phenomhpc.config import EvaluateConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.evaluation.annotations import Annotations
 from phenomhpc.jobs.evaluation.groups import MIN_COMPLEX
+from phenomhpc.jobs.evaluation.mapping import means_by
 from phenomhpc.jobs.evaluation.wells import DOSE, Wells
 from phenomhpc.maps import (
     ArmRecalls,
@@ -21,7 +22,6 @@ from phenomhpc.maps import (
     PerturbationScores,
     ProximityBias,
     ReplicateRetrieval,
-    aggregate,
     complex_coherence,
     compound_gene_retrieval,
     perturbation_consistency,
@@ -31,6 +31,7 @@ from phenomhpc.maps import (
     replicate_retrieval,
 )
 from phenomhpc.maps.bootstrap import RETRIEVED, keyed
+from phenomhpc.maps.checks import Rows
 
 Array = NDArray[np.float64]
 Result = TypeVar("Result")
@@ -64,14 +65,14 @@ class Benchmarks:
 
 def measure(
     wells: Wells,
-    aligned: Array,
+    aligned: Rows,
     profiles: Array,
     labels: list[str],
     annotations: Annotations,
     complexes: Mapping[str, Collection[str]],
     config: EvaluateConfig,
 ) -> Benchmarks:
-    """Every benchmark of one source.  aligned: f64[n, k] of all wells; profiles: f64[g, k] of the map's labels.
+    """Every benchmark of one source.  aligned: f[n, k] of all wells, read in pieces; profiles: f64[g, k] of the map's labels.
 
     What cannot be measured is left out with its reason, which is the measure's own error.
     """
@@ -106,11 +107,15 @@ def measure(
         by_arm=by_arm or {},
         proximity=tried(PROXIMITY, lambda: proximity_bias(profiles, labels, annotations.arms, **draws), some_arms),
         consistency=tried(
-            CONSISTENCY, lambda: perturbation_consistency(aligned[in_map], names, silent, **draws), some_silent
+            CONSISTENCY,
+            lambda: perturbation_consistency(aligned, wells.label, silent, is_left_out=~in_map, **draws),
+            some_silent,
         ),
         magnitude=tried(
             MAGNITUDE,
-            lambda: _magnitude(aligned, wells, silent, draws),
+            lambda: perturbation_magnitude(
+                aligned, wells.label, wells.is_control, silent, is_left_out=~in_map & ~wells.is_control, **draws
+            ),
             some_silent,
             (wells.is_control.any(), "no control wells"),
         ),
@@ -137,14 +142,8 @@ def _any_mapped(pairs: list[tuple[str, str]], labels: set[str]) -> bool:
     return any(first in labels and second in labels for first, second in pairs)
 
 
-def _magnitude(aligned: Array, wells: Wells, silent: list[str], draws: _Draws) -> PerturbationScores:
-    counted = np.array([bool(label) for label in wells.label]) | wells.is_control
-    names = [wells.label[row] or "control" for row in np.flatnonzero(counted)]
-    return perturbation_magnitude(aligned[counted], names, wells.is_control[counted], silent, **draws)
-
-
 def _compounds(
-    aligned: Array,
+    aligned: Rows,
     wells: Wells,
     profiles: Array,
     labels: list[str],
@@ -152,8 +151,7 @@ def _compounds(
     draws: _Draws,
 ) -> CompoundRetrieval:
     """Doses of a compound are profiles of their own under the compound's name."""
-    rows = [row for row, name in enumerate(wells.compound) if name]
-    doses, names = aggregate(aligned[rows], [wells.compound[row] for row in rows])
+    doses, names = means_by(aligned, wells.compound)
     compounds = [name.rpartition(DOSE)[0] for name in names]
     return compound_gene_retrieval(doses, compounds, profiles, labels, annotations.targets, **draws)
 
