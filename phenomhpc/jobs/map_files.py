@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from phenomhpc.embed.table import feature_columns
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.base import Table
-from phenomhpc.jobs.evaluation.lookup import known_pairs, unit_rows
+from phenomhpc.jobs.evaluation.lookup import known_pairs
 from phenomhpc.maps import compare_recalls
 from phenomhpc.maps.benchmark import THRESHOLDS
+from phenomhpc.maps.relate import unit_rows
 from phenomhpc.runs import RunPaths, find_run
 
 MAX_SUGGESTED = 5
@@ -80,7 +81,7 @@ def query(found: MapFiles, label: str, top: int) -> tuple[list[Neighbour], list[
     if label not in found.labels:
         raise UsageError(f"{found.noun} {label}: not in the map {found.name}; {_suggested(found, label)}")
     row = found.labels.index(label)
-    unit = unit_rows(found.profiles)
+    unit = unit_rows(found.profiles, found.labels)
     cosines = unit @ unit[row]
     others = np.array([place for place in range(len(cosines)) if place != row], dtype=np.int64)
     order = others[np.argsort(-cosines[others], kind="stable")]

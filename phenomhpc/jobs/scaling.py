@@ -65,15 +65,17 @@ def scaling_of(names: Sequence[str], runs: Path, next_flop: float | None = None)
     found = tuple(sorted((read_run(name, runs) for name in names), key=lambda run: run.flop))
     twice = [run.name for place, run in enumerate(found) if run.name in [other.name for other in found[:place]]]
     if twice:
-        raise UsageError(f"scaling: {twice[0]} is named twice")
+        raise UsageError(f"scaling: {twice[0]} is named twice; name each run once")
     flop, words = (next_flop, "as asked") if next_flop is not None else next_size(found[-1])
     lines = {}
     scores = list(dict.fromkeys(name for run in found for name in run.recalls))
     reason = ""
     for name in [*scores, LOSS]:
-        points = [(run.flop, value) for run in found if (value := _value(run, name)) is not None]
+        points = [(run, value) for run in found if (value := _value(run, name)) is not None]
         try:
-            lines[name] = fit_log_linear([flop for flop, _ in points], [value for _, value in points])
+            lines[name] = fit_log_linear(
+                [run.flop for run, _ in points], [value for _, value in points], [run.name for run, _ in points]
+            )
         except UsageError as error:
             reason = reason or str(error)
     if not lines:

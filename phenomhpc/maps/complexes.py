@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.benchmark import DRAWS, Labels
-from phenomhpc.maps.bootstrap import bootstrap_interval
+from phenomhpc.maps.bootstrap import bootstrap_interval, check_draws
 from phenomhpc.maps.checks import Features, as_features, as_unique_labels
 from phenomhpc.maps.relate import cosines_of_groups, unit_rows
 from phenomhpc.maps.results import ComplexScores
@@ -37,6 +37,7 @@ def complex_coherence(
     compare with a baseline's hit rate.
     Raises UsageError for a duplicate or missing label, and where no complex has enough genes, or one has all of them.
     """
+    check_draws(bootstrap, seed)
     array = as_features(features)
     names = as_unique_labels(labels, len(array))
     row = {name: number for number, name in enumerate(names)}
@@ -46,7 +47,8 @@ def complex_coherence(
         largest = max(mapped, key=lambda name: len(mapped[name]), default=None)
         most = "" if largest is None else f" (most: {largest}, {len(mapped[largest])})"
         raise UsageError(
-            f"coherence: none of {len(complexes)} complexes has {min_genes} genes in the map{most}; names must agree"
+            f"coherence: none of {len(complexes)} complexes has {min_genes} genes in the map{most}; name genes as the map does "
+            f"({names[0]}, ...), or lower min_genes"
         )
     everything = next((name for name, rows in tested.items() if len(rows) == len(names)), None)
     if everything is not None:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.benchmark import DRAWS, Labels
-from phenomhpc.maps.bootstrap import mean_interval
+from phenomhpc.maps.bootstrap import check_draws, mean_interval
 from phenomhpc.maps.checks import as_features, as_unique_labels
 from phenomhpc.maps.relate import cosines_of_groups, unit_rows
 from phenomhpc.maps.results import ProximityBias
@@ -39,6 +39,7 @@ def proximity_bias(
     Holds cosines of one arm's genes with all genes, or of as many arms as HELD_COSINES allows.  The interval resamples arms.
     Raises UsageError for a duplicate or missing label, where no arm has enough pairs, and where all genes are on one arm.
     """
+    check_draws(bootstrap, seed)
     array = as_features(features)
     names = as_unique_labels(labels, len(array))
     of_row = np.array([arms.get(name, "") for name in names])
@@ -47,10 +48,11 @@ def proximity_bias(
     if not enough:
         raise UsageError(
             f"proximity bias: no chromosome arm has more than {min_pairs} pairs of genes in the map "
-            f"({sum(counts.values())} of {len(names)} labels are on one of {len(counts)} arms)"
+            f"({sum(counts.values())} of {len(names)} labels are on one of {len(counts)} arms); name genes as the map does "
+            f"({names[0]}, ...), or lower min_pairs"
         )
     if len(counts) < 2:
-        raise UsageError(f"proximity bias: all genes are on {enough[0]}; there is no other arm to compare with")
+        raise UsageError(f"proximity bias: all genes are on {enough[0]}; give those of another arm to compare with")
     on_arm = {arm: np.flatnonzero(of_row == arm) for arm in enough}
     results = []
     for arm, cosines, rows in cosines_of_groups(unit_rows(array, names), on_arm):

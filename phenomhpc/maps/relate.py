@@ -75,16 +75,32 @@ def cosine_null(matrix: ArrayLike, are_unit: bool = False) -> CosineNull:
     return CosineNull(values=values, num_labels=num)
 
 
-def unique_pairs(pairs: Iterable[Sequence[str]] | NDArray[np.str_]) -> list[Pair]:
-    """Undirected unique pairs, sorted: the names of a pair in order, self pairs and repeats dropped."""
-    listed = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
-    return sorted({(a, b) if a < b else (b, a) for a, b in listed if a != b})
+def unique_pairs(pairs: Iterable[Sequence[str]] | NDArray[np.str_], what: str = "pairs") -> list[Pair]:
+    """Undirected unique pairs, sorted: the names of a pair in order, self pairs and repeats dropped.
+
+    Raises UsageError for what is no pair of names, saying which of `what` it is.
+    """
+    return sorted({(a, b) if a < b else (b, a) for a, b in listed_pairs(pairs, what) if a != b})
 
 
-def mapped_pairs(labels: Sequence[str], pairs: Iterable[Sequence[str]] | NDArray[np.str_]) -> NDArray[np.intp]:
+def listed_pairs(pairs: Iterable[Sequence[str]] | NDArray[np.str_], what: str = "pairs") -> list[Pair]:
+    """`pairs` as they come.  Raises UsageError for what is no pair of names, saying which of `what` it is."""
+    found = []
+    for number, pair in enumerate(pairs.tolist() if isinstance(pairs, np.ndarray) else pairs):
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(name, str) and name for name in pair):
+            raise UsageError(
+                f"{what}: number {number} is {pair!r}; each is two names, such as ('TP53', 'MDM2'): mend or drop it"
+            )
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def mapped_pairs(
+    labels: Sequence[str], pairs: Iterable[Sequence[str]] | NDArray[np.str_], what: str = "pairs"
+) -> NDArray[np.intp]:
     """`unique_pairs` with both ends in the map, as row numbers: i64[p, 2], i < j; p may be 0."""
     row = {name: number for number, name in enumerate(labels)}
-    found = [(row[a], row[b]) for a, b in unique_pairs(pairs) if a in row and b in row]
+    found = [(row[a], row[b]) for a, b in unique_pairs(pairs, what) if a in row and b in row]
     return np.sort(np.array(found, dtype=np.intp).reshape(-1, 2), axis=1)
 
 
@@ -154,13 +170,17 @@ def connected_groups(labels: Sequence[str], pairs: Iterable[Sequence[str]] | NDA
     ]
 
 
-def unit_rows(array: Features, names: Sequence[str] | None = None) -> Features:
-    """Rows f64[n, d] divided by their length.  Raises UsageError for one without length, by its name (its number for none)."""
+def unit_rows(array: Features, names: Sequence[str] | None = None, numbers: NDArray[np.intp] | None = None) -> Features:
+    """Rows f64[n, d] divided by their length.  Raises UsageError for one without length, naming it.
+
+    names: of the n rows; numbers: i64[n], of the rows where they come from, if they are some of many
+    """
     norm = np.linalg.norm(array, axis=1)
     if not norm.all():
         row = int(np.argmin(norm))
-        name = f"row {row}" if names is None else names[row]
-        raise UsageError(f"map: the profile of {name} is all zero, so it has no direction; leave it out")
+        number = row if numbers is None else int(numbers[row])
+        which = f"row {number}" if names is None else f"{names[row]} (row {number})"
+        raise UsageError(f"map: the profile of {which} is all zero, so it has no direction; leave it out")
     result: Features = array / norm[:, None]
     return result
 

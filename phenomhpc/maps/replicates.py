@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.align import EFAAR
 from phenomhpc.maps.benchmark import DRAWS, Labels
-from phenomhpc.maps.bootstrap import CHOSEN_CONTROLS, bootstrap_interval, keyed
+from phenomhpc.maps.bootstrap import CHOSEN_CONTROLS, bootstrap_interval, check_draws, keyed
 from phenomhpc.maps.checks import Features, Rows, as_labels, as_mask, as_rows, read_rows
 from phenomhpc.maps.relate import unit_rows
 from phenomhpc.maps.results import PerturbationScores
@@ -53,10 +53,11 @@ def perturbation_consistency(
     is_left_out: bool[n], rows that do not count (controls, say), whose label does not matter
     Raises UsageError for a missing label, for none of the null labels with two replicates, and for no other label with two.
     """
+    check_draws(bootstrap, seed)
     array = as_rows(features)
     left_out = _left_out(is_left_out, len(array))
     groups = _groups(as_labels(labels, len(array), ignored=left_out), ~left_out)
-    values = {name: _mean_cosine(read_rows(array, rows)) for name, rows in groups.items() if len(rows) > 1}
+    values = {name: _mean_cosine(array, rows, name) for name, rows in groups.items() if len(rows) > 1}
     return _scores("consistency", 2, groups, values, null_labels, compat, alpha, bootstrap, seed)
 
 
@@ -85,6 +86,7 @@ def perturbation_magnitude(
     Of more than max_controls controls, that many are taken, keyed by the seed, the same for all.  Raises UsageError for a missing
     label, fewer than two controls, none of the null labels with enough replicates, and no other label with enough.
     """
+    check_draws(bootstrap, seed)
     array = as_rows(features)
     control, left_out = as_mask(is_control, len(array)), _left_out(is_left_out, len(array))
     groups = _groups(as_labels(labels, len(array), ignored=control | left_out), ~control & ~left_out)
@@ -134,7 +136,10 @@ def _scores(
             "name perturbations that do nothing, such as knockouts of unexpressed genes"
         )
     if not tested:
-        raise UsageError(f"{what}: no perturbation beside the null ones has {least} replicates or more")
+        raise UsageError(
+            f"{what}: none of the {len(groups) - len(silent & set(groups))} perturbations beside the null ones has {least} "
+            "replicates or more; give wells, not means of them"
+        )
     observed = np.array(list(tested.values()))
     at_least = len(null) - np.searchsorted(null, observed, "left")
     p_values = at_least / len(null) if compat == EFAAR else (at_least + 1) / (len(null) + 1)
@@ -155,9 +160,10 @@ def _scores(
     )
 
 
-def _mean_cosine(rows: Features) -> float:
-    """Over all pairs of different rows: of n unit vectors whose sum is s, (|s|^2 - n) / (n (n - 1))."""
-    unit, num = unit_rows(rows), len(rows)
+def _mean_cosine(array: Rows, rows: NDArray[np.intp], name: str) -> float:
+    """Over all pairs of different rows of a label: of n unit vectors whose sum is s, (|s|^2 - n) / (n (n - 1))."""
+    num = len(rows)
+    unit = unit_rows(read_rows(array, rows), [name] * num, rows)
     total = unit.sum(axis=0)
     return float((total @ total - num) / (num * (num - 1)))
 
@@ -165,7 +171,7 @@ def _mean_cosine(rows: Features) -> float:
 def _chosen(controls: NDArray[np.intp], most: int, seed: int) -> NDArray[np.intp]:
     if len(controls) < MIN_CONTROLS:
         raise UsageError(
-            f"magnitude: {len(controls)} control{'' if len(controls) == 1 else 's'}; give at least {MIN_CONTROLS}"
+            f"magnitude: {len(controls)} control{'' if len(controls) == 1 else 's'}; mark at least {MIN_CONTROLS} wells as such"
         )
     if len(controls) <= most:
         return controls

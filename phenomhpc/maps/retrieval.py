@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.benchmark import DRAWS, Labels, Pairs
-from phenomhpc.maps.bootstrap import RANK_LISTS, bootstrap_interval, keyed, mean_interval
+from phenomhpc.maps.bootstrap import RANK_LISTS, bootstrap_interval, check_draws, keyed, mean_interval
 from phenomhpc.maps.checks import Features, as_features, as_labels, as_unique_labels
-from phenomhpc.maps.relate import unit_rows
+from phenomhpc.maps.relate import listed_pairs, unit_rows
 from phenomhpc.maps.results import CompoundRetrieval, RecallAt, ReplicateRetrieval
 
 NULL_SIZE = 10_000
@@ -49,12 +49,15 @@ def replicate_retrieval(
     copairs does, since profiles of one perturbation are not independent.  Time grows with n squared: 20,000 rows take seconds.
     Raises UsageError for a missing label, for no perturbation with two rows, and for one alone.
     """
-    unit = unit_rows(as_features(features))
-    names, code, counts = np.unique(np.array(as_labels(labels, len(unit))), return_inverse=True, return_counts=True)
+    check_draws(bootstrap, seed)
+    array = as_features(features)
+    of_row = as_labels(labels, len(array))
+    unit = unit_rows(array, of_row)
+    names, code, counts = np.unique(np.array(of_row), return_inverse=True, return_counts=True)
     if counts.max() < 2:
         raise UsageError(f"replicate retrieval: none of {len(names)} labels has two rows; give replicates, not means")
     if len(names) < 2:
-        raise UsageError(f"replicate retrieval: all rows are {names[0]}; there is nothing to tell it from")
+        raise UsageError(f"replicate retrieval: all rows are {names[0]}; give those of others to tell it from")
     precision = _replicate_precision(unit, code, counts)
     num_candidates = len(unit) - 1
     nulls = rank_nulls(set(counts[counts > 1] - 1), num_candidates, null_size, seed)
@@ -110,15 +113,20 @@ def compound_gene_retrieval(
     in the map.  recall_at[k]: the share of targets among the first k genes, ties in the target's favour; chance: min(k, g) / g.
     Raises UsageError for a missing label, a duplicate gene, no compound with a target in the map, or k < 1.
     """
-    compound_unit, gene_unit = unit_rows(as_features(compounds)), unit_rows(as_features(genes))
-    names = as_unique_labels(gene_labels, len(gene_unit))
-    if compound_unit.shape[1] != gene_unit.shape[1]:
+    check_draws(bootstrap, seed)
+    compounds, genes = as_features(compounds), as_features(genes)
+    if compounds.shape[1] != genes.shape[1]:
         raise UsageError(
-            f"compound-gene: compounds have {compound_unit.shape[1]} features, genes {gene_unit.shape[1]}; align both together"
+            f"compound-gene: compounds have {compounds.shape[1]} features, genes {genes.shape[1]}; align both together"
         )
     if not ks or min(ks) < 1:
-        raise UsageError(f"ks={','.join(map(str, ks))}: the first so many genes, each at least 1")
-    rows = _rows_by_label(as_labels(compound_labels, len(compound_unit), "compound label"))
+        raise UsageError(
+            f"ks={','.join(map(str, ks)) or 'none'}: how many genes count as the first, each at least 1, such as 10,100"
+        )
+    names = as_unique_labels(gene_labels, len(genes))
+    doses = as_labels(compound_labels, len(compounds), "compound label")
+    compound_unit, gene_unit = unit_rows(compounds, doses), unit_rows(genes, names)
+    rows = _rows_by_label(doses)
     wanted = _targets_in_map(rows, names, targets)
     found = {
         name: _target_places(scores, wanted[name])
@@ -157,6 +165,8 @@ def rank_nulls(num_right: set[int], num_candidates: int, null_size: int, seed: i
 
     Keyed by (seed, right answers, candidates): a perturbation's null does not depend on which others are in the map.
     """
+    if null_size < 1:
+        raise UsageError(f"null_size={null_size}: random rank lists of the null, at least 1; 10000 is usual")
     return {int(num): np.sort(_random_precisions(int(num), num_candidates, null_size, seed)) for num in num_right}
 
 
@@ -223,7 +233,7 @@ def _targets_in_map(rows: Mapping[str, list[int]], genes: list[str], targets: Pa
     """Columns of the targets of every compound that has one in the map, by compound, sorted."""
     column = {name: number for number, name in enumerate(genes)}
     found: dict[str, set[int]] = {name: set() for name in rows}
-    for compound, gene in targets.tolist() if isinstance(targets, np.ndarray) else targets:
+    for compound, gene in listed_pairs(targets, "targets"):
         if compound in found and gene in column:
             found[compound].add(column[gene])
     wanted = {name: np.array(sorted(columns), dtype=np.intp) for name, columns in found.items() if columns}
