@@ -137,8 +137,8 @@ def _scores(
         )
     if not tested:
         raise UsageError(
-            f"{what}: none of the {len(groups) - len(silent & set(groups))} perturbations beside the null ones has {least} "
-            "replicates or more; give wells, not means of them"
+            f"{what}: no perturbation beside the null ones has {least} replicates or more; give wells, not means of them, "
+            "and fewer null labels"
         )
     observed = np.array(list(tested.values()))
     at_least = len(null) - np.searchsorted(null, observed, "left")
