@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.benchmark import DRAWS, Labels
-from phenomhpc.maps.bootstrap import bootstrap_interval, check_draws
+from phenomhpc.maps.bootstrap import check_draws
 from phenomhpc.maps.checks import Features, as_features, as_unique_labels
 from phenomhpc.maps.relate import cosines_of_groups, unit_rows
-from phenomhpc.maps.results import ComplexScores
+from phenomhpc.maps.results import ComplexScores, hit_share
 
 MIN_GENES = 10
 ALPHA = 0.05
@@ -59,18 +59,13 @@ def complex_coherence(
         _kolmogorov_smirnov(cosines, rows) for _, cosines, rows in cosines_of_groups(unit_rows(array, names), tested)
     ]
     p_values = np.array([p_value for _, p_value in results])
-    hits = int((p_values <= alpha).sum())
-    low, high = bootstrap_interval(hits, len(tested), bootstrap, seed)
     return ComplexScores(
         names=tuple(tested),
         statistics=np.array([statistic for statistic, _ in results]),
         p_values=p_values,
         num_genes=np.array([len(rows) for rows in tested.values()]),
-        hit_rate=hits / len(tested),
-        ci_low=low,
-        ci_high=high,
-        alpha=alpha,
         num_left_out=len(complexes) - len(tested),
+        **hit_share(p_values, alpha, bootstrap, seed),
     )
 
 

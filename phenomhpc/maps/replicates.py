@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.align import EFAAR
 from phenomhpc.maps.benchmark import DRAWS, Labels
-from phenomhpc.maps.bootstrap import CHOSEN_CONTROLS, bootstrap_interval, check_draws, keyed
+from phenomhpc.maps.bootstrap import CHOSEN_CONTROLS, check_draws, keyed
 from phenomhpc.maps.checks import Features, Rows, as_labels, as_mask, as_rows, read_rows
 from phenomhpc.maps.relate import unit_rows
-from phenomhpc.maps.results import PerturbationScores
+from phenomhpc.maps.results import PerturbationScores, hit_share
 
 ALPHA = 0.05
 MAX_CONTROLS = 1000
@@ -143,20 +143,15 @@ def _scores(
     observed = np.array(list(tested.values()))
     at_least = len(null) - np.searchsorted(null, observed, "left")
     p_values = at_least / len(null) if compat == EFAAR else (at_least + 1) / (len(null) + 1)
-    hits = int((p_values <= alpha).sum())
-    low, high = bootstrap_interval(hits, len(tested), bootstrap, seed)
     return PerturbationScores(
         labels=tuple(tested),
         values=observed,
         p_values=p_values,
         num_replicates=np.array([len(groups[name]) for name in tested]),
-        hit_rate=hits / len(tested),
-        ci_low=low,
-        ci_high=high,
-        alpha=alpha,
         num_null=len(null),
         null_values=null,
         num_dropped=len(groups) - len(values),
+        **hit_share(p_values, alpha, bootstrap, seed),
     )
 
 

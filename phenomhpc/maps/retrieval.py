@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.benchmark import DRAWS, Labels, Pairs
-from phenomhpc.maps.bootstrap import RANK_LISTS, bootstrap_interval, check_draws, keyed, mean_interval
+from phenomhpc.maps.bootstrap import RANK_LISTS, check_draws, keyed, mean_interval
 from phenomhpc.maps.checks import Features, as_features, as_labels, as_unique_labels
 from phenomhpc.maps.relate import listed_pairs, unit_rows
-from phenomhpc.maps.results import CompoundRetrieval, RecallAt, ReplicateRetrieval
+from phenomhpc.maps.results import CompoundRetrieval, RecallAt, ReplicateRetrieval, hit_share
 
 NULL_SIZE = 10_000
 ALPHA = 0.05
@@ -69,8 +69,6 @@ def replicate_retrieval(
     means = sums[scored] / counts[scored]
     label_p = np.array([_p_value(nulls[counts[c] - 1], ap) for c, ap in zip(scored, means, strict=True)])
     q_values = benjamini_hochberg(label_p)
-    hits = int((q_values <= alpha).sum())
-    low, high = bootstrap_interval(hits, len(scored), bootstrap, seed)
     mean_low, mean_high = mean_interval(means, bootstrap, seed)
     chance = np.mean([expected_precision(int(counts[c]) - 1, num_candidates) for c in scored])
     return ReplicateRetrieval(
@@ -80,15 +78,12 @@ def replicate_retrieval(
         mean_average_precision=means,
         label_p_values=label_p,
         q_values=q_values,
-        hit_rate=hits / len(scored),
-        ci_low=low,
-        ci_high=high,
         mean_ap=float(means.mean()),
         mean_ap_low=mean_low,
         mean_ap_high=mean_high,
         chance_ap=float(chance),
         null_size=null_size,
-        alpha=alpha,
+        **hit_share(q_values, alpha, bootstrap, seed),
     )
 
 
@@ -137,9 +132,8 @@ def compound_gene_retrieval(
     nulls = rank_nulls(set(num_targets), len(names), null_size, seed)
     p_values = np.array([_p_value(nulls[n], ap) for n, ap in zip(num_targets, precision, strict=True)])
     q_values = benjamini_hochberg(p_values)
-    hits = int((q_values <= alpha).sum())
+    hits = hit_share(q_values, alpha, bootstrap, seed)
     low, high = mean_interval(precision, bootstrap, seed)
-    hit_low, hit_high = bootstrap_interval(hits, len(found), bootstrap, seed)
     return CompoundRetrieval(
         labels=tuple(found),
         average_precision=precision,
@@ -151,9 +145,9 @@ def compound_gene_retrieval(
         ci_high=high,
         chance_ap=float(np.mean([expected_precision(int(n), len(names)) for n in num_targets])),
         recall_at={k: _recall_at(k, [places for places, _ in found.values()], len(names), bootstrap, seed) for k in ks},
-        hit_rate=hits / len(found),
-        hit_low=hit_low,
-        hit_high=hit_high,
+        hit_rate=hits["hit_rate"],
+        hit_low=hits["ci_low"],
+        hit_high=hits["ci_high"],
         num_genes=len(names),
         null_size=null_size,
         alpha=alpha,
