@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from phenomhpc.jobs.evaluation.lookup import known_pairs
 from phenomhpc.maps import compare_recalls
 from phenomhpc.maps.benchmark import THRESHOLDS
 from phenomhpc.maps.relate import unit_rows
+from phenomhpc.maps.tails import Threshold
 from phenomhpc.runs import RunPaths, find_run
 
 MAX_SUGGESTED = 5
@@ -27,13 +29,17 @@ LABEL = "label"
 
 @dataclass(frozen=True, kw_only=True)
 class MapFiles:
-    """profiles: f64[g, d], one per label; relations: known pairs with both ends in the map, by annotation."""
+    """profiles: f64[g, d], one per label; relations: known pairs with both ends in the map, by annotation.
+
+    thresholds: those that its evaluation scored it by, () where evaluation.json is not beside it
+    """
 
     name: str
     labels: list[str]
     profiles: NDArray[np.float64]
     relations: dict[str, list[tuple[str, str]]]
     noun: str
+    thresholds: tuple[Threshold, ...]
 
 
 def open_map(name: str, runs: Path) -> MapFiles:
@@ -47,6 +53,7 @@ def open_map(name: str, runs: Path) -> MapFiles:
     frame = pl.read_parquet(paths.map)
     if LABEL not in frame.columns:
         raise UsageError(f"map {paths.map}: no column {LABEL}; it is no map of an evaluation")
+    evaluation = _evaluation(paths)
     relations: dict[str, list[tuple[str, str]]] = {}
     if paths.relations.is_file():
         for annotation, first, second in pl.read_parquet(paths.relations).iter_rows():
@@ -56,15 +63,20 @@ def open_map(name: str, runs: Path) -> MapFiles:
         labels=[str(label) for label in frame[LABEL]],
         profiles=frame.select(feature_columns(frame)).to_numpy().astype(np.float64),
         relations=relations,
-        noun=_noun(paths),
+        noun=str(evaluation.get("noun", "label")),
+        thresholds=tuple(dict.fromkeys((row["lo"], row["hi"]) for row in evaluation.get("recalls", ()))),
     )
 
 
-def _noun(paths: RunPaths) -> str:
+def _evaluation(paths: RunPaths) -> dict[str, Any]:
+    """evaluation.json, {} for a folder that holds a map alone."""
     try:
-        return str(json.loads(paths.evaluation.read_bytes())["noun"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return "label"
+        value = json.loads(paths.evaluation.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UsageError(f"map {paths.evaluation}: is no JSON ({error}); run evaluate again, or remove it") from error
+    return value if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +125,10 @@ class Comparison:
 
 
 def compare(first: MapFiles, second: MapFiles, *, bootstrap: int, seed: int) -> Comparison:
-    """Paired: each pair is asked of both maps.  Raises UsageError where the maps share no annotation, or know different pairs."""
+    """Paired: each pair is asked of both maps, by the thresholds that both were evaluated by.
+
+    Raises UsageError where the maps share no annotation, know different pairs, or were evaluated by other thresholds.
+    """
     shared = [name for name in first.relations if name in second.relations]
     if not shared:
         raise UsageError(
@@ -135,7 +150,7 @@ def compare(first: MapFiles, second: MapFiles, *, bootstrap: int, seed: int) -> 
         second.profiles,
         second.labels,
         {name: first.relations[name] for name in shared},
-        thresholds=THRESHOLDS,
+        thresholds=_shared_thresholds(first, second),
         bootstrap=bootstrap,
         seed=seed,
     )
@@ -156,6 +171,21 @@ def compare(first: MapFiles, second: MapFiles, *, bootstrap: int, seed: int) -> 
         for one in differences
     )
     return Comparison(first=first.name, second=second.name, rows=rows)
+
+
+def _shared_thresholds(first: MapFiles, second: MapFiles) -> Sequence[Threshold]:
+    """Those of both evaluations, in the first one's order; those of one where the other has none; the usual ones of none."""
+    if not (first.thresholds and second.thresholds):
+        return first.thresholds or second.thresholds or THRESHOLDS
+    shared = [one for one in first.thresholds if one in second.thresholds]
+    if not shared:
+        told = [
+            f"{one.name} by " + " and ".join(f"{lo:g}, {hi:g}" for lo, hi in one.thresholds) for one in (first, second)
+        ]
+        raise UsageError(
+            f"maps compare: {told[0]}, {told[1]}: no thresholds in common; evaluate both with the same thresholds"
+        )
+    return shared
 
 
 def _within(pairs: list[tuple[str, str]], labels: set[str]) -> set[tuple[str, str]]:
