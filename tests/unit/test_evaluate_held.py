@@ -93,7 +93,7 @@ def test_no_float64_of_all_wells_is_in_memory(tmp_path: Path, monkeypatch: pytes
     many = Wells(
         features=generator.standard_normal((num, dim), dtype=np.float32),
         batch=[f"plate{row // 1000:02d}" for row in range(num)], is_control=control, label=label, noun="gene",
-        compound=[""] * num, plate=[""] * num, experiment=[""] * num,
+        compound=[""] * num, plate=[""] * num, experiment=[""] * num, batch_named=[""] * num,
     )  # fmt: skip
     annotations = Annotations(
         relationships={"A": [("g1", "g2"), ("g3", "g5")]}, arms={}, complexes={}, targets=[], files=(), set_aside=(),

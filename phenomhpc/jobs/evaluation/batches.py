@@ -87,7 +87,10 @@ def between_batches(features: Rows, batch: list[str], is_control: NDArray[np.boo
 
 
 def batches_section(wells: Wells, seen: Seen, labels: list[str], annotation: str, groups: list[int]) -> Section:
-    """Wells coloured by plate, by experiment or batch, and by pathway; groups: of each label of the map, -1 for none."""
+    """Wells coloured by plate, experiment and batch, as far as these differ, and by pathway.
+
+    groups: of each label of the map, -1 for none
+    """
     colourings = _colourings(wells, seen, labels, annotation, groups)
     facts = tuple(
         (f"controls' variance between batches, {name}", f"{share:.0%}")
@@ -130,22 +133,45 @@ def _colourings(
     wells: Wells, seen: Seen, labels: list[str], annotation: str, groups: list[int]
 ) -> tuple[Colouring, ...]:
     rows = seen.rows.tolist()
-    plates = [wells.plate[row] or wells.batch[row] for row in rows]
-    found = [_by_name("plate", plates)]
-    experiments = [wells.experiment[row] for row in rows]
-    if any(experiments) and experiments != plates:
-        found.append(_by_name("experiment", experiments))
-    elif [wells.batch[row] for row in rows] != plates:
-        found.append(_by_name("batch", [wells.batch[row] for row in rows]))
+    said = {
+        "plate": _plates(wells),
+        "experiment": wells.experiment,
+        "batch": wells.batch_named,
+        "batch of the alignment": wells.batch,
+    }
+    found: list[Colouring] = []
+    for title, values in said.items():
+        one = _by_name(title, [values[row] for row in rows])
+        # Another name of what is shown already, or of all wells, would be a panel that says nothing.
+        if len(one.names) > 1 and not any(_same_parts(one.code, other.code) for other in found):
+            found.append(one)
     found.append(
         _by_pathway([wells.label[row] for row in rows], wells.is_control[seen.rows], labels, annotation, groups)
     )
     return tuple(found)
 
 
+def _plates(wells: Wells) -> list[str]:
+    """Plates by name; with their experiment where two experiments have a plate of one name."""
+    both = list(zip(wells.experiment, wells.plate, strict=True))
+    if len(set(both)) > len(set(wells.plate)):
+        return [f"{experiment}/{plate}" if plate else "" for experiment, plate in both]
+    return wells.plate
+
+
+def _same_parts(code: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
+    """Whether two colourings part the points in the same way."""
+    pairs = len(set(zip(code.tolist(), other.tolist(), strict=True)))
+    return pairs == len(set(code.tolist())) == len(set(other.tolist()))
+
+
 def _by_name(title: str, values: list[str]) -> Colouring:
-    names, code = np.unique(np.array(values), return_inverse=True)
-    return Colouring(title=title, names=tuple(str(name) for name in names), code=code.astype(np.int64))
+    """Wells without a value are of no colour."""
+    names = sorted({value for value in values if value})
+    place = {name: number for number, name in enumerate(names)}
+    return Colouring(
+        title=title, names=tuple(names), code=np.array([place.get(value, -1) for value in values], dtype=np.int64)
+    )
 
 
 def _by_pathway(

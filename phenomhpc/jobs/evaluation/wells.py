@@ -27,11 +27,12 @@ DOSE = "@"  # between a compound and its dose
 class Wells:
     """Wells of an embeddings table.
 
-    features: f[n, d], float32 where the table has it so; batch: [n], its name; is_control: bool[n]
+    features: f[n, d], float32 where the table has it so; batch: [n], that of alignment; is_control: bool[n]
     label: [n], the perturbation, "" for wells that belong to no row of the map (controls, empty wells)
     noun: what a label is, `gene` where the table has genes
     compound: [n], the treatment of wells that have one and no gene, with its dose behind "@"; "" for all others
-    plate, experiment: [n], "" where the table does not say; num_dropped: features that were left out
+    plate, experiment, batch_named: [n], what the table's columns plate, experiment and batch say, "" where nothing
+    num_dropped: features that were left out
     """
 
     features: Rows
@@ -42,6 +43,7 @@ class Wells:
     compound: list[str]
     plate: list[str]
     experiment: list[str]
+    batch_named: list[str]
     num_dropped: int = 0
 
     def with_features(self, features: Rows) -> Wells:
@@ -82,6 +84,7 @@ def read_wells(source: Path, config: EvaluateConfig) -> Wells:
         compound=_compounds(frame, control) if noun == "gene" else [""] * len(frame),
         plate=_text(frame, "plate"),
         experiment=_text(frame, "experiment"),
+        batch_named=_text(frame, "batch"),
         num_dropped=num_dropped,
     )
 
