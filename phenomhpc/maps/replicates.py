@@ -11,6 +11,7 @@ compat="efaar" gives the published k / n, which can be 0.  Perturbations without
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +23,7 @@ from phenomhpc.maps.bootstrap import CHOSEN_CONTROLS, check_draws, keyed
 from phenomhpc.maps.checks import Features, Rows, as_labels, as_mask, as_rows, read_rows
 from phenomhpc.maps.relate import unit_rows
 from phenomhpc.maps.results import PerturbationScores, hit_share
+from phenomhpc.maps.threads import in_threads
 
 ALPHA = 0.05
 MAX_CONTROLS = 1000
@@ -178,14 +180,18 @@ def _energy_distances(
 ) -> Iterator[float]:
     """Energy distance of every group of rows to the controls; `centre` is subtracted from rows, and has been from controls."""
     within_controls = _mean_distances(controls, controls).mean()
-    for some in _together(groups):
+
+    def of_some(some: list[NDArray[np.intp]]) -> list[float]:
         rows = read_rows(array, np.concatenate(some)) - centre
         to_controls = _mean_distances(rows, controls)
-        end = 0
+        distances, end = [], 0
         for group in some:
             mine, end = slice(end, end + len(group)), end + len(group)
             within = _mean_distances(rows[mine], rows[mine]).mean()
-            yield float(2.0 * to_controls[mine].mean() - within - within_controls)
+            distances.append(float(2.0 * to_controls[mine].mean() - within - within_controls))
+        return distances
+
+    return chain.from_iterable(in_threads(of_some, _together(groups)))
 
 
 def _together(groups: Sequence[NDArray[np.intp]]) -> Iterator[list[NDArray[np.intp]]]:

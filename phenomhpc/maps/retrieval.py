@@ -22,6 +22,7 @@ from phenomhpc.maps.bootstrap import RANK_LISTS, check_draws, keyed, mean_interv
 from phenomhpc.maps.checks import Features, as_features, as_labels, as_unique_labels
 from phenomhpc.maps.relate import listed_pairs, unit_rows
 from phenomhpc.maps.results import CompoundRetrieval, RecallAt, ReplicateRetrieval, hit_share
+from phenomhpc.maps.threads import in_threads
 
 NULL_SIZE = 10_000
 ALPHA = 0.05
@@ -204,16 +205,16 @@ def benjamini_hochberg(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _replicate_precision(unit: Features, code: NDArray[np.intp], counts: NDArray[np.intp]) -> NDArray[np.float64]:
-    """AP of every row; NaN for one without replicate.  Holds _QUERIES_AT_ONCE rows of the cosines."""
+    """AP of every row; NaN for one without replicate.  Holds _QUERIES_AT_ONCE rows of the cosines in each thread."""
     from phenomhpc.maps.retrieval_loops import average_precisions
 
     order = np.argsort(code, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)])
-    precision = np.full(len(unit), np.nan)
-    for first in range(0, len(unit), _QUERIES_AT_ONCE):
-        block = unit[first : first + _QUERIES_AT_ONCE] @ unit.T
-        precision[first : first + len(block)] = average_precisions(block, first, code, order, starts)
-    return precision
+
+    def of_queries(first: int) -> NDArray[np.float64]:
+        return average_precisions(unit[first : first + _QUERIES_AT_ONCE] @ unit.T, first, code, order, starts)
+
+    return np.concatenate(list(in_threads(of_queries, range(0, len(unit), _QUERIES_AT_ONCE))))
 
 
 def _rows_by_label(names: list[str]) -> dict[str, list[int]]:
@@ -244,11 +245,16 @@ def _scores_of(
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """(compound, f64[g]: its largest |cosine| over doses with every gene), many compounds by one product."""
     names = list(rows)
-    for first in range(0, len(names), _COMPOUNDS_AT_ONCE):
-        some = names[first : first + _COMPOUNDS_AT_ONCE]
+    parts = [names[first : first + _COMPOUNDS_AT_ONCE] for first in range(0, len(names), _COMPOUNDS_AT_ONCE)]
+
+    def largest(some: list[str]) -> NDArray[np.float64]:
         starts = np.cumsum([0, *(len(rows[name]) for name in some)])[:-1]
         cosines = np.abs(compounds[[row for name in some for row in rows[name]]] @ genes.T)
-        yield from zip(some, np.maximum.reduceat(cosines, starts, axis=0), strict=True)
+        scores: NDArray[np.float64] = np.maximum.reduceat(cosines, starts, axis=0)
+        return scores
+
+    for some, scores in zip(parts, in_threads(largest, parts), strict=True):
+        yield from zip(some, scores, strict=True)
 
 
 def _target_places(
