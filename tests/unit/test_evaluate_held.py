@@ -14,7 +14,7 @@ from phenomhpc.errors import WorkError
 from phenomhpc.jobs.evaluation import benchmarks, held, rows, scores
 from phenomhpc.jobs.evaluation.annotations import Annotations, read_annotations
 from phenomhpc.jobs.evaluation.batches import between_batches, look
-from phenomhpc.jobs.evaluation.benchmarks import measure
+from phenomhpc.jobs.evaluation.benchmarks import Subject, measure
 from phenomhpc.jobs.evaluation.held import held_array, pieces_of
 from phenomhpc.jobs.evaluation.mapping import aligned_features, profiles_of
 from phenomhpc.jobs.evaluation.wells import Wells, read_wells
@@ -87,7 +87,7 @@ def test_random_features_are_the_same_wherever_they_are_written() -> None:
 
 
 def test_no_float64_of_all_wells_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator, num, dim = np.random.default_rng(0), 40_000, 128
+    generator, num, dim = np.random.default_rng(0), 30_000, 320
     control = np.arange(num) % 20 == 0
     label = ["" if is_control else f"g{row % 400}" for row, is_control in enumerate(control)]
     many = Wells(
@@ -105,7 +105,11 @@ def test_no_float64_of_all_wells_is_in_memory(tmp_path: Path, monkeypatch: pytes
     tracemalloc.start()
     aligned = aligned_features(many, config)
     profiles, labels = profiles_of(many, aligned)
-    found = measure(many, aligned, profiles, labels, annotations, {}, config)
+    found = measure(
+        Subject(
+            wells=many, aligned=aligned, profiles=profiles, labels=labels, annotations=annotations, complexes={}, config=config
+        )
+    )  # fmt: skip
     look(many, aligned, 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -14,7 +14,7 @@ from phenomhpc.embed.folder import EmbeddingsPaths
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.evaluation.annotations import Annotations
 from phenomhpc.jobs.evaluation.batches import Seen, look
-from phenomhpc.jobs.evaluation.benchmarks import Benchmarks, measure
+from phenomhpc.jobs.evaluation.benchmarks import Benchmarks, Subject, measure
 from phenomhpc.jobs.evaluation.blocks import BlockScore, score_blocks
 from phenomhpc.jobs.evaluation.groups import complexes
 from phenomhpc.jobs.evaluation.held import held_array
@@ -142,12 +142,21 @@ def _score(source: str, wells: Wells, aligned: Rows, annotations: Annotations, c
     profiles, labels = profiles_of(wells, aligned)
     if config.arm_correction:
         profiles = arm_correction(profiles, labels, annotations.arms, annotations.unexpressed)
+    subject = Subject(
+        wells=wells,
+        aligned=aligned,
+        profiles=profiles,
+        labels=labels,
+        annotations=annotations,
+        complexes=complexes(labels, annotations)[1],
+        config=config,
+    )
     return ScoredMap(
         source=source,
         labels=labels,
         profiles=profiles,
         recalls=recalls_of(profiles, labels, wells.noun, annotations, config),
-        benchmarks=measure(wells, aligned, profiles, labels, annotations, complexes(labels, annotations)[1], config),
+        benchmarks=measure(subject),
     )
 
 
