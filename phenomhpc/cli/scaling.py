@@ -47,4 +47,6 @@ def scaling(
         return
     for table in tables_of(found):
         print_table(table)
+    for reason in found.left_out.values():
+        print(reason)
     print(f"page: {page}")

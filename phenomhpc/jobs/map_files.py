@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from phenomhpc.embed.table import feature_columns
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.base import Table
-from phenomhpc.jobs.evaluation.lookup import known_pairs, unit_rows
+from phenomhpc.jobs.evaluation.lookup import known_pairs
 from phenomhpc.maps import compare_recalls
 from phenomhpc.maps.benchmark import THRESHOLDS
+from phenomhpc.maps.relate import unit_rows
+from phenomhpc.maps.tails import Threshold
 from phenomhpc.runs import RunPaths, find_run
 
 MAX_SUGGESTED = 5
@@ -26,13 +29,17 @@ LABEL = "label"
 
 @dataclass(frozen=True, kw_only=True)
 class MapFiles:
-    """profiles: f64[g, d], one per label; relations: known pairs with both ends in the map, by annotation."""
+    """profiles: f64[g, d], one per label; relations: known pairs with both ends in the map, by annotation.
+
+    thresholds: those that its evaluation scored it by, () where evaluation.json is not beside it
+    """
 
     name: str
     labels: list[str]
     profiles: NDArray[np.float64]
     relations: dict[str, list[tuple[str, str]]]
     noun: str
+    thresholds: tuple[Threshold, ...]
 
 
 def open_map(name: str, runs: Path) -> MapFiles:
@@ -46,6 +53,7 @@ def open_map(name: str, runs: Path) -> MapFiles:
     frame = pl.read_parquet(paths.map)
     if LABEL not in frame.columns:
         raise UsageError(f"map {paths.map}: no column {LABEL}; it is no map of an evaluation")
+    evaluation = _evaluation(paths)
     relations: dict[str, list[tuple[str, str]]] = {}
     if paths.relations.is_file():
         for annotation, first, second in pl.read_parquet(paths.relations).iter_rows():
@@ -55,15 +63,20 @@ def open_map(name: str, runs: Path) -> MapFiles:
         labels=[str(label) for label in frame[LABEL]],
         profiles=frame.select(feature_columns(frame)).to_numpy().astype(np.float64),
         relations=relations,
-        noun=_noun(paths),
+        noun=str(evaluation.get("noun", "label")),
+        thresholds=tuple(dict.fromkeys((row["lo"], row["hi"]) for row in evaluation.get("recalls", ()))),
     )
 
 
-def _noun(paths: RunPaths) -> str:
+def _evaluation(paths: RunPaths) -> dict[str, Any]:
+    """evaluation.json, {} for a folder that holds a map alone."""
     try:
-        return str(json.loads(paths.evaluation.read_bytes())["noun"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return "label"
+        value = json.loads(paths.evaluation.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UsageError(f"map {paths.evaluation}: is no JSON ({error}); run evaluate again, or remove it") from error
+    return value if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +93,7 @@ def query(found: MapFiles, label: str, top: int) -> tuple[list[Neighbour], list[
     if label not in found.labels:
         raise UsageError(f"{found.noun} {label}: not in the map {found.name}; {_suggested(found, label)}")
     row = found.labels.index(label)
-    unit = unit_rows(found.profiles)
+    unit = unit_rows(found.profiles, found.labels)
     cosines = unit @ unit[row]
     others = np.array([place for place in range(len(cosines)) if place != row], dtype=np.int64)
     order = others[np.argsort(-cosines[others], kind="stable")]
@@ -112,7 +125,10 @@ class Comparison:
 
 
 def compare(first: MapFiles, second: MapFiles, *, bootstrap: int, seed: int) -> Comparison:
-    """Paired: each pair is asked of both maps.  Raises UsageError where the maps share no annotation, or know different pairs."""
+    """Paired: each pair is asked of both maps, by the thresholds that both were evaluated by.
+
+    Raises UsageError where the maps share no annotation, know different pairs, or were evaluated by other thresholds.
+    """
     shared = [name for name in first.relations if name in second.relations]
     if not shared:
         raise UsageError(
@@ -134,7 +150,7 @@ def compare(first: MapFiles, second: MapFiles, *, bootstrap: int, seed: int) -> 
         second.profiles,
         second.labels,
         {name: first.relations[name] for name in shared},
-        thresholds=THRESHOLDS,
+        thresholds=_shared_thresholds(first, second),
         bootstrap=bootstrap,
         seed=seed,
     )
@@ -155,6 +171,21 @@ def compare(first: MapFiles, second: MapFiles, *, bootstrap: int, seed: int) -> 
         for one in differences
     )
     return Comparison(first=first.name, second=second.name, rows=rows)
+
+
+def _shared_thresholds(first: MapFiles, second: MapFiles) -> Sequence[Threshold]:
+    """Those of both evaluations, in the first one's order; those of one where the other has none; the usual ones of none."""
+    if not (first.thresholds and second.thresholds):
+        return first.thresholds or second.thresholds or THRESHOLDS
+    shared = [one for one in first.thresholds if one in second.thresholds]
+    if not shared:
+        told = [
+            f"{one.name} by " + " and ".join(f"{lo:g}, {hi:g}" for lo, hi in one.thresholds) for one in (first, second)
+        ]
+        raise UsageError(
+            f"maps compare: {told[0]}, {told[1]}: no thresholds in common; evaluate both with the same thresholds"
+        )
+    return shared
 
 
 def _within(pairs: list[tuple[str, str]], labels: set[str]) -> set[tuple[str, str]]:

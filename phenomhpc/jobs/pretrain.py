@@ -109,7 +109,10 @@ def run(config: PretrainConfig, ctx: TaskContext) -> TaskOutcome:
     def standing() -> bool | None:
         return is_ours(str(ctx.job_id), ctx.start, ctx.hosts[ctx.node_rank])
 
-    result = launch(config, ctx, always_standing if ctx.job_id is None else standing, reconstruction_figure)
+    def drawn(*crops: NDArray[np.float32]) -> bytes:
+        return reconstruction_figure(*crops).png()
+
+    result = launch(config, ctx, always_standing if ctx.job_id is None else standing, drawn)
     return TaskOutcome(units_done=result.steps)
 
 
@@ -127,7 +130,7 @@ def finish(config: PretrainConfig, paths: RunPaths, progress: Progress) -> Summa
     with committing(paths.reconstructions) as file:
         np.savez(file, original=shown.original, masked=shown.masked, reconstructed=shown.reconstructed)
     picture = reconstruction_figure(shown.original, shown.masked, shown.reconstructed)
-    commit(paths.reconstructions.with_suffix(".png"), picture)
+    commit(paths.reconstructions.with_suffix(".png"), picture.png())
     metrics = read_metrics(paths.metrics)
     commit(paths.report, _page(config, paths, folder, shown, metrics))
     losses = [loss for loss in metrics["loss"].to_pylist() if math.isfinite(loss)]  # a step that was left out has none

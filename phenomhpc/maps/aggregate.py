@@ -21,14 +21,15 @@ def aggregate(
     """
     array = as_features(features)
     unique, code = np.unique(np.array(as_labels(labels, len(array))), return_inverse=True)
+    names = [str(name) for name in unique]
     if how == "mean":
-        return _means([(np.arange(len(array)), array)], code, len(unique)), [str(name) for name in unique]
+        return _means([(np.arange(len(array)), array)], code, names), names
     if how != "median":
         raise UsageError(f"how={how}: unknown; there is mean and median")
     order = np.argsort(code, kind="stable")
     starts = np.cumsum(np.bincount(code))[:-1]
     profiles = np.stack([np.median(array[rows], axis=0) for rows in np.split(order, starts)])
-    return profiles, [str(name) for name in unique]
+    return profiles, names
 
 
 def aggregate_blocks(
@@ -41,32 +42,36 @@ def aggregate_blocks(
     blocks: (row numbers i64[m], f64[m, d]); labels: of all n rows; is_left_out: bool[n], rows that are no perturbation
     (controls), whose label does not matter.  Raises UsageError for a missing label, and where all rows are left out.
     """
-    mask = as_mask(is_left_out, len(labels))
+    mask = as_mask(is_left_out, len(labels), "is_left_out")
     kept = np.flatnonzero(~mask)
     if not len(kept):
         raise UsageError(f"aggregate: all {len(labels)} rows are controls; a map needs perturbations")
-    names = as_labels(labels, len(labels), ignored=mask)
-    unique, code_of_kept = np.unique(np.array(names)[kept], return_inverse=True)
-    code = np.full(len(names), -1, dtype=np.intp)
+    of_row = np.array(as_labels(labels, len(labels), ignored=mask))
+    unique, code_of_kept = np.unique(of_row[kept], return_inverse=True)
+    code = np.full(len(labels), -1, dtype=np.intp)
     code[kept] = code_of_kept
-    return _means(blocks, code, len(unique)), [str(name) for name in unique]
+    names = [str(name) for name in unique]
+    return _means(blocks, code, names), names
 
 
-def _means(blocks: Iterable[tuple[NDArray[np.intp], Features]], code: NDArray[np.intp], num_labels: int) -> Features:
-    """Means of the rows of every code; rows of code -1 are left out."""
+def _means(blocks: Iterable[tuple[NDArray[np.intp], Features]], code: NDArray[np.intp], names: list[str]) -> Features:
+    """Means of the rows of every code, which is the place of a label's name; rows of code -1 are left out."""
     sums: Features | None = None
-    counts = np.zeros(num_labels, np.int64)
+    counts = np.zeros(len(names), np.int64)
     for rows, block in blocks:
         mine = code[rows]
         order = np.argsort(mine, kind="stable")
         order = order[np.searchsorted(mine[order], 0) :]
         if sums is None:
-            sums = np.zeros((num_labels, block.shape[1]))
+            sums = np.zeros((len(names), block.shape[1]))
         if len(order):
             present, starts = np.unique(mine[order], return_index=True)
             sums[present] += np.add.reduceat(block[order], starts, axis=0)
-        counts += np.bincount(mine[order], minlength=num_labels)
+        counts += np.bincount(mine[order], minlength=len(names))
     if sums is None or not counts.all():
-        raise UsageError(f"aggregate: {int((counts == 0).sum())} labels had no row in the blocks; give every row once")
+        absent = np.flatnonzero(counts == 0)
+        raise UsageError(
+            f"aggregate: no block has a row of {names[absent[0]]} ({len(absent)} of {len(names)} labels); give every row once"
+        )
     sums /= counts[:, None]
     return sums

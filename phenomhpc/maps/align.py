@@ -13,7 +13,8 @@ std is the biased one (ddof 0), as in EFAAR; a feature that is constant in the c
 All of them raise UsageError for a batch with fewer than two controls (naming it) and for values that are not finite.
 
 What does not fit into memory: `fit_alignment` reads the controls block by block (twice), and `Alignment.blocks` gives aligned
-blocks.  Beside one block, that holds a few f64[d, d], whatever the number of rows and batches.  The functions above do the same.
+blocks.  Beside a block and an f64[d, d] of each thread (threads.py), that holds a few f64[d, d], whatever the number of rows and
+batches.  The functions above do the same.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.checks import BLOCK_ROWS, Features, Rows, as_labels, as_mask, as_rows, read_rows
 from phenomhpc.maps.moments import moments_of, scatter_of, triangle_of
+from phenomhpc.maps.threads import in_threads
 from phenomhpc.maps.whiten import Whitener, square_root, whitener_of
 
 EFAAR = "efaar"
@@ -134,10 +136,17 @@ class Alignment:
     def _blocks(
         self, array: Rows, batches: list[Members], control: NDArray[np.bool_], block_rows: int
     ) -> Iterator[tuple[Members, Features]]:
-        for members in batches:
-            step = self._fit_batch(array, members[control[members]], block_rows)
-            for rows in _pieces(members, block_rows):
-                yield rows, step(self.shared(read_rows(array, rows)))
+        def fitted(members: Members) -> tuple[Members, _BatchStep]:
+            return members, self._fit_batch(array, members[control[members]], block_rows)
+
+        def aligned(piece: tuple[Members, _BatchStep]) -> tuple[Members, Features]:
+            rows, step = piece
+            return rows, step(self.shared(read_rows(array, rows)))
+
+        steps = in_threads(fitted, batches)
+        yield from in_threads(
+            aligned, ((rows, step) for members, step in steps for rows in _pieces(members, block_rows))
+        )
 
     def shared(self, block: Features) -> Features:
         """f64[m, d] after the steps that all batches share, but for the last: f64[m, k].  Writes over `block`."""

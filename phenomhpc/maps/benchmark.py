@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
-from phenomhpc.maps.bootstrap import RANDOM_FEATURES, bootstrap_interval, difference_interval, keyed
-from phenomhpc.maps.checks import Features, as_features, as_unique_labels
+from phenomhpc.maps.bootstrap import RANDOM_FEATURES, bootstrap_interval, check_draws, difference_interval, keyed
+from phenomhpc.maps.checks import BLOCK_ROWS, Features, Rows, as_features, as_unique_labels
 from phenomhpc.maps.relate import mapped_pairs, unit_rows
 from phenomhpc.maps.results import ArmRecalls, Recall, RecallDifference
 from phenomhpc.maps.tails import ScoredPairs, Tail, Threshold, scored_pairs
@@ -70,10 +70,12 @@ def relationship_recalls(
     seed: int = 0,
 ) -> dict[str, list[Recall]]:
     """`relationship_recall` of several annotations against one null, computed once.  Names as in `annotations`."""
+    check_draws(bootstrap, seed)
     check_thresholds(thresholds)
     array = as_features(features)
-    known = _known_pairs(as_unique_labels(labels, len(array)), annotations)
-    scored, cosines = _score(array, known, thresholds)
+    names = as_unique_labels(labels, len(array))
+    known = _known_pairs(names, annotations)
+    scored, cosines = _score(array, names, known, thresholds)
     return {name: _recalls(values, scored, thresholds, bootstrap, seed) for name, values in cosines.items()}
 
 
@@ -92,6 +94,7 @@ def recalls_by_arm(
     and falls by `arm_correction`, that between arms does not.  Raises UsageError as `relationship_recalls` does, and where no
     annotation has a pair with both ends on known arms.
     """
+    check_draws(bootstrap, seed)
     check_thresholds(thresholds)
     array = as_features(features)
     names = as_unique_labels(labels, len(array))
@@ -100,9 +103,10 @@ def recalls_by_arm(
     placed = {name: (of_row[pairs] != "").all(axis=1) for name, pairs in known.items()}
     if not any(rows.any() for rows in placed.values()):
         raise UsageError(
-            f"recall by arm: no known pair has both ends among the {int((of_row != '').sum())} labels of the map on known arms"
+            f"recall by arm: no known pair has both ends among the {int((of_row != '').sum())} of {len(names)} labels on known "
+            f"arms; name genes in arms as the map does ({names[0]}, ...)"
         )
-    scored, cosines = _score(array, known, thresholds)
+    scored, cosines = _score(array, names, known, thresholds)
     result = {}
     for name, pairs in known.items():
         same = of_row[pairs[:, 0]] == of_row[pairs[:, 1]]
@@ -131,6 +135,7 @@ def compare_recalls(
     that both have, so pairs and nulls are of the same genes.  A draw resamples pairs, each with what either map made of it.
     Raises UsageError as `relationship_recalls` does, and for maps with fewer than two labels in common.
     """
+    check_draws(bootstrap, seed)
     check_thresholds(thresholds)
     array, other = as_features(features), as_features(other_features)
     names, other_names = as_unique_labels(labels, len(array)), as_unique_labels(other_labels, len(other))
@@ -141,8 +146,8 @@ def compare_recalls(
             "the names must be of one kind, such as gene symbols"
         )
     known = _known_pairs(common, annotations)
-    first, cosines = _score(array[_rows_of(common, names)], known, thresholds)
-    second, other_cosines = _score(other[_rows_of(common, other_names)], known, thresholds)
+    first, cosines = _score(array[_rows_of(common, names)], common, known, thresholds)
+    second, other_cosines = _score(other[_rows_of(common, other_names)], common, known, thresholds)
     result: dict[str, list[RecallDifference]] = {}
     for name in known:
         result[name] = []
@@ -152,9 +157,17 @@ def compare_recalls(
     return result
 
 
-def random_features(num_rows: int, num_features: int, seed: int = 0) -> Features:
-    """Standard normal features f64[num_rows, num_features]: the baseline that has seen nothing.  Keyed by the seed."""
-    return keyed(seed, RANDOM_FEATURES).standard_normal((num_rows, num_features))
+def random_features(num_rows: int, num_features: int, seed: int = 0, out: Rows | None = None) -> Rows:
+    """Standard normal features f64[num_rows, num_features]: the baseline that has seen nothing.  Keyed by the seed.
+
+    out: an array of that shape that they are written into, such as a mapped file
+    """
+    features = np.empty((num_rows, num_features)) if out is None else out
+    generator = keyed(seed, RANDOM_FEATURES)
+    for start in range(0, num_rows, BLOCK_ROWS):
+        some = features[start : start + BLOCK_ROWS]
+        some[:] = generator.standard_normal(some.shape)
+    return features
 
 
 def hits_of(cosines: NDArray[np.float64], tail: Tail) -> NDArray[np.bool_]:
@@ -165,7 +178,7 @@ def hits_of(cosines: NDArray[np.float64], tail: Tail) -> NDArray[np.bool_]:
 
 
 def _known_pairs(names: list[str], annotations: Mapping[str, Pairs]) -> dict[str, NDArray[np.intp]]:
-    known = {name: mapped_pairs(names, pairs) for name, pairs in annotations.items()}
+    known = {name: mapped_pairs(names, pairs, name) for name, pairs in annotations.items()}
     for name, pairs in known.items():
         if not len(pairs):
             raise UsageError(
@@ -176,11 +189,11 @@ def _known_pairs(names: list[str], annotations: Mapping[str, Pairs]) -> dict[str
 
 
 def _score(
-    array: Features, known: Mapping[str, NDArray[np.intp]], thresholds: Sequence[Threshold]
+    array: Features, names: Sequence[str], known: Mapping[str, NDArray[np.intp]], thresholds: Sequence[Threshold]
 ) -> tuple[ScoredPairs, dict[str, NDArray[np.float64]]]:
     """The tails, and the cosines of every annotation's pairs."""
     pairs = np.concatenate([*known.values(), np.empty((0, 2), np.intp)])
-    scored = scored_pairs(unit_rows(array), pairs, thresholds)
+    scored = scored_pairs(unit_rows(array, names), pairs, thresholds)
     ends = np.cumsum([len(rows) for rows in known.values()])[:-1]
     return scored, dict(zip(known, np.split(scored.cosines, ends), strict=False))
 

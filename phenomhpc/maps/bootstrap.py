@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from phenomhpc.errors import UsageError
+
 INTERVAL = 0.95  # coverage
 
 # Philox keys are (seed, purpose); these lie apart from the purposes of the data order.
@@ -23,8 +25,17 @@ Bounds = tuple[float | None, float | None]
 _RESAMPLED_AT_ONCE = 1 << 22  # numbers held by `mean_interval`: 64 MB
 
 
+def check_draws(draws: int, seed: int) -> None:
+    """Raise UsageError for draws that are no number of them, and for a seed that is no key."""
+    if draws < 0:
+        raise UsageError(f"bootstrap={draws}: draws of the interval, at least 0; 1000 is usual, 0 gives no interval")
+    if not 0 <= seed < 1 << 64:
+        raise UsageError(f"seed={seed}: the key of random numbers, 0 to 2^64 - 1; choose another")
+
+
 def keyed(seed: int, purpose: int, *further: int) -> np.random.Generator:
-    """Random numbers as a function of (seed, purpose) and up to three further numbers."""
+    """Random numbers as a function of (seed, purpose) and up to three further numbers.  Raises UsageError as `check_draws`."""
+    check_draws(0, seed)
     counter = np.zeros(4, dtype=np.uint64)
     counter[1 : 1 + len(further)] = further
     return np.random.Generator(np.random.Philox(key=np.array([seed, purpose], dtype=np.uint64), counter=counter))

@@ -80,11 +80,9 @@ def as_unique_labels(labels: Sequence[str] | NDArray[np.str_], num_rows: int) ->
     return names
 
 
-def as_mask(mask: ArrayLike, num_rows: int) -> NDArray[np.bool_]:
-    """`mask` as bool[n].  Raises UsageError for another length or type."""
+def as_mask(mask: ArrayLike, num_rows: int, name: str = "is_control") -> NDArray[np.bool_]:
+    """`mask` as bool[n].  Raises UsageError for another length or type, calling it `name`."""
     array = np.asarray(mask)
     if array.dtype != np.bool_ or array.shape != (num_rows,):
-        raise UsageError(
-            f"is_control: {array.dtype} of shape {array.shape}; give one true or false per row, {num_rows}"
-        )
+        raise UsageError(f"{name}: {array.dtype} of shape {array.shape}; give one true or false per row, {num_rows}")
     return array

@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.benchmark import DRAWS, Labels
-from phenomhpc.maps.bootstrap import bootstrap_interval
-from phenomhpc.maps.checks import as_features, as_unique_labels
-from phenomhpc.maps.relate import CosineNull, cosine_null
-from phenomhpc.maps.results import ComplexScores
+from phenomhpc.maps.bootstrap import check_draws
+from phenomhpc.maps.checks import Features, as_features, as_unique_labels
+from phenomhpc.maps.relate import cosines_of_groups, unit_rows
+from phenomhpc.maps.results import ComplexScores, hit_share
 
 MIN_GENES = 10
 ALPHA = 0.05
@@ -32,10 +32,12 @@ def complex_coherence(
     """Kolmogorov-Smirnov test, two-sided, of the cosines within a complex against those of its genes with all other genes.
 
     features: f64[g, d], one profile per label; complexes: name -> genes, of which those in the map count, once each
-    Complexes with min_genes or more in the map are tested.  Holds the cosines of all pairs, 8 bytes each.  The test takes
-    pairs as independent, which they are not (they share genes), so p is small too often; compare with a baseline's hit rate.
+    Complexes with min_genes or more in the map are tested.  Holds cosines of one complex with all genes, or of as many complexes
+    as HELD_COSINES allows.  The test takes pairs as independent, which they are not (they share genes), so p is small too often;
+    compare with a baseline's hit rate.
     Raises UsageError for a duplicate or missing label, and where no complex has enough genes, or one has all of them.
     """
+    check_draws(bootstrap, seed)
     array = as_features(features)
     names = as_unique_labels(labels, len(array))
     row = {name: number for number, name in enumerate(names)}
@@ -45,38 +47,37 @@ def complex_coherence(
         largest = max(mapped, key=lambda name: len(mapped[name]), default=None)
         most = "" if largest is None else f" (most: {largest}, {len(mapped[largest])})"
         raise UsageError(
-            f"coherence: none of {len(complexes)} complexes has {min_genes} genes in the map{most}; names must agree"
+            f"coherence: none of {len(complexes)} complexes has {min_genes} genes in the map{most}; name genes as the map does "
+            f"({names[0]}, ...), or lower min_genes"
         )
-    null = cosine_null(array)
-    results = [_kolmogorov_smirnov(name, null, rows) for name, rows in tested.items()]
+    everything = next((name for name, rows in tested.items() if len(rows) == len(names)), None)
+    if everything is not None:
+        raise UsageError(
+            f"coherence: all {len(names)} genes of the map are in {everything}, so there are none to compare with; leave it out"
+        )
+    results = [
+        _kolmogorov_smirnov(cosines, rows) for _, cosines, rows in cosines_of_groups(unit_rows(array, names), tested)
+    ]
     p_values = np.array([p_value for _, p_value in results])
-    hits = int((p_values <= alpha).sum())
-    low, high = bootstrap_interval(hits, len(tested), bootstrap, seed)
     return ComplexScores(
         names=tuple(tested),
         statistics=np.array([statistic for statistic, _ in results]),
         p_values=p_values,
         num_genes=np.array([len(rows) for rows in tested.values()]),
-        hit_rate=hits / len(tested),
-        ci_low=low,
-        ci_high=high,
-        alpha=alpha,
         num_left_out=len(complexes) - len(tested),
+        **hit_share(p_values, alpha, bootstrap, seed),
     )
 
 
-def _kolmogorov_smirnov(name: str, null: CosineNull, rows: NDArray[np.intp]) -> tuple[float, float]:
+def _kolmogorov_smirnov(cosines: Features, rows: NDArray[np.intp]) -> tuple[float, float]:
+    """Statistic and p of a complex: cosines f64[r, g] of its rows i64[r] with all genes."""
     from scipy.stats import ks_2samp
 
-    inside = np.zeros(null.num_labels, np.bool_)
-    inside[rows] = True
-    if inside.all():
-        raise UsageError(f"coherence: all {len(rows)} genes of the map are in {name}; there are none to compare with")
-    first, second = np.triu_indices(len(rows), 1)
-    within = null.of(np.stack([rows[first], rows[second]], axis=1))
-    rest = np.concatenate([null.with_others(row)[~inside] for row in rows])
+    outside = np.ones(cosines.shape[1], np.bool_)
+    outside[rows] = False
+    within = cosines[:, rows][np.triu_indices(len(rows), 1)]
     with warnings.catch_warnings():
         # Where scipy's exact p cannot be computed it says so and gives the asymptotic one.
         warnings.filterwarnings("ignore", category=RuntimeWarning)
-        result = ks_2samp(within, rest)
+        result = ks_2samp(within, cosines[:, outside].ravel())
     return float(result.statistic), float(result.pvalue)

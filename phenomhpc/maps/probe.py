@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phenomhpc.errors import UsageError
-from phenomhpc.maps.bootstrap import bootstrap_interval
+from phenomhpc.maps.bootstrap import bootstrap_interval, check_draws
 
 # Ridge penalties tried; the one with the least leave-one-out error on the training wells counts.
 PENALTIES = np.logspace(-2, 5, 15)
@@ -48,12 +48,15 @@ def linear_probe(
     """
     from sklearn.linear_model import RidgeClassifierCV
 
+    check_draws(draws, seed)
     classes = sorted(set(train_labels))
     if len(classes) < 2:
-        raise UsageError(f"probe: {len(classes)} class(es) to tell apart; at least 2 are needed")
+        raise UsageError(
+            f"probe: {len(classes)} class{'' if len(classes) == 1 else 'es'} to tell apart; give wells of at least 2"
+        )
     strange = sorted(set(test_labels) - set(classes))
     if strange:
-        raise UsageError(f"probe: no training well has the class {strange[0]}")
+        raise UsageError(f"probe: no training well has the class {strange[0]}; leave its wells out of the test")
     mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     varies = std > 1e-9 * np.maximum(np.abs(mean), 1e-9)
     model = RidgeClassifierCV(alphas=PENALTIES)

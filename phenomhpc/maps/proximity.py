@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.benchmark import DRAWS, Labels
-from phenomhpc.maps.bootstrap import mean_interval
+from phenomhpc.maps.bootstrap import check_draws, mean_interval
 from phenomhpc.maps.checks import as_features, as_unique_labels
-from phenomhpc.maps.relate import CosineNull, cosine_null
+from phenomhpc.maps.relate import cosines_of_groups, unit_rows
 from phenomhpc.maps.results import ProximityBias
 
 MIN_PAIRS = 20  # an arm counts when strictly more pairs of its genes are in the map
@@ -36,9 +36,10 @@ def proximity_bias(
     """Effect per arm with strictly more than min_pairs pairs of its genes in the map, and their mean.
 
     features: f64[g, d], one profile per label; arms: gene -> arm, as `arms_of` gives it; genes on no arm are left out
-    Holds the cosines of all pairs, 8 bytes each.  The interval resamples arms.  Raises UsageError for a duplicate or missing
-    label, where no arm has enough pairs, and where all genes are on one arm.
+    Holds cosines of one arm's genes with all genes, or of as many arms as HELD_COSINES allows.  The interval resamples arms.
+    Raises UsageError for a duplicate or missing label, where no arm has enough pairs, and where all genes are on one arm.
     """
+    check_draws(bootstrap, seed)
     array = as_features(features)
     names = as_unique_labels(labels, len(array))
     of_row = np.array([arms.get(name, "") for name in names])
@@ -47,14 +48,16 @@ def proximity_bias(
     if not enough:
         raise UsageError(
             f"proximity bias: no chromosome arm has more than {min_pairs} pairs of genes in the map "
-            f"({sum(counts.values())} of {len(names)} labels are on one of {len(counts)} arms)"
+            f"({sum(counts.values())} of {len(names)} labels are on one of {len(counts)} arms); name genes as the map does "
+            f"({names[0]}, ...), or lower min_pairs"
         )
     if len(counts) < 2:
-        raise UsageError(f"proximity bias: all genes are on {enough[0]}; there is no other arm to compare with")
-    null = cosine_null(array)
+        raise UsageError(f"proximity bias: all genes are on {enough[0]}; give those of another arm to compare with")
+    on_arm = {arm: np.flatnonzero(of_row == arm) for arm in enough}
     results = []
-    for arm in enough:
-        within, between = _within_and_between(null, of_row == arm, (of_row != arm) & (of_row != ""))
+    for arm, cosines, rows in cosines_of_groups(unit_rows(array, names), on_arm):
+        within = cosines[:, rows][np.triu_indices(len(rows), 1)]
+        between = cosines[:, (of_row != arm) & (of_row != "")].ravel()
         results.append((*brunner_munzel(between, within), within.size, between.size))
     effects, p_values, num_within, num_between = (np.array(column) for column in zip(*results, strict=True))
     low, high = mean_interval(effects, bootstrap, seed)
@@ -86,21 +89,8 @@ def brunner_munzel(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[floa
     spread_x, spread_y = variance_x * x.size, variance_y * y.size
     if not spread_x + spread_y:
         return float(effect), 1.0 if effect == 0.5 else 0.0
-    from scipy.stats import t
+    from scipy.special import stdtr  # Student's t, without the seconds that scipy.stats takes to load
 
     statistic = x.size * y.size * (of_y.mean() / x.size - 0.5) / np.sqrt(spread_x + spread_y)
     degrees = (spread_x + spread_y) ** 2 / (spread_x**2 / (x.size - 1) + spread_y**2 / (y.size - 1))
-    return float(effect), float(2.0 * t.sf(abs(statistic), degrees))
-
-
-def _within_and_between(
-    null: CosineNull, on_arm: NDArray[np.bool_], elsewhere: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Cosines of pairs on the arm, each once, and of its genes with those of other arms."""
-    rows = np.flatnonzero(on_arm)
-    within, between = [], []
-    for row in rows:
-        cosines = null.with_others(int(row))
-        within.append(cosines[rows[rows > row]])
-        between.append(cosines[elsewhere])
-    return np.concatenate(within), np.concatenate(between)
+    return float(effect), float(2.0 * stdtr(degrees, -abs(statistic)))

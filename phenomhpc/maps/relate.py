@@ -5,18 +5,22 @@ Every cosine comes from `blocks_of`, so a pair's value is bit for bit the one th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.checks import Features, as_features
+from phenomhpc.maps.threads import in_threads
 
 BLOCK_ROWS = 512  # of a map computed at once: 70 MB for a map of 17,000
+HELD_COSINES = 1 << 25  # of groups of rows with all rows, held at once: 268 MB
 
 Pair = tuple[str, str]
+Result = TypeVar("Result")
 
 
 def cosine_map(matrix: ArrayLike) -> Features:
@@ -52,16 +56,6 @@ class CosineNull:
         chosen: NDArray[np.float64] = self.values[i * self.num_labels - i * (i + 1) // 2 + j - i - 1]
         return chosen
 
-    def with_others(self, row: int) -> NDArray[np.float64]:
-        """Cosines of one row with all rows, in their order, NaN with itself: f64[g]."""
-        before = np.arange(row)
-        start = row * self.num_labels - row * (row + 1) // 2
-        cosines = np.empty(self.num_labels)
-        cosines[:row] = self.values[before * self.num_labels - before * (before + 1) // 2 + row - before - 1]
-        cosines[row] = np.nan
-        cosines[row + 1 :] = self.values[start : start + self.num_labels - row - 1]
-        return cosines
-
 
 def cosine_null(matrix: ArrayLike, are_unit: bool = False) -> CosineNull:
     """All unordered pairs of the rows of f64[g, d], g >= 2, without holding the whole map: 8 bytes a pair.
@@ -81,17 +75,63 @@ def cosine_null(matrix: ArrayLike, are_unit: bool = False) -> CosineNull:
     return CosineNull(values=values, num_labels=num)
 
 
-def unique_pairs(pairs: Iterable[Sequence[str]] | NDArray[np.str_]) -> list[Pair]:
-    """Undirected unique pairs, sorted: the names of a pair in order, self pairs and repeats dropped."""
-    listed = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
-    return sorted({(a, b) if a < b else (b, a) for a, b in listed if a != b})
+def unique_pairs(pairs: Iterable[Sequence[str]] | NDArray[np.str_], what: str = "pairs") -> list[Pair]:
+    """Undirected unique pairs, sorted: the names of a pair in order, self pairs and repeats dropped.
+
+    Raises UsageError for what is no pair of names, saying which of `what` it is.
+    """
+    return sorted({(a, b) if a < b else (b, a) for a, b in listed_pairs(pairs, what) if a != b})
 
 
-def mapped_pairs(labels: Sequence[str], pairs: Iterable[Sequence[str]] | NDArray[np.str_]) -> NDArray[np.intp]:
+def listed_pairs(pairs: Iterable[Sequence[str]] | NDArray[np.str_], what: str = "pairs") -> list[Pair]:
+    """`pairs` as they come.  Raises UsageError for what is no pair of names, saying which of `what` it is."""
+    found = []
+    for number, pair in enumerate(pairs.tolist() if isinstance(pairs, np.ndarray) else pairs):
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(name, str) and name for name in pair):
+            raise UsageError(
+                f"{what}: number {number} is {pair!r}; each is two names, such as ('TP53', 'MDM2'): mend or drop it"
+            )
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def mapped_pairs(
+    labels: Sequence[str], pairs: Iterable[Sequence[str]] | NDArray[np.str_], what: str = "pairs"
+) -> NDArray[np.intp]:
     """`unique_pairs` with both ends in the map, as row numbers: i64[p, 2], i < j; p may be 0."""
     row = {name: number for number, name in enumerate(labels)}
-    found = [(row[a], row[b]) for a, b in unique_pairs(pairs) if a in row and b in row]
+    found = [(row[a], row[b]) for a, b in unique_pairs(pairs, what) if a in row and b in row]
     return np.sort(np.array(found, dtype=np.intp).reshape(-1, 2), axis=1)
+
+
+def cosines_of_groups(
+    unit: Features, groups: Mapping[str, NDArray[np.intp]]
+) -> Iterator[tuple[str, Features, NDArray[np.intp]]]:
+    """(name, cosines f64[r, g] of the group's rows with all rows, NaN with themselves, the rows) of every group, in order.
+
+    unit: f64[g, d] of length 1; groups: rows i64[r] of each, ascending.  As many groups at a time as have HELD_COSINES, or one:
+    each time costs a pass over the map.
+    """
+    for some in _together(groups, HELD_COSINES // len(unit)):
+        rows = np.unique(np.concatenate([groups[name] for name in some]))
+        cosines = cosines_of_rows(unit, rows)
+        for name in some:
+            yield name, cosines[np.searchsorted(rows, groups[name])], groups[name]
+        del cosines  # before the next ones are made
+
+
+def _together(groups: Mapping[str, NDArray[np.intp]], most: int) -> Iterator[list[str]]:
+    """Names of groups that have at most so many different rows together, or of one group."""
+    some: list[str] = []
+    rows: set[int] = set()
+    for name, mine in groups.items():
+        if some and len(rows.union(mine.tolist())) > most:
+            yield some
+            some, rows = [], set()
+        some.append(name)
+        rows.update(mine.tolist())
+    if some:
+        yield some
 
 
 def similarity_order(cosines: ArrayLike) -> NDArray[np.intp]:
@@ -130,18 +170,58 @@ def connected_groups(labels: Sequence[str], pairs: Iterable[Sequence[str]] | NDA
     ]
 
 
-def unit_rows(array: Features) -> Features:
-    """Rows divided by their length.  Raises UsageError for one without length, naming it."""
+def unit_rows(array: Features, names: Sequence[str] | None = None, numbers: NDArray[np.intp] | None = None) -> Features:
+    """Rows f64[n, d] divided by their length.  Raises UsageError for one without length, naming it.
+
+    names: of the n rows; numbers: i64[n], of the rows where they come from, if they are some of many
+    """
     norm = np.linalg.norm(array, axis=1)
     if not norm.all():
-        raise UsageError(
-            f"map: the profile of row {int(np.argmin(norm))} is all zero, so it has no direction; leave it out"
-        )
+        row = int(np.argmin(norm))
+        number = row if numbers is None else int(numbers[row])
+        which = f"row {number}" if names is None else f"{names[row]} (row {number})"
+        raise UsageError(f"map: the profile of {which} is all zero, so it has no direction; leave it out")
     result: Features = array / norm[:, None]
     return result
 
 
 def blocks_of(unit: Features) -> Iterator[tuple[int, Features]]:
     """(first row, cosines of BLOCK_ROWS rows with all rows from the first on)."""
-    for first in range(0, len(unit), BLOCK_ROWS):
-        yield first, unit[first : first + BLOCK_ROWS] @ unit[first:].T
+    return of_blocks(unit, lambda first, block: (first, block))
+
+
+def of_blocks(
+    unit: Features, function: Callable[[int, Features], Result], num_rows: int | None = None
+) -> Iterator[Result]:
+    """function(first row, cosines of BLOCK_ROWS rows with all rows from the first on) of every block, in threads, in order.
+
+    num_rows: the blocks of the first so many rows alone
+    """
+    return in_threads(
+        lambda first: function(first, unit[first : first + BLOCK_ROWS] @ unit[first:].T),
+        range(0, len(unit) if num_rows is None else num_rows, BLOCK_ROWS),
+    )
+
+
+def cosines_of_rows(unit: Features, rows: NDArray[np.intp]) -> Features:
+    """Cosines of some rows with all rows, NaN with themselves: f64[r, g], bit for bit those of the map.
+
+    unit: f64[g, d] of length 1; rows: i64[r], ascending.  Costs a pass over the map, up to the last of the rows.
+    """
+    cosines = np.empty((len(rows), len(unit)))
+
+    def fill(first: int, block: Features) -> None:
+        end = first + len(block)
+        mine, later = (int(place) for place in np.searchsorted(rows, (first, end)))
+        cosines[later:, first:end] = block[:, rows[later:] - first].T
+        if later > mine:
+            square = np.triu(block[:, : len(block)], 1)
+            square += square.T
+            here = rows[mine:later] - first
+            cosines[mine:later, first:end] = square[here]
+            cosines[mine:later, end:] = block[here, len(block) :]
+
+    for _ in of_blocks(unit, fill, int(rows[-1]) + 1):
+        pass
+    cosines[np.arange(len(rows)), rows] = np.nan
+    return cosines

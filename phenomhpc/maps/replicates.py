@@ -11,6 +11,7 @@ compat="efaar" gives the published k / n, which can be 0.  Perturbations without
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,10 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.align import EFAAR
 from phenomhpc.maps.benchmark import DRAWS, Labels
-from phenomhpc.maps.bootstrap import CHOSEN_CONTROLS, bootstrap_interval, keyed
+from phenomhpc.maps.bootstrap import CHOSEN_CONTROLS, check_draws, keyed
 from phenomhpc.maps.checks import Features, Rows, as_labels, as_mask, as_rows, read_rows
 from phenomhpc.maps.relate import unit_rows
-from phenomhpc.maps.results import PerturbationScores
+from phenomhpc.maps.results import PerturbationScores, hit_share
+from phenomhpc.maps.threads import in_threads
 
 ALPHA = 0.05
 MAX_CONTROLS = 1000
@@ -40,6 +42,7 @@ def perturbation_consistency(
     labels: Labels,
     null_labels: Collection[str],
     *,
+    is_left_out: ArrayLike | None = None,
     compat: str | None = None,
     alpha: float = ALPHA,
     bootstrap: int = DRAWS,
@@ -49,11 +52,14 @@ def perturbation_consistency(
 
     features: f[n, d], aligned wells without controls, read label by label; labels: the perturbation of every row
     null_labels: the perturbations that the null is made of; with fewer than 19 of them no p is as small as 0.05
+    is_left_out: bool[n], rows that do not count (controls, say), whose label does not matter
     Raises UsageError for a missing label, for none of the null labels with two replicates, and for no other label with two.
     """
+    check_draws(bootstrap, seed)
     array = as_rows(features)
-    groups = _groups(as_labels(labels, len(array)), np.ones(len(array), np.bool_))
-    values = {name: _mean_cosine(read_rows(array, rows)) for name, rows in groups.items() if len(rows) > 1}
+    left_out = _left_out(is_left_out, len(array))
+    groups = _groups(as_labels(labels, len(array), ignored=left_out), ~left_out)
+    values = {name: _mean_cosine(array, rows, name) for name, rows in groups.items() if len(rows) > 1}
     return _scores("consistency", 2, groups, values, null_labels, compat, alpha, bootstrap, seed)
 
 
@@ -65,6 +71,7 @@ def perturbation_magnitude(
     *,
     max_controls: int = MAX_CONTROLS,
     min_replicates: int = MIN_REPLICATES,
+    is_left_out: ArrayLike | None = None,
     compat: str | None = None,
     alpha: float = ALPHA,
     bootstrap: int = DRAWS,
@@ -77,20 +84,25 @@ def perturbation_magnitude(
     each mean over all ordered pairs, a row with itself included, so that it is never negative.
 
     features: f[n, d], aligned wells, controls among them; labels: the perturbation of every row; is_control: bool[n], rows
-    whose label does not matter; null_labels: the perturbations of the null.  Of more than max_controls controls, that many
-    are taken, keyed by the seed, the same for all.  Raises UsageError for a missing label, fewer than two controls, none of
-    the null labels with enough replicates, and no other label with enough.
+    whose label does not matter; null_labels: the perturbations of the null; is_left_out: bool[n], rows that count as neither.
+    Of more than max_controls controls, that many are taken, keyed by the seed, the same for all.  Raises UsageError for a missing
+    label, fewer than two controls, none of the null labels with enough replicates, and no other label with enough.
     """
+    check_draws(bootstrap, seed)
     array = as_rows(features)
-    control = as_mask(is_control, len(array))
-    groups = _groups(as_labels(labels, len(array), ignored=control), ~control)
-    controls = read_rows(array, _chosen(np.flatnonzero(control), max_controls, seed))
+    control, left_out = as_mask(is_control, len(array)), _left_out(is_left_out, len(array))
+    groups = _groups(as_labels(labels, len(array), ignored=control | left_out), ~control & ~left_out)
+    controls = read_rows(array, _chosen(np.flatnonzero(control & ~left_out), max_controls, seed))
     centre = controls.mean(axis=0)  # distances do not see it, and digits are kept
     controls -= centre
     scored = {name: rows for name, rows in groups.items() if len(rows) >= min_replicates}
     distances = _energy_distances(array, list(scored.values()), controls, centre)
     values = dict(zip(scored, distances, strict=True))
     return _scores("magnitude", min_replicates, groups, values, null_labels, compat, alpha, bootstrap, seed)
+
+
+def _left_out(mask: ArrayLike | None, num_rows: int) -> NDArray[np.bool_]:
+    return np.zeros(num_rows, np.bool_) if mask is None else as_mask(mask, num_rows, "is_left_out")
 
 
 def _groups(names: Sequence[str], kept: NDArray[np.bool_]) -> Groups:
@@ -126,30 +138,29 @@ def _scores(
             "name perturbations that do nothing, such as knockouts of unexpressed genes"
         )
     if not tested:
-        raise UsageError(f"{what}: no perturbation beside the null ones has {least} replicates or more")
+        raise UsageError(
+            f"{what}: no perturbation beside the null ones has {least} replicates or more; give wells, not means of them, "
+            "and fewer null labels"
+        )
     observed = np.array(list(tested.values()))
     at_least = len(null) - np.searchsorted(null, observed, "left")
     p_values = at_least / len(null) if compat == EFAAR else (at_least + 1) / (len(null) + 1)
-    hits = int((p_values <= alpha).sum())
-    low, high = bootstrap_interval(hits, len(tested), bootstrap, seed)
     return PerturbationScores(
         labels=tuple(tested),
         values=observed,
         p_values=p_values,
         num_replicates=np.array([len(groups[name]) for name in tested]),
-        hit_rate=hits / len(tested),
-        ci_low=low,
-        ci_high=high,
-        alpha=alpha,
         num_null=len(null),
         null_values=null,
         num_dropped=len(groups) - len(values),
+        **hit_share(p_values, alpha, bootstrap, seed),
     )
 
 
-def _mean_cosine(rows: Features) -> float:
-    """Over all pairs of different rows: of n unit vectors whose sum is s, (|s|^2 - n) / (n (n - 1))."""
-    unit, num = unit_rows(rows), len(rows)
+def _mean_cosine(array: Rows, rows: NDArray[np.intp], name: str) -> float:
+    """Over all pairs of different rows of a label: of n unit vectors whose sum is s, (|s|^2 - n) / (n (n - 1))."""
+    num = len(rows)
+    unit = unit_rows(read_rows(array, rows), [name] * num, rows)
     total = unit.sum(axis=0)
     return float((total @ total - num) / (num * (num - 1)))
 
@@ -157,7 +168,7 @@ def _mean_cosine(rows: Features) -> float:
 def _chosen(controls: NDArray[np.intp], most: int, seed: int) -> NDArray[np.intp]:
     if len(controls) < MIN_CONTROLS:
         raise UsageError(
-            f"magnitude: {len(controls)} control{'' if len(controls) == 1 else 's'}; give at least {MIN_CONTROLS}"
+            f"magnitude: {len(controls)} control{'' if len(controls) == 1 else 's'}; mark at least {MIN_CONTROLS} wells as such"
         )
     if len(controls) <= most:
         return controls
@@ -169,14 +180,18 @@ def _energy_distances(
 ) -> Iterator[float]:
     """Energy distance of every group of rows to the controls; `centre` is subtracted from rows, and has been from controls."""
     within_controls = _mean_distances(controls, controls).mean()
-    for some in _together(groups):
+
+    def of_some(some: list[NDArray[np.intp]]) -> list[float]:
         rows = read_rows(array, np.concatenate(some)) - centre
         to_controls = _mean_distances(rows, controls)
-        end = 0
+        distances, end = [], 0
         for group in some:
             mine, end = slice(end, end + len(group)), end + len(group)
             within = _mean_distances(rows[mine], rows[mine]).mean()
-            yield float(2.0 * to_controls[mine].mean() - within - within_controls)
+            distances.append(float(2.0 * to_controls[mine].mean() - within - within_controls))
+        return distances
+
+    return chain.from_iterable(in_threads(of_some, _together(groups)))
 
 
 def _together(groups: Sequence[NDArray[np.intp]]) -> Iterator[list[NDArray[np.intp]]]:

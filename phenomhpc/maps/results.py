@@ -7,11 +7,12 @@ asked for), and `interval` is the two as a pair.  Arrays have one value per thin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phenomhpc.maps.bootstrap import interval_of
+from phenomhpc.maps.bootstrap import bootstrap_interval, interval_of
 
 
 def chance_level(lo: float, hi: float) -> float:
@@ -28,6 +29,22 @@ class _WithInterval:
     def interval(self) -> tuple[float, float] | None:
         """(ci_low, ci_high), or None where no bootstrap was asked for."""
         return interval_of((self.ci_low, self.ci_high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HitRate(_WithInterval):
+    """hit_rate: share of what was tested with p (or q) <= alpha."""
+
+    hit_rate: float
+    alpha: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PHitRate(_HitRate):
+    @property
+    def chance(self) -> float:
+        """Hit rate of what does nothing, were tests independent."""
+        return self.alpha
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +99,7 @@ class RecallDifference(_WithInterval):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerturbationScores(_WithInterval):
+class PerturbationScores(_PHitRate):
     """One statistic per perturbation against the same statistic of null perturbations.
 
     labels: the p perturbations that have it, sorted; values f64[p]; p_values f64[p]; num_replicates i64[p]
@@ -94,20 +111,13 @@ class PerturbationScores(_WithInterval):
     values: NDArray[np.float64]
     p_values: NDArray[np.float64]
     num_replicates: NDArray[np.int64]
-    hit_rate: float
-    alpha: float
     num_null: int
     null_values: NDArray[np.float64]
     num_dropped: int
 
-    @property
-    def chance(self) -> float:
-        """Hit rate of perturbations that do nothing."""
-        return self.alpha
-
 
 @dataclass(frozen=True, kw_only=True)
-class ComplexScores(_WithInterval):
+class ComplexScores(_PHitRate):
     """Kolmogorov-Smirnov test per complex.
 
     names: the c complexes that are large enough, sorted; statistics f64[c]; p_values f64[c]; num_genes i64[c] in the map
@@ -118,14 +128,7 @@ class ComplexScores(_WithInterval):
     statistics: NDArray[np.float64]
     p_values: NDArray[np.float64]
     num_genes: NDArray[np.int64]
-    hit_rate: float
-    alpha: float
     num_left_out: int
-
-    @property
-    def chance(self) -> float:
-        """Share of complexes of genes that have nothing in common, were pairs independent."""
-        return self.alpha
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +153,7 @@ class ProximityBias(_WithInterval):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplicateRetrieval(_WithInterval):
+class ReplicateRetrieval(_HitRate):
     """Do the replicates of a perturbation come first among all profiles?
 
     average_precision f64[n], p_values f64[n]: per profile, NaN for one without a replicate
@@ -165,13 +168,11 @@ class ReplicateRetrieval(_WithInterval):
     mean_average_precision: NDArray[np.float64]
     label_p_values: NDArray[np.float64]
     q_values: NDArray[np.float64]
-    hit_rate: float
     mean_ap: float
     mean_ap_low: float | None
     mean_ap_high: float | None
     chance_ap: float
     null_size: int
-    alpha: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,3 +207,19 @@ class CompoundRetrieval(_WithInterval):
     num_genes: int
     null_size: int
     alpha: float
+
+
+class HitShare(TypedDict):
+    """The fields of `_HitRate`."""
+
+    hit_rate: float
+    alpha: float
+    ci_low: float | None
+    ci_high: float | None
+
+
+def hit_share(values: NDArray[np.float64], alpha: float, bootstrap: int, seed: int) -> HitShare:
+    """Of f64[n] p-values, or q-values, the share that is at most alpha, with the interval of `bootstrap` draws over the n."""
+    hits = int((values <= alpha).sum())
+    low, high = bootstrap_interval(hits, len(values), bootstrap, seed)
+    return HitShare(hit_rate=hits / len(values), alpha=alpha, ci_low=low, ci_high=high)

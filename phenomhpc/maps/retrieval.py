@@ -18,10 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.errors import UsageError
 from phenomhpc.maps.benchmark import DRAWS, Labels, Pairs
-from phenomhpc.maps.bootstrap import RANK_LISTS, bootstrap_interval, keyed, mean_interval
+from phenomhpc.maps.bootstrap import RANK_LISTS, check_draws, keyed, mean_interval
 from phenomhpc.maps.checks import Features, as_features, as_labels, as_unique_labels
-from phenomhpc.maps.relate import unit_rows
-from phenomhpc.maps.results import CompoundRetrieval, RecallAt, ReplicateRetrieval
+from phenomhpc.maps.relate import listed_pairs, unit_rows
+from phenomhpc.maps.results import CompoundRetrieval, RecallAt, ReplicateRetrieval, hit_share
+from phenomhpc.maps.threads import in_threads
 
 NULL_SIZE = 10_000
 ALPHA = 0.05
@@ -49,12 +50,15 @@ def replicate_retrieval(
     copairs does, since profiles of one perturbation are not independent.  Time grows with n squared: 20,000 rows take seconds.
     Raises UsageError for a missing label, for no perturbation with two rows, and for one alone.
     """
-    unit = unit_rows(as_features(features))
-    names, code, counts = np.unique(np.array(as_labels(labels, len(unit))), return_inverse=True, return_counts=True)
+    check_draws(bootstrap, seed)
+    array = as_features(features)
+    of_row = as_labels(labels, len(array))
+    unit = unit_rows(array, of_row)
+    names, code, counts = np.unique(np.array(of_row), return_inverse=True, return_counts=True)
     if counts.max() < 2:
         raise UsageError(f"replicate retrieval: none of {len(names)} labels has two rows; give replicates, not means")
     if len(names) < 2:
-        raise UsageError(f"replicate retrieval: all rows are {names[0]}; there is nothing to tell it from")
+        raise UsageError(f"replicate retrieval: all rows are {names[0]}; give those of others to tell it from")
     precision = _replicate_precision(unit, code, counts)
     num_candidates = len(unit) - 1
     nulls = rank_nulls(set(counts[counts > 1] - 1), num_candidates, null_size, seed)
@@ -66,8 +70,6 @@ def replicate_retrieval(
     means = sums[scored] / counts[scored]
     label_p = np.array([_p_value(nulls[counts[c] - 1], ap) for c, ap in zip(scored, means, strict=True)])
     q_values = benjamini_hochberg(label_p)
-    hits = int((q_values <= alpha).sum())
-    low, high = bootstrap_interval(hits, len(scored), bootstrap, seed)
     mean_low, mean_high = mean_interval(means, bootstrap, seed)
     chance = np.mean([expected_precision(int(counts[c]) - 1, num_candidates) for c in scored])
     return ReplicateRetrieval(
@@ -77,15 +79,12 @@ def replicate_retrieval(
         mean_average_precision=means,
         label_p_values=label_p,
         q_values=q_values,
-        hit_rate=hits / len(scored),
-        ci_low=low,
-        ci_high=high,
         mean_ap=float(means.mean()),
         mean_ap_low=mean_low,
         mean_ap_high=mean_high,
         chance_ap=float(chance),
         null_size=null_size,
-        alpha=alpha,
+        **hit_share(q_values, alpha, bootstrap, seed),
     )
 
 
@@ -110,15 +109,20 @@ def compound_gene_retrieval(
     in the map.  recall_at[k]: the share of targets among the first k genes, ties in the target's favour; chance: min(k, g) / g.
     Raises UsageError for a missing label, a duplicate gene, no compound with a target in the map, or k < 1.
     """
-    compound_unit, gene_unit = unit_rows(as_features(compounds)), unit_rows(as_features(genes))
-    names = as_unique_labels(gene_labels, len(gene_unit))
-    if compound_unit.shape[1] != gene_unit.shape[1]:
+    check_draws(bootstrap, seed)
+    compounds, genes = as_features(compounds), as_features(genes)
+    if compounds.shape[1] != genes.shape[1]:
         raise UsageError(
-            f"compound-gene: compounds have {compound_unit.shape[1]} features, genes {gene_unit.shape[1]}; align both together"
+            f"compound-gene: compounds have {compounds.shape[1]} features, genes {genes.shape[1]}; align both together"
         )
     if not ks or min(ks) < 1:
-        raise UsageError(f"ks={','.join(map(str, ks))}: the first so many genes, each at least 1")
-    rows = _rows_by_label(as_labels(compound_labels, len(compound_unit), "compound label"))
+        raise UsageError(
+            f"ks={','.join(map(str, ks)) or 'none'}: how many genes count as the first, each at least 1, such as 10,100"
+        )
+    names = as_unique_labels(gene_labels, len(genes))
+    doses = as_labels(compound_labels, len(compounds), "compound label")
+    compound_unit, gene_unit = unit_rows(compounds, doses), unit_rows(genes, names)
+    rows = _rows_by_label(doses)
     wanted = _targets_in_map(rows, names, targets)
     found = {
         name: _target_places(scores, wanted[name])
@@ -129,9 +133,8 @@ def compound_gene_retrieval(
     nulls = rank_nulls(set(num_targets), len(names), null_size, seed)
     p_values = np.array([_p_value(nulls[n], ap) for n, ap in zip(num_targets, precision, strict=True)])
     q_values = benjamini_hochberg(p_values)
-    hits = int((q_values <= alpha).sum())
+    hits = hit_share(q_values, alpha, bootstrap, seed)
     low, high = mean_interval(precision, bootstrap, seed)
-    hit_low, hit_high = bootstrap_interval(hits, len(found), bootstrap, seed)
     return CompoundRetrieval(
         labels=tuple(found),
         average_precision=precision,
@@ -143,9 +146,9 @@ def compound_gene_retrieval(
         ci_high=high,
         chance_ap=float(np.mean([expected_precision(int(n), len(names)) for n in num_targets])),
         recall_at={k: _recall_at(k, [places for places, _ in found.values()], len(names), bootstrap, seed) for k in ks},
-        hit_rate=hits / len(found),
-        hit_low=hit_low,
-        hit_high=hit_high,
+        hit_rate=hits["hit_rate"],
+        hit_low=hits["ci_low"],
+        hit_high=hits["ci_high"],
         num_genes=len(names),
         null_size=null_size,
         alpha=alpha,
@@ -157,6 +160,8 @@ def rank_nulls(num_right: set[int], num_candidates: int, null_size: int, seed: i
 
     Keyed by (seed, right answers, candidates): a perturbation's null does not depend on which others are in the map.
     """
+    if null_size < 1:
+        raise UsageError(f"null_size={null_size}: random rank lists of the null, at least 1; 10000 is usual")
     return {int(num): np.sort(_random_precisions(int(num), num_candidates, null_size, seed)) for num in num_right}
 
 
@@ -200,16 +205,16 @@ def benjamini_hochberg(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _replicate_precision(unit: Features, code: NDArray[np.intp], counts: NDArray[np.intp]) -> NDArray[np.float64]:
-    """AP of every row; NaN for one without replicate.  Holds _QUERIES_AT_ONCE rows of the cosines."""
+    """AP of every row; NaN for one without replicate.  Holds _QUERIES_AT_ONCE rows of the cosines in each thread."""
     from phenomhpc.maps.retrieval_loops import average_precisions
 
     order = np.argsort(code, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)])
-    precision = np.full(len(unit), np.nan)
-    for first in range(0, len(unit), _QUERIES_AT_ONCE):
-        block = unit[first : first + _QUERIES_AT_ONCE] @ unit.T
-        precision[first : first + len(block)] = average_precisions(block, first, code, order, starts)
-    return precision
+
+    def of_queries(first: int) -> NDArray[np.float64]:
+        return average_precisions(unit[first : first + _QUERIES_AT_ONCE] @ unit.T, first, code, order, starts)
+
+    return np.concatenate(list(in_threads(of_queries, range(0, len(unit), _QUERIES_AT_ONCE))))
 
 
 def _rows_by_label(names: list[str]) -> dict[str, list[int]]:
@@ -223,7 +228,7 @@ def _targets_in_map(rows: Mapping[str, list[int]], genes: list[str], targets: Pa
     """Columns of the targets of every compound that has one in the map, by compound, sorted."""
     column = {name: number for number, name in enumerate(genes)}
     found: dict[str, set[int]] = {name: set() for name in rows}
-    for compound, gene in targets.tolist() if isinstance(targets, np.ndarray) else targets:
+    for compound, gene in listed_pairs(targets, "targets"):
         if compound in found and gene in column:
             found[compound].add(column[gene])
     wanted = {name: np.array(sorted(columns), dtype=np.intp) for name, columns in found.items() if columns}
@@ -240,11 +245,16 @@ def _scores_of(
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """(compound, f64[g]: its largest |cosine| over doses with every gene), many compounds by one product."""
     names = list(rows)
-    for first in range(0, len(names), _COMPOUNDS_AT_ONCE):
-        some = names[first : first + _COMPOUNDS_AT_ONCE]
+    parts = [names[first : first + _COMPOUNDS_AT_ONCE] for first in range(0, len(names), _COMPOUNDS_AT_ONCE)]
+
+    def largest(some: list[str]) -> NDArray[np.float64]:
         starts = np.cumsum([0, *(len(rows[name]) for name in some)])[:-1]
         cosines = np.abs(compounds[[row for name in some for row in rows[name]]] @ genes.T)
-        yield from zip(some, np.maximum.reduceat(cosines, starts, axis=0), strict=True)
+        scores: NDArray[np.float64] = np.maximum.reduceat(cosines, starts, axis=0)
+        return scores
+
+    for some, scores in zip(parts, in_threads(largest, parts), strict=True):
+        yield from zip(some, scores, strict=True)
 
 
 def _target_places(

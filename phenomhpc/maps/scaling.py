@@ -8,6 +8,7 @@ nearly so.  A line knows no ceiling: what it predicts far beyond the largest run
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,8 @@ class LogLinear:
 
     def predict(self, flop: float) -> tuple[float, float, float]:
         """(value, low, high) of a new run of `flop`: the interval holds the run's noise and the line's."""
-        _refuse_unless_positive(np.array([flop]))
+        if not (np.isfinite(flop) and flop > 0):
+            raise UsageError(f"scaling: flop={flop} to foretell; give training FLOP, such as 2.4e21")
         x = np.log10(flop)
         value = self.intercept + self.slope * x
         spread = 1.0 + 1.0 / self.num_points + (x - self.mean_log) ** 2 / self.spread_log
@@ -50,13 +52,13 @@ class LogLinear:
         return float(value), float(value - half), float(value + half)
 
 
-def fit_log_linear(flop: ArrayLike, value: ArrayLike) -> LogLinear:
-    """Least-squares line of value f64[n] over log10(flop f64[n]).
+def fit_log_linear(flop: ArrayLike, value: ArrayLike, names: Sequence[str] | None = None) -> LogLinear:
+    """Least-squares line of value f64[n] over log10(flop f64[n]).  names: of the n runs, for refusals.
 
     Raises UsageError for fewer than 3 runs, for runs of one size only, and for values that are not finite.
     """
     flops, values = np.asarray(flop, dtype=np.float64), np.asarray(value, dtype=np.float64)
-    _refuse_what_is_no_line(flops, values)
+    _refuse_what_is_no_line(flops, values, names)
     x = np.log10(flops)
     num, mean, value_mean = len(x), x.mean(), values.mean()
     spread = ((x - mean) ** 2).sum()
@@ -82,27 +84,36 @@ def fit_log_linear(flop: ArrayLike, value: ArrayLike) -> LogLinear:
     )
 
 
-def _refuse_what_is_no_line(flops: Features, values: Features) -> None:
+def _refuse_what_is_no_line(flops: Features, values: Features, names: Sequence[str] | None) -> None:
     if flops.ndim != 1 or flops.shape != values.shape:
         raise UsageError(f"scaling: FLOP of shape {flops.shape}, values of {values.shape}; give one of each per run")
     if len(flops) < MIN_RUNS:
-        raise UsageError(f"scaling: {len(flops)} runs; a line with an interval needs at least {MIN_RUNS}")
-    _refuse_unless_positive(flops)
+        raise UsageError(
+            f"scaling: {len(flops)} run{'' if len(flops) == 1 else 's'}; a line with an interval needs at least "
+            f"{MIN_RUNS}, name more"
+        )
+    _refuse_unless_positive(flops, names)
     if not np.isfinite(values).all():
         row = int(np.argmin(np.isfinite(values)))
-        raise UsageError(f"scaling: the value of run {row} is {values[row]}; leave that run out")
+        raise UsageError(f"scaling: the value of run {_name(names, row)} is {values[row]}; leave that run out")
     if np.unique(flops).size < 2:
-        raise UsageError(f"scaling: all {len(flops)} runs cost {flops[0]:.3g} FLOP; a line needs at least two sizes")
+        raise UsageError(
+            f"scaling: all {len(flops)} runs cost {flops[0]:.3g} FLOP; a line needs two sizes, name a run of another"
+        )
 
 
-def _refuse_unless_positive(flops: Features) -> None:
+def _refuse_unless_positive(flops: Features, names: Sequence[str] | None = None) -> None:
     good = np.isfinite(flops) & (flops > 0)
     if not good.all():
         row = int(np.argmin(good))
-        raise UsageError(f"scaling: run {row} has {flops[row]} FLOP; give training FLOP, such as 2.4e21")
+        raise UsageError(f"scaling: run {_name(names, row)} has {flops[row]} FLOP; give training FLOP, such as 2.4e21")
+
+
+def _name(names: Sequence[str] | None, row: int) -> str:
+    return str(row) if names is None else names[row]
 
 
 def _student(degrees: int) -> float:
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf((1.0 + INTERVAL) / 2.0, degrees))
+    return float(stdtrit(degrees, (1.0 + INTERVAL) / 2.0))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from phenomhpc.maps.bootstrap import NULL_SAMPLE, keyed
 from phenomhpc.maps.checks import Features
-from phenomhpc.maps.relate import blocks_of, cosine_null
+from phenomhpc.maps.relate import cosine_null, of_blocks
 
 Threshold = tuple[float, float]
 Tail = tuple[float, float]  # (below, above): a pair is a hit when its cosine is < below or > above
@@ -101,11 +101,16 @@ def _one_pass(
     cosines = np.empty(len(pairs))
     order = np.argsort(pairs[:, 0], kind="stable")
     ends = np.searchsorted(pairs[order, 0], np.arange(num + 1))
-    for first, block in blocks_of(unit):
+
+    def look(first: int, block: Features) -> tuple[NDArray[np.int64], Features]:
         mine = order[ends[first] : ends[first + len(block)]]
         cosines[mine] = block[pairs[mine, 0] - first, pairs[mine, 1] - first]
-        buffer = np.empty(block.size)
-        kept.append(buffer[: count_and_keep(block, low, high, below, buffer)].copy())
+        counts, buffer = np.zeros(len(ranks), np.int64), np.empty(block.size)
+        return counts, buffer[: count_and_keep(block, low, high, counts, buffer)].copy()
+
+    for counts, some in of_blocks(unit, look):
+        below += counts
+        kept.append(some)
     between = np.sort(np.concatenate(kept))
     found = {}
     for rank, lowest, highest, smaller in zip(ranks, low, high, below, strict=True):

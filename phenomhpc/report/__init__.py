@@ -1,4 +1,4 @@
-"""What a person looks at: pictures as PNG bytes, pages as one HTML file.  Values in, bytes or text out.
+"""What a person looks at: pictures as PNG and SVG files, pages as one HTML file.  Values in, drawings or text out.
 
 theme      colours and fonts, light and dark
 figures    reconstructions, curves, recall

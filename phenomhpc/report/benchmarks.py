@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phenomhpc.report.figures import MARKERS, WIDTH_IN
-from phenomhpc.report.theme import Form, Theme, ThemeName, drawing, encoded
+from phenomhpc.report.theme import Drawing, Theme, ThemeName, drawing
 
 PANELS_A_ROW = 3
 
@@ -35,7 +35,7 @@ class Panel:
     values: tuple[Measured, ...]
 
 
-def panels_figure(panels: Sequence[Panel], *, theme: ThemeName = "light", form: Form = "png") -> bytes:
+def panels_figure(panels: Sequence[Panel], *, theme: ThemeName = "light") -> Drawing:
     """One small panel per benchmark: its values one below the other with their intervals, chance as a dashed line."""
     columns = min(PANELS_A_ROW, len(panels))
     rows = -(-len(panels) // columns)
@@ -47,7 +47,7 @@ def panels_figure(panels: Sequence[Panel], *, theme: ThemeName = "light", form: 
         for axes, panel in zip(grid, panels, strict=False):
             _panel(axes, panel, colours)
         figure.get_layout_engine().set(hspace=0.06, h_pad=0.06)
-        return encoded(figure, form)
+        return Drawing(figure=figure, theme=theme)
 
 
 def _panel(axes: Any, panel: Panel, theme: Theme) -> None:
@@ -97,8 +97,7 @@ def way_figure(
     panels: Sequence[tuple[str, str, float | None, Sequence[Series]]],
     *,
     theme: ThemeName = "light",
-    form: Form = "png",
-) -> bytes:
+) -> Drawing:
     """What each stage does to the map: panels (title, axis, value without knowledge or bias, lines) over the same stages."""
     with drawing(WIDTH_IN, 3.5, theme) as (figure, colours):
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -116,7 +115,7 @@ def way_figure(
                 axes.legend(loc="best", fontsize=8)
             axes.grid(axis="y")
             axes.set_axisbelow(True)
-        return encoded(figure, form)
+        return Drawing(figure=figure, theme=theme)
 
 
 def _line(axes: Any, line: Series, rank: int, num: int, theme: Theme) -> None:
@@ -137,8 +136,7 @@ def spread_figure(
     limit: float | None = None,
     *,
     theme: ThemeName = "light",
-    form: Form = "png",
-) -> bytes:
+) -> Drawing:
     """Two distributions as outlines of equal area: f64[n] of the perturbations, f64[m] of the null.
 
     words: names of the two, and of the axis; limit: the value beyond which one counts, drawn as a line
@@ -158,4 +156,4 @@ def spread_figure(
             axes.axvline(limit, color=colours.text, linestyle=(0, (4, 3)), linewidth=1.2)
         axes.set(xlabel=words[2], ylabel="share")
         axes.legend(fontsize=8)
-        return encoded(figure, form)
+        return Drawing(figure=figure, theme=theme)

@@ -1,4 +1,4 @@
-"""Pictures of a model and of what its map finds, each a function from values to the bytes of a PNG or SVG file (`form`)."""
+"""Pictures of a model and of what its map finds, each a function from values to a Drawing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from phenomhpc.report.theme import Form, Theme, ThemeName, drawing, encoded
+from phenomhpc.report.theme import Drawing, Theme, ThemeName, drawing
 
 WIDTH_IN = 10.4
 MAX_CROPS = 6
@@ -56,8 +56,8 @@ def channel_colours(num: int) -> list[str]:
 
 
 def reconstruction_figure(
-    original: ArrayLike, masked: ArrayLike, reconstructed: ArrayLike, *, theme: ThemeName = "light", form: Form = "png"
-) -> bytes:
+    original: ArrayLike, masked: ArrayLike, reconstructed: ArrayLike, *, theme: ThemeName = "light"
+) -> Drawing:
     """Crops as they are, as the model saw them, as it completed them: one crop a column, at most six.
 
     original, masked, reconstructed: f32[n, C, h, w], standardised; what was hidden is 0 in `masked` and drawn in grey.
@@ -81,7 +81,7 @@ def reconstruction_figure(
                 bare_image(axes[row, column], images[column])
             axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", color=colours.text, labelpad=8)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-        return encoded(figure, form)
+        return Drawing(figure=figure, theme=theme)
 
 
 def bare_image(axes: Any, image: NDArray[Any]) -> None:
@@ -96,8 +96,7 @@ def curves_figure(
     validations: Mapping[str, Any] | None = None,
     *,
     theme: ThemeName = "light",
-    form: Form = "png",
-) -> bytes:
+) -> Drawing:
     """Loss and throughput of every step, each with its running mean.
 
     metrics: columns by name (a dict of arrays, or a table): step, loss, crops_per_s, each [n]; rows without a loss are left out
@@ -116,7 +115,7 @@ def curves_figure(
         _curve(right, step[known], speed[known], colours, 2)
         right.set(title="Throughput, crops per second", xlabel="step")
         right.set_ylim(bottom=0)
-        return encoded(figure, form)
+        return Drawing(figure=figure, theme=theme)
 
 
 def _curve(axes: Any, x: NDArray[Any], y: NDArray[Any], theme: Theme, series: int) -> None:
@@ -148,7 +147,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P")
 ROW_IN = 0.27  # height of a row of the recall figure
 
 
-def recall_figure(points: Sequence[RecallPoint], *, theme: ThemeName = "light", form: Form = "png") -> bytes:
+def recall_figure(points: Sequence[RecallPoint], *, theme: ThemeName = "light") -> Drawing:
     """Recall with its interval, one row per source under each annotation, one panel per pair of thresholds.
 
     The first source is the encoder, drawn larger than its baselines; chance is a dashed line.
@@ -179,7 +178,7 @@ def recall_figure(points: Sequence[RecallPoint], *, theme: ThemeName = "light", 
             tick.set(fontweight="normal" if source else "bold", color=colours.text)
         for axes in panels:
             axes.tick_params(axis="y", length=0)
-        return encoded(figure, form)
+        return Drawing(figure=figure, theme=theme)
 
 
 def _recall_row(axes: Any, point: RecallPoint, row: int, sources: Sequence[str], theme: Theme) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from phenomhpc import __version__
 from phenomhpc.report.neighbours import Neighbours
+from phenomhpc.report.theme import Drawing
 
 Cell = str | int | float | None | tuple[str, str]
 PIXELS_PER_CSS_PIXEL = 1.65  # pictures are drawn finer than they are shown, for dense screens
@@ -37,15 +38,16 @@ class Picture:
     svg: bytes | None = None
 
 
-def themed(draw: Callable[..., bytes], *values: Any, alt: str, caption: str = "", name: str = "") -> Picture:
-    """A picture drawn twice, by draw(*values, theme="light") and "dark"; with a name a third time, as an SVG file (light)."""
+def themed(draw: Callable[..., Drawing], *values: Any, alt: str, caption: str = "", name: str = "") -> Picture:
+    """A picture drawn twice, by draw(*values, theme="light") and "dark"; with a name the light one is an SVG file as well."""
+    light = draw(*values, theme="light")
     return Picture(
-        png=draw(*values, theme="light"),
-        dark=draw(*values, theme="dark"),
+        png=light.png(),
+        dark=draw(*values, theme="dark").png(),
         alt=alt,
         caption=caption,
         name=name,
-        svg=draw(*values, theme="light", form="svg") if name else None,
+        svg=light.svg() if name else None,
     )
 
 

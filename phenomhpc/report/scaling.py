@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from phenomhpc.report.benchmarks import PANELS_A_ROW, Measured
 from phenomhpc.report.figures import WIDTH_IN
-from phenomhpc.report.theme import Form, ThemeName, drawing, encoded
+from phenomhpc.report.theme import Drawing, ThemeName, drawing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Trend:
     next: tuple[float, Measured]
 
 
-def scaling_figure(trends: Sequence[Trend], *, theme: ThemeName = "light", form: Form = "png") -> bytes:
+def scaling_figure(trends: Sequence[Trend], *, theme: ThemeName = "light") -> Drawing:
     """One panel per score over log10(FLOP): runs as points, the line with the interval of a new run, the next size as a ring."""
     columns = min(PANELS_A_ROW, len(trends))
     rows = -(-len(trends) // columns)
@@ -57,4 +57,4 @@ def scaling_figure(trends: Sequence[Trend], *, theme: ThemeName = "light", form:
             axes.set(xscale="log", title=trend.title, xlabel="training FLOP")
             axes.grid(axis="y")
             axes.set_axisbelow(True)
-        return encoded(figure, form)
+        return Drawing(figure=figure, theme=theme)

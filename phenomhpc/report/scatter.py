@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from phenomhpc.report.theme import Form, Theme, ThemeName, drawing, encoded
+from phenomhpc.report.theme import Drawing, Theme, ThemeName, drawing
 
 MAX_CATEGORIES = 9  # more are coloured by their order
 GREY = 7  # its place among matplotlib's ten colours: grey means none of the categories here
@@ -31,8 +31,7 @@ def scatter_figure(
     colourings: Sequence[Colouring],
     *,
     theme: ThemeName = "light",
-    form: Form = "png",
-) -> bytes:
+) -> Drawing:
     """One row of panels per stage (name, points f64[n, 2]), one column per colouring, with what each colour means below."""
     rows, columns = len(stages), len(colourings)
     with drawing(PANEL_IN * columns, 3.0 * rows + 1.0, theme) as (figure, colours):
@@ -49,7 +48,7 @@ def scatter_figure(
             panels[row, 0].set_ylabel(name, color=colours.text, fontweight="bold", labelpad=8)
         for column, colouring in enumerate(colourings):
             _legend(panels[-1, column], colouring)
-        return encoded(figure, form)
+        return Drawing(figure=figure, theme=theme)
 
 
 def _points(axes: Any, points: NDArray[np.float64], colouring: Colouring, theme: Theme) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from phenomhpc.report.theme import Form, Theme, ThemeName, drawing, encoded
+from phenomhpc.report.theme import Drawing, Theme, ThemeName, drawing
 
 MAX_NAMED = 80  # perturbations whose names fit beside a heatmap
 MIN_LABEL = 0.018  # share of the side that a chromosome's name needs to itself
@@ -22,8 +22,7 @@ def heatmap_figure(
     groups: Sequence[str] = (),
     *,
     theme: ThemeName = "light",
-    form: Form = "png",
-) -> bytes:
+) -> Drawing:
     """Cosine similarities f[g, g] in the order given, blue for opposite, red for alike.
 
     labels: g names, written where there are at most 80; groups: the group of each, neighbours together ("" for none), marked
@@ -49,7 +48,7 @@ def heatmap_figure(
         bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=24, pad=0.02)
         bar.set_label("cosine similarity")
         bar.outline.set_visible(False)
-        return encoded(figure, form)
+        return Drawing(figure=figure, theme=theme)
 
 
 def _group_strips(axes: Any, groups: list[str], num: int, theme: Theme) -> None:
@@ -81,8 +80,7 @@ def genome_figure(
     words: tuple[str, str],
     *,
     theme: ThemeName = "light",
-    form: Form = "png",
-) -> bytes:
+) -> Drawing:
     """Two maps of one genome in one square: f[b, b] above and below the diagonal, in the order of the chromosomes.
 
     arms: (name such as "19q", first row, end) of each arm, one after the other; words: what stands above and what below
@@ -106,7 +104,7 @@ def genome_figure(
         bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=24, pad=0.02)
         bar.set_label("cosine similarity, mean of each block of genes")
         bar.outline.set_visible(False)
-        return encoded(figure, form)
+        return Drawing(figure=figure, theme=theme)
 
 
 def _arm_lines(axes: Any, arms: Sequence[tuple[str, int, int]], num: int, theme: Theme) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 ThemeName = Literal["light", "dark"]
-Form = Literal["png", "svg"]
 
 DOTS_PER_INCH = 160
 BASE_STYLE = {
@@ -66,15 +65,10 @@ THEMES: dict[ThemeName, Theme] = {
 }
 
 
-@contextmanager
-def drawing(width_in: float, height_in: float, theme: ThemeName) -> Iterator[tuple[Any, Theme]]:
-    """A figure (Agg) of that size in inches to draw on, with the theme's style in force."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def style_of(theme: ThemeName) -> Any:
+    """Matplotlib's settings of a theme."""
     colours = THEMES[theme]
-    style: Any = {  # matplotlib types its keys as one long literal
+    return {
         **BASE_STYLE,
         "text.color": colours.text,
         "axes.labelcolor": colours.muted,
@@ -86,15 +80,47 @@ def drawing(width_in: float, height_in: float, theme: ThemeName) -> Iterator[tup
         "grid.color": colours.grid,
         "figure.facecolor": colours.surface,
     }
-    with rc_context(style):
-        figure = Figure(figsize=(width_in, height_in), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure, colours
 
 
-def encoded(figure: Any, form: Form = "png") -> bytes:
-    """The figure as a PNG or SVG file; the same bytes for the same drawing."""
-    buffer = io.BytesIO()
-    nothing = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
-    figure.savefig(buffer, format=form, dpi=DOTS_PER_INCH, metadata=nothing)
-    return buffer.getvalue()
+@contextmanager
+def drawing(width_in: float, height_in: float, theme: ThemeName) -> Iterator[tuple[Any, Theme]]:
+    """A figure of that size in inches to draw on, with the theme's style in force."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(style_of(theme)):
+        yield Figure(figsize=(width_in, height_in), layout="constrained"), THEMES[theme]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure and the theme it was drawn in: drawn once, laid out with its first file, written in any form.
+
+    The same drawing gives the same bytes.
+    """
+
+    figure: Any
+    theme: ThemeName
+
+    def png(self) -> bytes:
+        """As a PNG file."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        return self._written(FigureCanvasAgg(self.figure).print_png, {"Software": None})
+
+    def svg(self) -> bytes:
+        """As an SVG file."""
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+        return self._written(FigureCanvasSVG(self.figure).print_svg, {"Date": None, "Creator": None})
+
+    def _written(self, write: Callable[..., None], metadata: dict[str, None]) -> bytes:
+        """By the canvas itself: savefig would draw the whole figure once more beforehand, for its layout, which drawing finds."""
+        from matplotlib import rc_context
+
+        buffer = io.BytesIO()
+        with rc_context(style_of(self.theme)):
+            self.figure.dpi = DOTS_PER_INCH
+            write(buffer, metadata=metadata)
+            self.figure.set_layout_engine("none")
+        return buffer.getvalue()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from phenomhpc.report.figures import MAX_CROPS, WIDTH_IN, bare_image, false_colours
-from phenomhpc.report.theme import Form, ThemeName, drawing, encoded
+from phenomhpc.report.theme import Drawing, ThemeName, drawing
 
 MAX_TIMES = 6
 
@@ -20,8 +20,7 @@ def completions_figure(
     completed: Sequence[tuple[int, ArrayLike]],
     *,
     theme: ThemeName = "light",
-    form: Form = "png",
-) -> bytes:
+) -> Drawing:
     """The same crops as the model completed them after more and more steps: one crop a column, at most six of each.
 
     original, masked, and of each step its completion: f32[n, C, h, w], standardised.  Of more than six steps the first, the
@@ -45,7 +44,7 @@ def completions_figure(
                 bare_image(axes[number, column], images[column])
             axes[number, 0].set_ylabel(name, rotation=0, ha="right", va="center", color=colours.text, labelpad=8)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-        return encoded(figure, form)
+        return Drawing(figure=figure, theme=theme)
 
 
 def evenly(num: int, most: int) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from phenomhpc.errors import UsageError
 from phenomhpc.jobs.evaluation.annotations import read_annotations
 from phenomhpc.jobs.evaluation.blocks import best_block, blocks_of, score_blocks
 from phenomhpc.jobs.here import run_here
-from phenomhpc.jobs.scaling import next_size, read_run, scaling_of
+from phenomhpc.jobs.scaled_runs import read_run
+from phenomhpc.jobs.scaling import next_size, scaling_of
 from phenomhpc.maps import fit_log_linear
 from phenomhpc.models.checkpoint import read_meta
 from phenomhpc.models.costs import model_cost
@@ -137,7 +140,7 @@ def test_scaling_fits_recall_and_loss_over_flop_and_foretells_the_next_size(size
             pl.read_parquet(RunPaths(sizes / run_.name).recall).filter(pl.col("source") == "encoder").row(0, named=True)
         )
         assert run_.recalls == {"PATHWAYS": (recall["recall"], recall["ci_low"], recall["ci_high"])}
-        assert run_.loss is not None and run_.loss_of == "training"
+        assert run_.loss is not None and run_.loss_of["crops"] == "trained on"
     line = fit_log_linear([run.flop for run in found.runs], [run.recalls["PATHWAYS"][0] for run in found.runs])
     assert found.lines["PATHWAYS"] == line and line.slope > 0
     assert found.predicted["PATHWAYS"] == line.predict(found.next_flop)
@@ -170,6 +173,35 @@ def test_runs_that_make_no_line_are_named(sizes: Path) -> None:
         read_run(converted, sizes)
     trained = next(path.name for path in sizes.iterdir() if path.name.startswith("pretrain-"))
     assert read_run(trained, sizes).recalls == {}
+
+
+def test_losses_and_recalls_of_other_definitions_are_not_mixed(sizes: Path, tmp_path: Path) -> None:
+    root, runs = sizes.parent, tmp_path / "runs"
+    shutil.copytree(sizes, runs)
+    evaluation = RunPaths(runs / "size-2").evaluation
+    value = json.loads(evaluation.read_text())
+    checkpoint = runs / Path(value["checkpoint"]).relative_to(sizes)
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    meta["model"]["mask_ratio"] = 0.5
+    (checkpoint / "meta.json").write_text(json.dumps(meta))
+    evaluation.write_text(json.dumps({**value, "checkpoint": str(checkpoint)}))
+    found = scaling_of(["size-0", "size-1", "size-2"], runs)
+    assert set(found.lines) == {"PATHWAYS"}
+    assert found.left_out == {
+        "loss": "scaling: loss does not compare: mask_ratio is 0.75 in size-0, 0.5 in size-2; name runs in which it is the same"
+    }
+    assert set(scaling_of(["size-0", "size-1", "size-2"], sizes).lines) == {"PATHWAYS", "loss"}
+    config = config_of(root, root / "emb2", bootstrap=0, neighbours=1, thresholds=[[0.1, 0.9]])
+    run_here(config, command=["test"], progress=silent(), name="other")
+    found = scaling_of(["size-0", "size-1", "other"], sizes)
+    assert set(found.lines) == {"loss"}
+    assert (
+        "recall, PATHWAYS does not compare: thresholds is 0.05, 0.95 in size-0, 0.1, 0.9 in other"
+        in found.left_out["PATHWAYS"]
+    )
+    words = ["scaling", "size-0", "size-1", "other", "--runs", str(sizes), "--out", str(tmp_path / "out")]
+    assert found.left_out["PATHWAYS"] in CliRunner().invoke(build(), words).output
+    assert found.left_out["PATHWAYS"] in html.unescape((tmp_path / "out" / "scaling.html").read_text())
 
 
 def test_maps_on_the_command_line(sizes: Path) -> None:

@@ -175,3 +175,26 @@ def test_maps_with_other_pairs_are_not_compared(runs: Path, tmp_path: Path) -> N
     other.relations.unlink()
     with pytest.raises(UsageError, match="corrected knows PATHWAYS, other none; evaluate both"):
         compare(open_map("corrected", runs), open_map(str(other.root), runs), bootstrap=0, seed=0)
+
+
+def test_maps_are_compared_by_the_thresholds_that_both_were_evaluated_by(runs: Path, tmp_path: Path) -> None:
+    other = RunPaths(tmp_path / "other")
+    other.root.mkdir()
+    for path in (RunPaths(runs / "raw").map, RunPaths(runs / "raw").relations):
+        (other.root / path.name).write_bytes(path.read_bytes())
+
+    def thresholds(*evaluated: tuple[float, float]) -> list[tuple[float, float]]:
+        value = {"noun": "gene", "recalls": [{"lo": lo, "hi": hi} for lo, hi in evaluated] * 2}
+        other.evaluation.write_text(json.dumps(value))
+        found = compare(open_map(str(other.root), runs), open_map("corrected", runs), bootstrap=0, seed=0)
+        return [(row["lo"], row["hi"]) for row in found.rows]
+
+    assert thresholds((0.01, 0.99), (0.1, 0.9)) == [(0.1, 0.9)]
+    assert thresholds() == [(0.05, 0.95), (0.1, 0.9)]
+    with pytest.raises(
+        UsageError, match=r"other by 0\.2, 0\.8, corrected by 0\.05, 0\.95 and 0\.1, 0\.9: no thresholds in common; ev"
+    ):
+        thresholds((0.2, 0.8))
+    other.evaluation.write_text("{")
+    with pytest.raises(UsageError, match=r"evaluation\.json: is no JSON .*; run evaluate again, or remove it"):
+        open_map(str(other.root), runs)

@@ -144,7 +144,7 @@ def test_aggregated_blocks_are_what_the_whole_aggregates() -> None:
 def test_blocks_that_miss_rows_and_maps_of_controls_alone_are_refused() -> None:
     features = wells(30)[0]
     labels = ["a"] * 29 + ["b"]
-    with pytest.raises(UsageError, match="1 labels had no row in the blocks"):
+    with pytest.raises(UsageError, match=r"no block has a row of b \(1 of 2 labels\); give every row once"):
         aggregate_blocks([(np.arange(29), features[:29])], labels, np.zeros(30, np.bool_))
     with pytest.raises(UsageError, match="all 30 rows are controls"):
         aggregate_blocks([(np.arange(30), features)], labels, np.ones(30, np.bool_))

@@ -51,7 +51,7 @@ def test_an_annotation_without_pairs_on_one_arm_has_no_recall_there() -> None:
     arms = {label: f"{number}p" for number, label in enumerate(labels)}
     result = recalls_by_arm(features, labels, {"known": some_pairs(labels, 20)}, arms)["known"]
     assert result.within == () and len(result.between) == 2
-    with pytest.raises(UsageError, match="both ends among the 0 labels of the map on known arms"):
+    with pytest.raises(UsageError, match=r"both ends among the 0 of .* labels on known arms"):
         recalls_by_arm(features, labels, {"known": some_pairs(labels, 20)}, {"elsewhere": "1p"})
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.stats import brunnermunzel, ks_2samp
 
 from phenomhpc.errors import UsageError
-from phenomhpc.maps import complex_coherence, cosine_map, proximity_bias
+from phenomhpc.maps import complex_coherence, cosine_map, proximity_bias, relate
 from phenomhpc.maps.proximity import brunner_munzel
 
 Array = NDArray[np.float64]
@@ -80,6 +82,30 @@ def test_proximity_bias_is_the_brunner_munzel_test_of_every_arm_with_more_than_t
 def test_samples_apart_and_constant_ones_have_a_p_value() -> None:
     assert brunner_munzel(np.array([1.0, 2.0]), np.array([3.0, 4.0, 5.0])) == (1.0, 0.0)
     assert brunner_munzel(np.ones(3), np.ones(4)) == (0.5, 1.0)
+
+
+def test_few_cosines_held_at_once_give_the_same_numbers_in_a_part_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, labels = genes(3000, 8)
+    arms = {label: f"{row % 60}q" for row, label in enumerate(labels)}
+    complexes = {f"c{number}": labels[number::90] for number in range(90)}
+
+    def both() -> tuple[list[Array], int]:
+        tracemalloc.start()
+        bias = proximity_bias(features, labels, arms, bootstrap=0)
+        sets = complex_coherence(features, labels, complexes, bootstrap=0)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return [bias.effects, bias.p_values, sets.statistics, sets.p_values], peak
+
+    monkeypatch.setattr(relate, "BLOCK_ROWS", 64)
+    at_once, _ = both()
+    monkeypatch.setattr(relate, "HELD_COSINES", 3000 * 120)  # two arms of 50 genes, three complexes
+    in_parts, peak = both()
+    for one, other in zip(at_once, in_parts, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert peak < 8 * 3000 * 2999 / 2  # the cosines of all pairs
 
 
 def test_arms_that_cannot_be_compared_are_named() -> None:

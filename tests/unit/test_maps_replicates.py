@@ -111,7 +111,7 @@ def test_what_cannot_be_scored_is_named() -> None:
         perturbation_consistency(features[kept], names, set(names))
     with pytest.raises(UsageError, match="magnitude: none of the 1 null perturbations has 5 replicates or more"):
         perturbation_magnitude(features, labels, control, ["g00"])
-    with pytest.raises(UsageError, match="magnitude: 1 control; give at least 2"):
+    with pytest.raises(UsageError, match="magnitude: 1 control; mark at least 2 wells as such"):
         perturbation_magnitude(features, labels, np.arange(len(labels)) == 0, silent)
     with pytest.raises(UsageError, match="compat=best"):
         perturbation_consistency(features[kept], names, silent, compat="best")

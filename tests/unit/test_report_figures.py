@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from matplotlib.image import imread
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from phenomhpc.report import (
@@ -31,7 +32,7 @@ from phenomhpc.report import (
     way_figure,
 )
 from phenomhpc.report.figures import false_colours
-from phenomhpc.report.theme import THEMES, Form, ThemeName
+from phenomhpc.report.theme import THEMES, Drawing, ThemeName
 from tests.unit.evaluation_data import cells
 
 
@@ -60,18 +61,18 @@ def test_every_picture_stands_on_the_themes_background(theme) -> None:  # type: 
     crops = cells(2, side=32)
     metrics = {"step": [0, 1, 2], "loss": [1.0, 0.5, np.nan], "crops_per_s": [10.0, 11.0, 12.0]}
     matrix = np.eye(4)
-    for png in (
+    for drawing in (
         reconstruction_figure(crops, crops, crops, theme=theme),
         curves_figure(metrics, theme=theme),
         heatmap_figure(matrix, list("abcd"), ["0", "0", "1", ""], theme=theme),
         recall_figure(_points(), theme=theme),
     ):
-        assert _has_colour(_pixels(png), THEMES[theme].surface, 0.1)
+        assert _has_colour(_pixels(drawing.png()), THEMES[theme].surface, 0.1)
 
 
 def test_the_same_values_give_the_same_bytes_and_no_global_style_stays() -> None:
     before = dict(matplotlib.rcParams)
-    assert recall_figure(_points()) == recall_figure(_points())
+    assert recall_figure(_points()).png() == recall_figure(_points()).png()
     assert dict(matplotlib.rcParams) == before
 
 
@@ -80,8 +81,8 @@ def test_hidden_patches_are_grey_and_the_rest_is_not() -> None:
     masked = crops.copy()
     masked[:, :, :16] = 0.0
     grey = "#cccccc"
-    assert not _has_colour(_pixels(reconstruction_figure(crops, crops, crops)), grey)
-    assert _has_colour(_pixels(reconstruction_figure(crops, masked, crops)), grey, 0.05)
+    assert not _has_colour(_pixels(reconstruction_figure(crops, crops, crops).png()), grey)
+    assert _has_colour(_pixels(reconstruction_figure(crops, masked, crops).png()), grey, 0.05)
 
 
 def test_channels_keep_their_colour_and_a_single_one_is_grey() -> None:
@@ -101,32 +102,32 @@ def test_crops_of_one_to_many_channels_and_a_blank_one_are_drawn() -> None:
     for channels in (1, 3, 8):
         crops = cells(3, channels=channels, side=16)
         crops[0] = 0.0
-        assert _pixels(reconstruction_figure(crops, crops, crops)).std() > 0.01
+        assert _pixels(reconstruction_figure(crops, crops, crops).png()).std() > 0.01
 
 
 def test_opposite_and_alike_pairs_have_the_ends_of_the_colour_scale() -> None:
-    pixels = _pixels(heatmap_figure([[1.0, -1.0], [-1.0, 1.0]], ["a", "b"]))
+    pixels = _pixels(heatmap_figure([[1.0, -1.0], [-1.0, 1.0]], ["a", "b"]).png())
     assert _has_colour(pixels, "#67001f", 0.05) and _has_colour(pixels, "#053061", 0.05)
 
 
 def test_a_large_heatmap_is_drawn_without_names() -> None:
     groups = [str(row // 20) for row in range(200)]
-    assert _pixels(heatmap_figure(np.eye(200), [f"g{row}" for row in range(200)], groups)).shape[2] == 3
+    assert _pixels(heatmap_figure(np.eye(200), [f"g{row}" for row in range(200)], groups).png()).shape[2] == 3
 
 
 def test_curves_take_a_table_of_another_library() -> None:
     columns = {"step": list(range(60)), "loss": [1.0 / (1 + step) for step in range(60)], "crops_per_s": [5.0] * 60}
-    assert curves_figure(pl.DataFrame(columns).to_dict(as_series=False)) == curves_figure(columns)
+    assert curves_figure(pl.DataFrame(columns).to_dict(as_series=False)).png() == curves_figure(columns).png()
 
 
 def test_recall_without_intervals_is_drawn() -> None:
     point = RecallPoint(
         source="encoder", annotation="P", lo=0.05, hi=0.95, recall=0.4, ci_low=None, ci_high=None, chance=0.1
     )
-    assert _has_colour(_pixels(recall_figure([point])), THEMES["light"].series[0], 0.0001)
+    assert _has_colour(_pixels(recall_figure([point]).png()), THEMES["light"].series[0], 0.0001)
 
 
-def _new_pictures(theme: ThemeName, form: Form) -> list[bytes]:
+def _new_pictures(theme: ThemeName) -> list[Drawing]:
     """One of each picture of an evaluation that is not drawn above."""
     one = Measured(name="encoder", value=0.5, ci_low=0.4, ci_high=0.6, chance=0.1)
     points = np.random.default_rng(0).normal(size=(60, 2))
@@ -136,32 +137,45 @@ def _new_pictures(theme: ThemeName, form: Form) -> list[bytes]:
     line = (flop, np.linspace(0.2, 0.4, 9), np.linspace(0.1, 0.3, 9), np.linspace(0.3, 0.5, 9))
     trend = Trend(title="Recall", points=((1e18, one), (1e20, one)), line=line, next=(4e20, one))
     return [
-        scatter_figure([("before", points), ("after", points)], [few, many], theme=theme, form=form),
-        panels_figure([Panel(title="A", note="share", values=(one, one))] * 4, theme=theme, form=form),
-        way_figure(["raw", "aligned"], [("A", "recall", 0.1, [Series(name="x", values=(one, None))])], theme=theme, form=form),
-        spread_figure(points[:, 0], points[:, 1], ("a", "b", "cosine"), 0.5, theme=theme, form=form),
-        scaling_figure([trend], theme=theme, form=form),
+        scatter_figure([("before", points), ("after", points)], [few, many], theme=theme),
+        panels_figure([Panel(title="A", note="share", values=(one, one))] * 4, theme=theme),
+        way_figure(["raw", "aligned"], [("A", "recall", 0.1, [Series(name="x", values=(one, None))])], theme=theme),
+        spread_figure(points[:, 0], points[:, 1], ("a", "b", "cosine"), 0.5, theme=theme),
+        scaling_figure([trend], theme=theme),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_pictures_of_an_evaluation_stand_on_the_themes_background(theme: ThemeName) -> None:
-    assert all(_has_colour(_pixels(png), THEMES[theme].surface, 0.1) for png in _new_pictures(theme, "png"))
+    assert all(_has_colour(_pixels(one.png()), THEMES[theme].surface, 0.1) for one in _new_pictures(theme))
 
 
 def test_svg_files_are_whole_and_the_same_each_time() -> None:
-    first, again = _new_pictures("light", "svg"), _new_pictures("light", "svg")
+    first, again = ([one.svg() for one in _new_pictures("light")] for _ in range(2))
     assert first == again
     for svg in first:
         assert b"<svg" in svg[:2000] and svg.rstrip().endswith(b"</svg>")
         assert b"http://" not in re.sub(rb'(xmlns\S*="[^"]*"|"-//W3C[^>]*>|rdf:resource="[^"]*")', b"", svg)
 
 
+def test_a_figure_is_built_and_laid_out_once_for_both_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    laid_out = []
+    execute = ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(
+        ConstrainedLayoutEngine, "execute", lambda self, fig: laid_out.append(fig) or execute(self, fig)
+    )
+    for drawing in _new_pictures("dark"):
+        laid_out.clear()
+        png, svg = drawing.png(), drawing.svg()
+        assert laid_out == [drawing.figure]
+        assert drawing.png() == png and drawing.svg() == svg
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_genome_has_one_map_above_the_diagonal_and_the_other_below(theme: ThemeName) -> None:
     alike, opposite = np.full((24, 24), 1.0), np.full((24, 24), -1.0)
     arms = [("1p", 0, 12), ("1q", 12, 18), ("2p", 18, 24)]
-    pixels = _pixels(genome_figure(alike, opposite, arms, ("one", "other"), theme=theme))
+    pixels = _pixels(genome_figure(alike, opposite, arms, ("one", "other"), theme=theme).png())
     red, blue = pixels[..., 0] - pixels[..., 2] > 0.2, pixels[..., 2] - pixels[..., 0] > 0.2
     size = len(pixels) // 2, pixels.shape[1] // 2
     upper_right, lower_left = (

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from phenomhpc.report import Picture, Section, Table, heatmap_figure, render_report, themed
 
-PNG = heatmap_figure([[1.0, 0.0], [0.0, 1.0]], ["a", "b"])
+PNG = heatmap_figure([[1.0, 0.0], [0.0, 1.0]], ["a", "b"]).png()
 
 
 class _Page(HTMLParser):

@@ -18,6 +18,7 @@ from phenomhpc.jobs.evaluation.mapping import aligned_features, profiles_of, rec
 from phenomhpc.jobs.evaluation.wells import Wells, read_wells
 from phenomhpc.maps import Recall
 from phenomhpc.maps.bootstrap import HALVES, keyed
+from phenomhpc.maps.checks import Rows, read_rows
 from phenomhpc.maps.probe import Probe, linear_probe
 
 MAX_CLASSES = 200  # perturbations that the probe tells apart: those with the most wells
@@ -69,7 +70,7 @@ def best_block(scores: tuple[BlockScore, ...]) -> BlockScore:
     return max(scores, key=lambda score: score.mean_recall)
 
 
-def probe_wells(wells: Wells, aligned: NDArray[np.float64], config: EvaluateConfig) -> Probe:
+def probe_wells(wells: Wells, aligned: Rows, config: EvaluateConfig) -> Probe:
     """A linear classifier on half of each perturbation's wells, asked about the other half.
 
     Wells are parted by batch, so that what is learned must hold on plates that were not seen; where fewer than two
@@ -93,9 +94,9 @@ def probe_wells(wells: Wells, aligned: NDArray[np.float64], config: EvaluateConf
     kept = np.isin(names, sorted(both))
     train, test = kept & ~held_out, kept & held_out
     return linear_probe(
-        aligned[rows[train]],
+        read_rows(aligned, rows[train]),
         names[train].tolist(),
-        aligned[rows[test]],
+        read_rows(aligned, rows[test]),
         names[test].tolist(),
         draws=config.bootstrap,
         seed=config.seed,

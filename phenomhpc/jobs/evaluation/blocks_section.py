@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from phenomhpc.jobs.evaluation.beside import recall_measured, with_interval
-from phenomhpc.jobs.evaluation.blocks import best_block
+from phenomhpc.jobs.evaluation.blocks import BlockScore, best_block
 from phenomhpc.jobs.evaluation.scores import Evaluation
+from phenomhpc.maps import Recall
+from phenomhpc.maps.probe import Probe
 from phenomhpc.report import Measured, Section, Series, Table, themed, way_figure
+
+LinePanel = tuple[str, str, float | None, list[Series]]  # of way_figure: title, axis, chance, lines
 
 
 def blocks_sections(evaluation: Evaluation) -> list[Section]:
@@ -14,17 +20,42 @@ def blocks_sections(evaluation: Evaluation) -> list[Section]:
     if not found:
         return []
     best = best_block(found)
-    stages = [str(score.block) for score in found]
-    panels: list[tuple[str, str, float | None, list[Series]]] = []
-    if all(score.probe is not None for score in found):
-        probes = [score.probe for score in found if score.probe is not None]
-        values = tuple(
-            Measured(name=str(number), value=probe.accuracy, ci_low=probe.ci_low, ci_high=probe.ci_high)
-            for number, probe in enumerate(probes)
+    judged = "a linear probe of the wells" if best.probe else f"the mean recall ({found[0].reason or 'no probe'})"
+    picture = themed(
+        way_figure,
+        [str(score.block) for score in found],
+        [*_probe_panels(found), _recall_panel(found)],
+        name="blocks",
+        alt=f"Probe accuracy and recall over {len(found)} blocks; the best is block {best.block}.",
+        caption="By encoder block, the first one left. Bars are 95 % intervals; dashed: chance.",
+    )
+    text = f"Block {best.block} embeds best, by {judged}. Embeddings of it are made with block={best.block}."
+    return [
+        Section(
+            title="Which block embeds best",
+            text=(text,),
+            pictures=(picture,),
+            tables=(_block_table(found),),
+            details=() if best.probe is None else (_probe_words(best.probe),),
         )
-        chance = probes[0].chance
-        panels.append(("Linear probe", "share of wells named right", chance, [Series(name="probe", values=values)]))
-    first = next(iter(found[0].recalls.values()))[0]
+    ]
+
+
+def _probe_panels(found: Sequence[BlockScore]) -> list[LinePanel]:
+    """The probe's accuracy by block; nothing where a block could not be probed."""
+    probes = [score.probe for score in found if score.probe is not None]
+    if len(probes) < len(found):
+        return []
+    values = tuple(
+        Measured(name=str(number), value=probe.accuracy, ci_low=probe.ci_low, ci_high=probe.ci_high)
+        for number, probe in enumerate(probes)
+    )
+    return [("Linear probe", "share of wells named right", probes[0].chance, [Series(name="probe", values=values)])]
+
+
+def _recall_panel(found: Sequence[BlockScore]) -> LinePanel:
+    """Recall at the first thresholds by block, a line per annotation."""
+    first = _first_recall(found)
     lines = [
         Series(
             name=name,
@@ -34,16 +65,11 @@ def blocks_sections(evaluation: Evaluation) -> list[Section]:
         )
         for name in found[0].recalls
     ]
-    panels.append(("Known relationships found", f"recall at {first.lo:g}, {first.hi:g}", first.chance, lines))
-    judged = "a linear probe of the wells" if best.probe else f"the mean recall ({found[0].reason or 'no probe'})"
-    picture = themed(
-        way_figure,
-        stages,
-        panels,
-        name="blocks",
-        alt=f"Probe accuracy and recall over {len(found)} blocks; the best is block {best.block}.",
-        caption="By encoder block, the first one left. Bars are 95 % intervals; dashed: chance.",
-    )
+    return "Known relationships found", f"recall at {first.lo:g}, {first.hi:g}", first.chance, lines
+
+
+def _block_table(found: Sequence[BlockScore]) -> Table:
+    first = _first_recall(found)
     rows = tuple(
         (
             f"block {score.block}",
@@ -55,20 +81,19 @@ def blocks_sections(evaluation: Evaluation) -> list[Section]:
         )
         for score in found
     )
-    table = Table(
+    return Table(
         caption=f"Every block; recall at {first.lo:g} and {first.hi:g}",
         columns=("", "probe accuracy", *found[0].recalls),
         rows=rows,
     )
-    text = f"Block {best.block} embeds best, by {judged}. Embeddings of it are made with block={best.block}."
-    details: tuple[str, ...] = ()
-    if best.probe:
-        details = (
-            f"A ridge classifier learns {best.probe.num_classes} perturbations from {best.probe.num_train:,} wells "
-            "and is asked about "
-            f"{best.probe.num_test:,} others, of other batches where there are enough of them. All blocks are aligned "
-            "in the same way.",
-        )
-    return [
-        Section(title="Which block embeds best", text=(text,), pictures=(picture,), tables=(table,), details=details)
-    ]
+
+
+def _first_recall(found: Sequence[BlockScore]) -> Recall:
+    return next(iter(found[0].recalls.values()))[0]
+
+
+def _probe_words(probe: Probe) -> str:
+    return (
+        f"A ridge classifier learns {probe.num_classes} perturbations from {probe.num_train:,} wells and is asked about "
+        f"{probe.num_test:,} others, of other batches where there are enough of them. All blocks are aligned in the same way."
+    )

@@ -7,8 +7,8 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from phenomhpc.jobs.evaluation.lookup import unit_rows
 from phenomhpc.jobs.evaluation.scores import ALIGNED, CORRECTED, RAW, Evaluation
+from phenomhpc.maps.relate import unit_rows
 from phenomhpc.report import Section, genome_figure, themed
 
 MAX_BLOCKS = 600  # rows of the picture; more genes are drawn as means of neighbours on one arm
@@ -23,9 +23,10 @@ def genome_section(evaluation: Evaluation) -> list[Section]:
     after = evaluation.stage(CORRECTED)
     if len(rows) < 2 or before is None:
         return []
+    genes = [evaluation.encoder.labels[row] for row in rows]
     blocks, bounds = arm_blocks(arms)
-    uncorrected = block_cosines(before.profiles[rows], blocks)
-    corrected = uncorrected if after is None else block_cosines(after.profiles[rows], blocks)
+    uncorrected = block_cosines(before.profiles[rows], blocks, genes)
+    corrected = uncorrected if after is None else block_cosines(after.profiles[rows], blocks, genes)
     words = ("without arm correction", "with arm correction" if after else "the same: no arm can be corrected")
     size = int(np.ceil(len(rows) / len(blocks)))
     shown = f"{len(rows):,} genes in {len(blocks):,} blocks of about {size}" if size > 1 else f"{len(rows):,} genes"
@@ -84,12 +85,14 @@ def arm_blocks(arms: list[str]) -> tuple[list[tuple[int, int]], list[tuple[str, 
     return blocks, bounds
 
 
-def block_cosines(profiles: NDArray[np.float64], blocks: list[tuple[int, int]]) -> NDArray[np.float64]:
-    """Mean cosine of every two blocks, pairs of a row with itself left out: f64[b, b].
+def block_cosines(
+    profiles: NDArray[np.float64], blocks: list[tuple[int, int]], genes: list[str]
+) -> NDArray[np.float64]:
+    """Mean cosine of every two blocks, pairs of a row with itself left out: f64[b, b].  Raises UsageError for a profile of zeros.
 
     The mean over all pairs of two blocks is the product of the blocks' mean directions, so no map is needed.
     """
-    unit = unit_rows(profiles)
+    unit = unit_rows(profiles, genes)
     sums = np.stack([unit[start:end].sum(axis=0) for start, end in blocks])
     sizes = np.array([end - start for start, end in blocks], dtype=np.float64)
     means: NDArray[np.float64] = (sums @ sums.T) / (sizes[:, None] * sizes[None, :])

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phenomhpc.maps import mapped_pairs
+from phenomhpc.maps.relate import unit_rows
 from phenomhpc.report import Neighbours, Section
 
 BLOCK_ROWS = 512
@@ -40,12 +41,6 @@ def known_pairs(labels: list[str], relations: Mapping[str, Pairs]) -> Known:
     return Known(names=tuple(rows), codes=codes, num_labels=len(labels))
 
 
-def unit_rows(profiles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of length one; a profile of zeros stays so."""
-    norm = np.linalg.norm(profiles, axis=1, keepdims=True)
-    return profiles / np.where(norm > 0, norm, 1.0)
-
-
 def neighbours(
     labels: list[str], profiles: NDArray[np.float64], known: Known, noun: str, count: int
 ) -> Neighbours | None:
@@ -54,7 +49,7 @@ def neighbours(
     count = min(count, num - 1)
     if count < 1:
         return None
-    unit = unit_rows(profiles)
+    unit = unit_rows(profiles, labels)
     sides: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
     cosines: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = ([], [])
     for start in range(0, num, BLOCK_ROWS):

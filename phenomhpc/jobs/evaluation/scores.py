@@ -14,9 +14,10 @@ from phenomhpc.embed.folder import EmbeddingsPaths
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.evaluation.annotations import Annotations
 from phenomhpc.jobs.evaluation.batches import Seen, look
-from phenomhpc.jobs.evaluation.benchmarks import Benchmarks, measure
+from phenomhpc.jobs.evaluation.benchmarks import Benchmarks, Subject, measure
 from phenomhpc.jobs.evaluation.blocks import BlockScore, score_blocks
 from phenomhpc.jobs.evaluation.groups import complexes
+from phenomhpc.jobs.evaluation.held import held_array
 from phenomhpc.jobs.evaluation.mapping import aligned_features, profiles_of, recalls_of
 from phenomhpc.jobs.evaluation.wells import Wells, read_wells
 from phenomhpc.maps import (
@@ -27,6 +28,7 @@ from phenomhpc.maps import (
     proximity_bias,
     random_features,
 )
+from phenomhpc.maps.checks import Rows
 
 ENCODER = "encoder"
 UNTRAINED = "untrained"
@@ -131,25 +133,35 @@ def evaluate(
 def _baseline(name: str, wells: Wells, source: Path, config: EvaluateConfig) -> Wells:
     if name == RANDOM:
         num_wells, num_features = wells.features.shape
-        return wells.with_features(random_features(num_wells, num_features, config.seed))
+        features = held_array(num_wells, num_features, np.float64, Path(config.runs))
+        return wells.with_features(random_features(num_wells, num_features, config.seed, out=features))
     return read_wells(EmbeddingsPaths(source).baseline(name).root, config)
 
 
-def _score(source: str, wells: Wells, aligned: Array, annotations: Annotations, config: EvaluateConfig) -> ScoredMap:
+def _score(source: str, wells: Wells, aligned: Rows, annotations: Annotations, config: EvaluateConfig) -> ScoredMap:
     profiles, labels = profiles_of(wells, aligned)
     if config.arm_correction:
         profiles = arm_correction(profiles, labels, annotations.arms, annotations.unexpressed)
+    subject = Subject(
+        wells=wells,
+        aligned=aligned,
+        profiles=profiles,
+        labels=labels,
+        annotations=annotations,
+        complexes=complexes(labels, annotations)[1],
+        config=config,
+    )
     return ScoredMap(
         source=source,
         labels=labels,
         profiles=profiles,
         recalls=recalls_of(profiles, labels, wells.noun, annotations, config),
-        benchmarks=measure(wells, aligned, profiles, labels, annotations, complexes(labels, annotations)[1], config),
+        benchmarks=measure(subject),
     )
 
 
 def _stages(
-    wells: Wells, aligned: Array, arms: dict[str, int], annotations: Annotations, config: EvaluateConfig
+    wells: Wells, aligned: Rows, arms: dict[str, int], annotations: Annotations, config: EvaluateConfig
 ) -> tuple[Stage, ...]:
     """The map before alignment, after it, and with arms corrected, where these are different things."""
     profiles, labels = profiles_of(wells, aligned)

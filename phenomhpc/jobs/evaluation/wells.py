@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from phenomhpc.config import EmbedConfig, EvaluateConfig, load_run_config
 from phenomhpc.errors import UsageError
+from phenomhpc.jobs.evaluation.held import held_array
 from phenomhpc.jobs.evaluation.tables import read_table
+from phenomhpc.maps.checks import BLOCK_ROWS, Rows
 from phenomhpc.runs import RunPaths, find_run
 
 # Columns that may say which perturbation a well had: the first that says anything is what the map is of.
@@ -25,14 +27,15 @@ DOSE = "@"  # between a compound and its dose
 class Wells:
     """Wells of an embeddings table.
 
-    features: f64[n, d]; batch: [n], its name; is_control: bool[n]
+    features: f[n, d], float32 where the table has it so; batch: [n], that of alignment; is_control: bool[n]
     label: [n], the perturbation, "" for wells that belong to no row of the map (controls, empty wells)
     noun: what a label is, `gene` where the table has genes
     compound: [n], the treatment of wells that have one and no gene, with its dose behind "@"; "" for all others
-    plate, experiment: [n], "" where the table does not say; num_dropped: features that were left out
+    plate, experiment, batch_named: [n], what the table's columns plate, experiment and batch say, "" where nothing
+    num_dropped: features that were left out
     """
 
-    features: NDArray[np.float64]
+    features: Rows
     batch: list[str]
     is_control: NDArray[np.bool_]
     label: list[str]
@@ -40,9 +43,10 @@ class Wells:
     compound: list[str]
     plate: list[str]
     experiment: list[str]
+    batch_named: list[str]
     num_dropped: int = 0
 
-    def with_features(self, features: NDArray[np.float64]) -> Wells:
+    def with_features(self, features: Rows) -> Wells:
         """The same wells with other features."""
         return replace(self, features=features)
 
@@ -70,7 +74,7 @@ def read_wells(source: Path, config: EvaluateConfig) -> Wells:
     frame, names = read_table(source, config)
     control = _controls(frame, source, config)
     noun, label = _labels(frame, source, control)
-    features, num_dropped = _features(frame, names, source, drop=config.bad_features == "drop")
+    features, num_dropped = _features(frame, names, source, config)
     return Wells(
         features=features,
         batch=_batches(frame, source, config),
@@ -80,22 +84,32 @@ def read_wells(source: Path, config: EvaluateConfig) -> Wells:
         compound=_compounds(frame, control) if noun == "gene" else [""] * len(frame),
         plate=_text(frame, "plate"),
         experiment=_text(frame, "experiment"),
+        batch_named=_text(frame, "batch"),
         num_dropped=num_dropped,
     )
 
 
-def _features(frame: pl.DataFrame, names: list[str], source: Path, *, drop: bool) -> tuple[NDArray[np.float64], int]:
-    """Features f64[n, d], and how many were left out."""
-    features = frame.select(pl.col(names).cast(pl.Float64)).to_numpy()
-    bad = ~np.isfinite(features)
-    hurt = bad.any(axis=0)
-    if hurt.any() and not (drop and not hurt.all()):
-        worst = int(bad.sum(axis=0).argmax())
+def _features(frame: pl.DataFrame, names: list[str], source: Path, config: EvaluateConfig) -> tuple[Rows, int]:
+    """Features f[n, d], and how many were left out."""
+    floats = frame.select(pl.col(names).cast(pl.Float64) if _is_wide(frame, names) else pl.col(names).cast(pl.Float32))
+    num_bad = floats.select((~pl.all().is_finite()).fill_null(True).sum()).row(0)
+    kept = [name for name, num in zip(names, num_bad, strict=True) if not num]
+    if len(kept) < len(names) and not (kept and config.bad_features == "drop"):
+        worst = int(np.argmax(num_bad))
         raise UsageError(
-            f"embeddings {source}: feature {names[worst]} is no finite number in {int(bad[:, worst].sum())} of {len(features)} "
-            f"wells ({int(hurt.sum())} such features); fill them, or set bad_features=drop to leave those features out"
+            f"embeddings {source}: feature {names[worst]} is no finite number in {num_bad[worst]} of {len(frame)} "
+            f"wells ({len(names) - len(kept)} such features); fill them, or set bad_features=drop to leave those features out"
         )
-    return np.ascontiguousarray(features[:, ~hurt]), int(hurt.sum())
+    dtype = np.float64 if _is_wide(frame, names) else np.float32
+    features = held_array(len(frame), len(kept), dtype, Path(config.runs))
+    for start in range(0, len(frame), BLOCK_ROWS):
+        features[start : start + BLOCK_ROWS] = floats.slice(start, BLOCK_ROWS).select(kept).to_numpy()
+    return features, len(names) - len(kept)
+
+
+def _is_wide(frame: pl.DataFrame, names: list[str]) -> bool:
+    """Whether float32 would lose digits of a feature."""
+    return any(frame.schema[name] not in (pl.Float32, pl.Int8, pl.Int16, pl.UInt8, pl.UInt16) for name in names)
 
 
 def _text(frame: pl.DataFrame, column: str) -> list[str]:
