@@ -614,7 +614,9 @@ class EmbedConfig(JobModel):
     gate_crops: PositiveInt = Field(4, description="crops of each of these wells")
     min_cosine: Fraction = Field(0.9999, description="least cosine of a well's embedding to that of fp32 torch")
     max_recall_change: Fraction = Field(
-        0.001, description="most that recall of the wells' relations may differ from that of fp32 torch"
+        0.001,
+        description="most that recall of the wells' relations may differ from that of fp32 torch; 1: whatever it does, and "
+        "where no wells belong together",
     )
     new: bool = Field(False, description="take only what is absent under this checkpoint's digest")
     max_set_aside: Fraction = 0.01
