@@ -671,6 +671,16 @@ class EvaluateConfig(JobModel):
     unexpressed: str | None = Field(
         None, description="file of unexpressed genes; default: unexpressed.txt in annotations, if there"
     )
+    arms: str | None = Field(
+        None,
+        description="table of the genes' chromosome arms: gene and arm, Approved_symbol and Locus, or gene, chromosome and end "
+        "(base pairs); default: gene_chromosome_map.tsv in annotations, if there",
+    )
+    centromeres: str | None = Field(
+        None,
+        description="with arms of positions: table of chromosome, start and end of the centromeres; default: centromeres.tsv "
+        "beside it",
+    )
     align: Literal["none", "center_scale", "pca_cs", "tvn", "tvn_efaar", "coral"] = "tvn"
     batch: Literal["plate", "experiment", "batch"] = Field("plate", description="column whose values are the batches")
     control: str = Field("EMPTY_control", description="treatment of the control wells where is_control is absent")
@@ -680,6 +690,11 @@ class EvaluateConfig(JobModel):
     neighbours: Annotated[int, Field(ge=1, le=100)] = Field(
         10, description="neighbours of each perturbation that can be looked up in the report, on either side"
     )
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The single files that it reads."""
+        return tuple(name for name in (self.metadata, self.unexpressed, self.arms, self.centromeres) if name)
 
 
 class RunConfig(JobModel):
