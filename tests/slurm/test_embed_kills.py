@@ -1,7 +1,8 @@
 """kill -9 of processes of an array that embeds, drawn at random: every file is byte for byte that of an undisturbed run here.
 
-Five kills here; `make soak` asks for fifty.  Each comes when the run has committed a plate since the one before and since the
-attempt began (two crashes at the same point stop a run, rightly), at a moment of its own: as a rule in the middle of a plate.
+Five kills here; `make soak` asks for fifty.  The first of a run meets a task that has hardly begun.  Each other comes when the run
+has committed a plate since the one before and since the attempt began (two crashes at the same point stop a run, rightly), at a
+moment of its own: as a rule in the middle of a plate.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from phenomhpc.progress import silent
 from phenomhpc.runs import RunPaths, read_outcome
 from tests.cluster import Cluster
 from tests.cluster.cluster import wait_until
-from tests.slurm.killing import STEWARD_SHARE, kill, kill_steward, processes_of, story
+from tests.slurm.killing import STEWARD_SHARE, Victim, kill, kill_steward, processes_of, story
 from tests.slurm.provoking import Lab, of_kind
 from tests.unit.embed_store import Screen, contents, make_screen
 
@@ -57,9 +58,22 @@ def submit(lab: Lab, screen: Screen, out: Path) -> RunPaths:
     return lab.leave(*map(str, words), "cluster.gpus_per_node=0", *settings, *patient, env=env)
 
 
+def kill_at_start(lab: Lab, run: RunPaths, draw: random.Random) -> list[str]:
+    """Kill the script of a task as soon as there is one, before the task's first word as a rule; what was killed."""
+    scripts: list[Victim] = []
+
+    def began() -> bool:
+        scripts[:] = [victim for victim in processes_of(lab, (run.id,)) if victim.kind == "batch script"]
+        return bool(scripts)
+
+    wait_until(f"{run.id} begins", began, LIMIT_S)
+    victim = kill(lab, scripts, draw)
+    return [victim.kind] if victim else []
+
+
 def disturb(lab: Lab, run: RunPaths, draw: random.Random, kills: int) -> list[str]:
     """Kill until so many are dead, or the run has ended; what was killed."""
-    killed: list[str] = []
+    killed = kill_at_start(lab, run, draw)
     reached = run_mark(run)
 
     def moved() -> bool:
