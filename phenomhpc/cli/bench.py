@@ -174,6 +174,8 @@ def embed(
         print_json(asdict(found))
         return
     print_table(embed_table(found))
+    for name, why in found.left_out:
+        print(f"{name} is left out: {why}")
 
 
 def embed_table(found: EmbedBench) -> Table:
@@ -183,7 +185,8 @@ def embed_table(found: EmbedBench) -> Table:
     rows = tuple(
         (
             rate.backend, rate.precision, rate.device, f"{rate.crops_per_s:,.4g}", f"{rate.bare_crops_per_s:,.4g}",
-            f"{rate.share:.1%}", f"{rate.min_cosine:.7f}", f"{100 * rate.recall_change:.2f}",
+            f"{rate.share:.1%}", f"{rate.min_cosine:.7f}",
+            "no pairs" if rate.recall_change is None else f"{100 * rate.recall_change:.2f}",
         )
         for rate in found.rates
     )  # fmt: skip

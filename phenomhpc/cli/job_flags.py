@@ -101,6 +101,7 @@ JOB_FLAGS: dict[str, tuple[Flag, ...]] = {
         _path("embeddings", "Folder of embeddings, a run, or anybody's Parquet with Metadata_* columns."),
         _ANNOTATIONS,
         _path("unexpressed", "File of unexpressed genes, one per line."),
+        _path("arms", "Table of the genes' chromosome arms, loci or positions."),
         _path("metadata", "CSV or Parquet with the wells' metadata, where the embeddings have none."),
         Flag(name="blocks", help="main, or all: probe every embedded block and name the best.", key="blocks"),
         _RUNS,

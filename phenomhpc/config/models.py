@@ -614,7 +614,9 @@ class EmbedConfig(JobModel):
     gate_crops: PositiveInt = Field(4, description="crops of each of these wells")
     min_cosine: Fraction = Field(0.9999, description="least cosine of a well's embedding to that of fp32 torch")
     max_recall_change: Fraction = Field(
-        0.001, description="most that recall of the wells' relations may differ from that of fp32 torch"
+        0.001,
+        description="most that recall of the wells' relations may differ from that of fp32 torch; 1: whatever it does, and "
+        "where no wells belong together",
     )
     new: bool = Field(False, description="take only what is absent under this checkpoint's digest")
     max_set_aside: Fraction = 0.01
@@ -669,6 +671,16 @@ class EvaluateConfig(JobModel):
     unexpressed: str | None = Field(
         None, description="file of unexpressed genes; default: unexpressed.txt in annotations, if there"
     )
+    arms: str | None = Field(
+        None,
+        description="table of the genes' chromosome arms: gene and arm, Approved_symbol and Locus, or gene, chromosome and end "
+        "(base pairs); default: gene_chromosome_map.tsv in annotations, if there",
+    )
+    centromeres: str | None = Field(
+        None,
+        description="with arms of positions: table of chromosome, start and end of the centromeres; default: centromeres.tsv "
+        "beside it",
+    )
     align: Literal["none", "center_scale", "pca_cs", "tvn", "tvn_efaar", "coral"] = "tvn"
     batch: Literal["plate", "experiment", "batch"] = Field("plate", description="column whose values are the batches")
     control: str = Field("EMPTY_control", description="treatment of the control wells where is_control is absent")
@@ -678,6 +690,11 @@ class EvaluateConfig(JobModel):
     neighbours: Annotated[int, Field(ge=1, le=100)] = Field(
         10, description="neighbours of each perturbation that can be looked up in the report, on either side"
     )
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The single files that it reads."""
+        return tuple(name for name in (self.metadata, self.unexpressed, self.arms, self.centromeres) if name)
 
 
 class RunConfig(JobModel):

@@ -31,7 +31,10 @@ class Resolved:
 
 
 # Settings that are paths: made absolute where they are given, since a Slurm task runs in another folder.
-_PATHS = ("plates", "new", "store", "to", "runs", "metadata", "out", "onnx", "annotations", "unexpressed", "workdir")
+_PATHS = (
+    *("plates", "new", "store", "to", "runs", "metadata", "out", "onnx", "workdir"),
+    *("annotations", "unexpressed", "arms", "centromeres"),
+)
 # A path, or the name of a run: absolute only where there is such a path.
 _PATHS_OR_RUNS = ("checkpoint", "embeddings", "init_from")
 

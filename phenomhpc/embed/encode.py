@@ -16,12 +16,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phenomhpc.errors import UsageError
 from phenomhpc.models.blocks import compile_blocks
 from phenomhpc.models.mae import MaskedAutoencoder
 from phenomhpc.models.standardise import Standardiser
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Compute capability of the first NVIDIA GPUs that have bf16 (A100); on older ones (V100 7.0, T4 7.5) torch imitates it, slowly.
+BF16_SINCE = (8, 0)
+
+
+def require_precision(precision: str, device: torch.device) -> None:
+    """Raise UsageError where the GPU has no such numbers.  A CPU has all of them, if slowly."""
+    if device.type != "cuda" or precision != "bf16":
+        return
+    has = torch.cuda.get_device_capability(device)
+    if has < BF16_SINCE:
+        raise UsageError(
+            f"embed: precision=bf16: {torch.cuda.get_device_name(device)} has compute capability {has[0]}.{has[1]}, and bf16 comes "
+            f"with {BF16_SINCE[0]}.{BF16_SINCE[1]}; use precision=fp16"
+        )
 
 
 class CropEncoder(Protocol):

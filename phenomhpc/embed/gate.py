@@ -35,7 +35,7 @@ class Parity:
     """A backend against fp32 torch.
 
     worst: the well with the least cosine; relation: what the pairs have in common, "" where no pair could be made
-    reference_recall, recall: of fp32 torch and of the backend, shares
+    reference_recall, recall: of fp32 torch and of the backend, shares; None where no pair could be made
     """
 
     num_wells: int
@@ -44,11 +44,20 @@ class Parity:
     worst: str
     relation: str
     num_pairs: int
-    reference_recall: float
-    recall: float
+    reference_recall: float | None
+    recall: float | None
+
+    @property
+    def recall_change(self) -> float | None:
+        """None where no pair could be made."""
+        if self.recall is None or self.reference_recall is None:
+            return None
+        return abs(self.recall - self.reference_recall)
 
     def words(self) -> str:
-        recall = "no pairs to recall"
+        recall = (
+            f"recall not looked at, since no relation ({', '.join(RELATIONS)}) makes {MIN_PAIRS} pairs of these wells"
+        )
         if self.relation:
             recall = f"recall of {self.num_pairs} pairs of the same {self.relation} {self.recall:.4f} ({self.reference_recall:.4f})"
         return (
@@ -113,7 +122,7 @@ def _compare(wells: PlateWells, reference: NDArray[np.float64], candidate: NDArr
     cosines = _cosines(reference, candidate)
     worst = int(np.argmin(cosines))
     relation, pairs = _pairs(wells.metadata, names)
-    recalls = [0.0, 0.0]
+    recalls: list[float | None] = [None, None] if not pairs else [0.0, 0.0]
     if pairs and np.isfinite(candidate).all():
         recalls = [_recall(vectors / wells.num_crops[:, None], names, pairs) for vectors in (reference, candidate)]
     return Parity(
@@ -129,12 +138,19 @@ def _compare(wells: PlateWells, reference: NDArray[np.float64], candidate: NDArr
 
 
 def require(parities: Sequence[Parity], what: str, *, min_cosine: float, max_recall_change: float) -> Parity:
-    """The one with the least cosine.  Raises UsageError with the figures where one is not what it must be.
+    """The one with the least cosine.  Raises UsageError with the figures where one is not what it must be, and where there are no
+    pairs, so that recall says nothing, unless `max_recall_change` is 1: then whatever recall does is allowed.
 
     what: the backend, for the message
     """
     for parity in sorted(parities, key=lambda parity: parity.min_cosine):
-        if not (parity.min_cosine >= min_cosine and abs(parity.recall - parity.reference_recall) <= max_recall_change):
+        change = parity.recall_change
+        if parity.min_cosine >= min_cosine and change is None and max_recall_change < 1:
+            raise UsageError(
+                f"embed: {what} cannot be held against fp32 torch: {parity.words()}; raise gate_wells, use backend=torch "
+                "precision=fp32, or go by cosines alone with max_recall_change=1"
+            )
+        if not (parity.min_cosine >= min_cosine and (change is None or change <= max_recall_change)):
             raise UsageError(
                 f"embed: {what} does not give what fp32 torch gives: {parity.words()}; allowed are cosines from {min_cosine:g} "
                 f"on (min_cosine) and a change of recall of {max_recall_change:g} (max_recall_change); use backend=torch "

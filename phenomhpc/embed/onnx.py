@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from phenomhpc.errors import UsageError
-from phenomhpc.models.onnx_export import INPUT, OUTPUT, OnnxFacts, read_facts, require_onnx
+from phenomhpc.errors import UsageError, WorkError
+from phenomhpc.models.onnx_export import EXPORT_ANEW, INPUT, OUTPUT, OnnxFacts, read_facts, require_onnx
 
 CPU = "CPUExecutionProvider"
 # In order of preference; an operator that the first cannot do is done by the next.
@@ -37,6 +37,7 @@ class OnnxEncoder:
         require_onnx()
         import onnxruntime
 
+        self._name = name
         self.facts: OnnxFacts = read_facts(content, name)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -45,12 +46,14 @@ class OnnxEncoder:
         try:
             self._session: Any = onnxruntime.InferenceSession(content, options, providers=asked)
         except Exception as error:  # of no common kind
-            first = str(error).strip().splitlines()[0]
-            raise UsageError(f"{name}: ONNX Runtime cannot load it ({first})") from error
+            raise UsageError(
+                f"{name}: ONNX Runtime cannot load it ({_first(error)}); {EXPORT_ANEW}, or use backend=torch"
+            ) from error
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         if device == "cuda" and self.providers == (CPU,):
             raise UsageError(
-                f"embed: device=cuda: {asked[0]} could not be started here (its CUDA libraries are missing?); use device=auto"
+                f"embed: device=cuda: {asked[0]} could not be started here (its CUDA libraries are missing?); use device=auto, "
+                "or backend=torch"
             )
 
     @property
@@ -58,5 +61,18 @@ class OnnxEncoder:
         return self.facts.widths
 
     def encode(self, pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-        features: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: pixels})[0]
+        """Raises WorkError where ONNX Runtime cannot do it: a GPU's memory ends, a kernel of an execution provider fails."""
+        try:
+            features: NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: pixels})[0]
+        except Exception as error:  # of no common kind
+            crops = "x".join(map(str, pixels.shape))
+            raise WorkError(
+                f"{self._name}: ONNX Runtime on {self.providers[0]} fails on {pixels.dtype} crops {crops} ({_first(error)}); use a "
+                "smaller batch, device=cpu or backend=torch"
+            ) from error
         return features
+
+
+def _first(error: Exception) -> str:
+    """The first line of what it says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from phenomhpc.config import EmbedConfig
-from phenomhpc.embed.encode import CropEncoder, ModelEncoder
+from phenomhpc.embed.encode import CropEncoder, ModelEncoder, require_precision
 from phenomhpc.embed.feeding import Pixels, batches
+from phenomhpc.embed.gate import Parity
 from phenomhpc.embed.onnx import OnnxEncoder
 from phenomhpc.embed.unit import CHECKPOINT, encode_wells
 from phenomhpc.embed.wells import PlateWells
@@ -58,7 +59,8 @@ ON_GPU = (
 @dataclass(frozen=True, kw_only=True)
 class BackendRate:
     """crops_per_s: of our path; bare_crops_per_s: of the encoder alone; share: median over the passes of ours over the mean of
-    the bare ones before and after it; device: what computes; min_cosine, recall_change: against fp32 torch (embed/gate.py)"""
+    the bare ones before and after it; device: what computes; min_cosine, recall_change: against fp32 torch (embed/gate.py), None
+    where no wells belong together"""
 
     backend: str
     precision: str
@@ -67,12 +69,13 @@ class BackendRate:
     bare_crops_per_s: float
     share: float
     min_cosine: float
-    recall_change: float
+    recall_change: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedBench:
-    """model: of the checkpoint; batch: crops of a forward pass; num_batches: of each pass."""
+    """model: of the checkpoint; batch: crops of a forward pass; num_batches: of each pass; left_out: (backend, why) of those that
+    cannot be run here."""
 
     model: str
     torch: str
@@ -80,16 +83,18 @@ class EmbedBench:
     num_batches: int
     passes: int
     rates: tuple[BackendRate, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def bench_embed(
     config: EmbedConfig, cases: Sequence[Case], *, num_batches: int, passes: int, progress: Progress
 ) -> EmbedBench:
-    """config: store, checkpoint, batch, device, gate_*.  Raises UsageError as embedding would, and for a store with less than
-    `num_batches` batches of crops in its first plate."""
+    """config: store, checkpoint, batch, device, gate_*.  Raises UsageError as embedding would where no case can be run here, and
+    for a store with less than `num_batches` batches of crops in its first plate."""
     source = Source.open(config)
     device = choose_device(config)
-    rates = []
+    rates: list[BackendRate] = []
+    left_out: list[tuple[str, str]] = []
     with open_pixels(source.snapshot, source.meta.illumination) as reader:
         pixels = source.pixels(config, reader)
         wells = _first_crops(source.wells(source.snapshot.plates[0]), num_batches * config.batch)
@@ -99,22 +104,19 @@ def bench_embed(
                 own = config.model_copy(
                     update={"backend": case.backend, "precision": case.precision, "compile": case.compile}
                 )
-                encoder = checkpoint_encoder(own, source, device)
-                ours, bare, share = _rates(encoder, wells, pixels, config.batch, passes)
-                found = parity(own, source, pixels, device, encoder)
-                rates.append(
-                    BackendRate(
-                        backend=case.name,
-                        precision=case.precision,
-                        device=_device_name(encoder, device),
-                        crops_per_s=ours,
-                        bare_crops_per_s=bare,
-                        share=share,
-                        min_cosine=min(each.min_cosine for each in found),
-                        recall_change=max(abs(each.recall - each.reference_recall) for each in found),
+                try:
+                    require_precision(case.precision, device)
+                    encoder = checkpoint_encoder(own, source, device)
+                except UsageError as error:
+                    left_out.append((f"{case.name} {case.precision}", str(error)))
+                else:
+                    found = parity(own, source, pixels, device, encoder)
+                    rates.append(
+                        _rate(case, encoder, found, device, _rates(encoder, wells, pixels, config.batch, passes))
                     )
-                )
                 stage.advance()
+    if not rates:
+        raise UsageError(f"bench embed: {'; '.join(f'{name}: {why}' for name, why in left_out)}")
     return EmbedBench(
         model=str(source.meta.model["name"]),
         torch=torch.__version__,
@@ -122,6 +124,27 @@ def bench_embed(
         num_batches=num_batches,
         passes=passes,
         rates=tuple(rates),
+        left_out=tuple(left_out),
+    )
+
+
+def _rate(
+    case: Case,
+    encoder: CropEncoder,
+    found: Sequence[Parity],
+    device: torch.device,
+    rates: tuple[float, float, float],
+) -> BackendRate:
+    ours, bare, share = rates
+    return BackendRate(
+        backend=case.name,
+        precision=case.precision,
+        device=_device_name(encoder, device),
+        crops_per_s=ours,
+        bare_crops_per_s=bare,
+        share=share,
+        min_cosine=min(each.min_cosine for each in found),
+        recall_change=max((each.recall_change for each in found if each.recall_change is not None), default=None),
     )
 
 

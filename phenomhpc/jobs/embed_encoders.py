@@ -13,7 +13,7 @@ import torch
 
 from phenomhpc.config import EmbedConfig
 from phenomhpc.embed import gate
-from phenomhpc.embed.encode import CropEncoder, ModelEncoder, Precision
+from phenomhpc.embed.encode import CropEncoder, ModelEncoder, Precision, require_precision
 from phenomhpc.embed.feeding import Pixels
 from phenomhpc.embed.onnx import OnnxEncoder
 from phenomhpc.embed.unit import CHECKPOINT, encode_wells
@@ -40,7 +40,7 @@ def make_encoders(config: EmbedConfig, source: Source, pixels: Pixels, ctx: Task
         for each in found:
             ctx.events.emit(EVENT, **asdict(each), backend=source.binding.backend, dtype=config.precision)
         least = gate.require(found, what, min_cosine=config.min_cosine, max_recall_change=config.max_recall_change)
-        ctx.progress.say(f"{what} passed its gate: {least.words()}")
+        ctx.progress.say(f"{what} passed {'its gate' if least.relation else 'half of its gate'}: {least.words()}")
 
     def untrained() -> CropEncoder:
         model = build_mae(len(meta.channels), seed=config.seed, **meta.model)
@@ -59,11 +59,13 @@ def is_reference(config: EmbedConfig) -> bool:
 
 
 def choose_device(config: EmbedConfig) -> torch.device:
-    """Where torch computes.  Raises UsageError for a GPU that is not there."""
+    """Where torch computes.  Raises UsageError for a GPU that is not there, or has not the precision that was asked for."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("embed: device=cuda: torch sees no GPU here; use device=cpu or auto")
     use_gpu = config.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_gpu else "cpu")
+    device = torch.device("cuda" if use_gpu else "cpu")
+    require_precision(config.precision, device)
+    return device
 
 
 def torch_encoder(

@@ -24,7 +24,7 @@ from phenomhpc.config import EvaluateConfig
 from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import ArrayPlan, Summary, Table, TaskOutcome
 from phenomhpc.jobs.block_embeddings import num_blocks, with_all_blocks
-from phenomhpc.jobs.evaluation.annotations import Annotations, read_annotations
+from phenomhpc.jobs.evaluation.annotations import ARMS_NAME, Annotations, read_annotations
 from phenomhpc.jobs.evaluation.products import write_products
 from phenomhpc.jobs.evaluation.rows import recall_rows
 from phenomhpc.jobs.evaluation.scores import ENCODER, Evaluation, evaluate, source_names
@@ -44,8 +44,12 @@ def plan(config: EvaluateConfig, paths: RunPaths) -> ArrayPlan:
     annotations = _annotations(config)
     if config.arm_correction and not (annotations.arms and annotations.unexpressed):
         raise UsageError(
-            f"arm_correction=true: needs gene_chromosome_map.tsv and unexpressed genes; annotations={config.annotations} "
-            f"has {'no arms' if not annotations.arms else 'no unexpressed.txt (or give --unexpressed FILE)'}"
+            f"arm_correction=true: needs chromosome arms and unexpressed genes; annotations={config.annotations} has no "
+            + (
+                "unexpressed.txt (or give --unexpressed FILE)"
+                if annotations.arms
+                else f"{ARMS_NAME} (or give --arms FILE)"
+            )
         )
     digest = _digest(config, source, annotations)
     if _finished(paths) == digest:
@@ -137,8 +141,8 @@ def recall_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _annotations(config: EvaluateConfig) -> Annotations:
-    unexpressed = Path(config.unexpressed) if config.unexpressed else None
-    return read_annotations(Path(config.annotations), unexpressed)
+    others = (Path(name) if name else None for name in (config.unexpressed, config.arms, config.centromeres))
+    return read_annotations(Path(config.annotations), *others)
 
 
 def _digest(config: EvaluateConfig, source: Path, annotations: Annotations) -> str:

@@ -37,7 +37,7 @@ def bound_folders(config: AnyConfig, paths: RunPaths) -> tuple[Path, ...]:
         found += [Path(config.onnx).parent] if config.onnx else []
     elif isinstance(config, EvaluateConfig):
         found += [Path(config.embeddings), Path(config.annotations)]
-        found += [Path(table).parent for table in (config.metadata, config.unexpressed) if table]
+        found += [Path(table).parent for table in config.tables]
     elif isinstance(config, RunConfig):
         found.append(Path(config.workdir))
     return tuple(dict.fromkeys(path.absolute() for path in found if str(path) != "."))

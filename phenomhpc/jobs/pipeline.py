@@ -4,7 +4,8 @@ Here the stages run one after the other in this process; on Slurm the steward su
 Both plan a stage by `stage_config`: a function of the pipeline's resolved settings and the runs that have finished.
 
 With `new`, plates are added to what is there: converted into the store, embedded as the folder of embeddings says (its checkpoint,
-block, crops, dtype), and the whole is scored anew; nothing is trained, and what was embedded before stays as it is.
+block, crops, dtype), and the whole is scored anew, as it was the last time; nothing is trained, and what was embedded before
+stays as it is.
 
 A pipeline that was killed is gone on with: finished stages are found (by their settings, among the runs made since the pipeline
 began) and kept, the unfinished one goes on with its own run.
@@ -20,6 +21,7 @@ from phenomhpc.config import (
     AnyConfig,
     ClusterConfig,
     EmbedConfig,
+    EvaluateConfig,
     PipelineConfig,
     dump,
     load_run_config,
@@ -41,6 +43,8 @@ ORDER: Final[tuple[Stage, ...]] = ("convert", "pretrain", "embed", "evaluate")
 # `pretrain.model.recipe=mae_vit_tiny pretrain.model.depth=2`.
 RECIPE_KEY = "recipe"
 EVENT = "stage"
+# What an evaluation takes from the pipeline, not from the one before it.
+NOT_SCORING: Final = ("embeddings", "annotations", "runs", "seed", "cluster")
 # Stages that have a use for what is asked of Slurm; every stage, where nothing stands here.
 USES: Final[Mapping[str, tuple[Stage, ...]]] = {"nodes": ("pretrain",), "gpus_per_node": ("pretrain", "embed")}
 
@@ -102,7 +106,8 @@ def _tied(pipeline: PipelineConfig, stage: str, finished: Mapping[str, RunPaths]
             **_as_bound(pipeline),
         }
     if stage == "evaluate" and pipeline.new:
-        return {"embeddings": str(_folder_to_add_to(pipeline).root), "annotations": pipeline.annotations}
+        folder = _folder_to_add_to(pipeline).root
+        return {**_as_scored(pipeline, folder), "embeddings": str(folder), "annotations": pipeline.annotations}
     if stage == "embed":
         checkpoint = str(finished["pretrain"].root) if "pretrain" in finished else None
         return {"store": pipeline.store, "checkpoint": checkpoint}
@@ -133,6 +138,26 @@ def _as_bound(pipeline: PipelineConfig) -> dict[str, Any]:
             f"pipeline: embeddings={folder.root}: holds none yet to which new ones could be added; phenomhpc embed makes the first"
         )
     return settings_of(folder, bound)
+
+
+def _as_scored(pipeline: PipelineConfig, folder: Path) -> dict[str, Any]:
+    """The settings of the newest evaluation of a folder's embeddings, so that the updated map can be compared with that one.
+
+    Nothing where none has finished among the runs: then the recipe's count.
+    """
+    from phenomhpc.jobs.evaluation.wells import embeddings_source  # with polars
+
+    for run in reversed(list_runs(Path(pipeline.runs))):
+        outcome = read_outcome(run)
+        if read_provenance(run)["kind"] != "evaluate" or outcome is None or outcome["state"] != "finished":
+            continue
+        try:
+            scored = load_run_config(run.run_yaml)
+            if isinstance(scored, EvaluateConfig) and embeddings_source(scored) == folder:
+                return flatten(scored.model_dump(mode="json", exclude=set(NOT_SCORING)))
+        except UsageError:  # of an older version, or of embeddings that are gone
+            continue
+    return {}
 
 
 def check(pipeline: PipelineConfig) -> None:

@@ -232,7 +232,7 @@ def invisible(config: AnyConfig, paths: RunPaths) -> list[str]:
     read += [Path(store) for store in config.store] if isinstance(config, PretrainConfig) else []
     if isinstance(config, EvaluateConfig):
         read += [Path(config.embeddings), Path(config.annotations)]
-        read += [Path(table) for table in (config.metadata, config.unexpressed) if table]
+        read += [Path(table) for table in config.tables]
     read += [Path(config.onnx)] if isinstance(config, EmbedConfig) and config.onnx else []
     if isinstance(config, ConvertConfig):
         read += [Path(plates) for plates in config.plates if not set("*?[") & set(plates)]

@@ -36,6 +36,7 @@ INPUT, OUTPUT = "pixels", "features"
 _KEY = "phenomhpc"
 _LIMIT = 2**31
 _EXTRA = "install the extra: pip install 'phenomhpc[onnx]'"
+EXPORT_ANEW = "make it with phenomhpc export CKPT --to onnx"
 _DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16}
 
 
@@ -111,7 +112,8 @@ def require_onnx() -> None:
 def export_encoder(model: MaskedAutoencoder, facts: OnnxFacts) -> bytes:
     """The file's content, of a model on the CPU, which stays as it is.
 
-    Raises UsageError without the extra `onnx`, or where the weights are more than one file can hold.
+    Raises UsageError without the extra `onnx`, where the weights are more than one file can hold, and for an encoder that torch
+    cannot export.
     """
     require_onnx()
     half = facts.dtype == "fp16"
@@ -124,23 +126,32 @@ def export_encoder(model: MaskedAutoencoder, facts: OnnxFacts) -> bytes:
         (copy.deepcopy(model).half() if half else model).eval(), facts.scale, facts.blocks, facts.pooling
     ).eval()
     crops = torch.zeros((2, len(facts.channels), facts.crop_px, facts.crop_px), dtype=torch.uint8)
-    with _quiet():
-        program = torch.onnx.export(
-            own,
-            (crops.to(_DTYPES[facts.pixels]),),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            # The example has two crops, since a dimension of one would be taken for a constant.
-            dynamic_shapes={INPUT: {0: torch.export.Dim("batch", min=1)}},
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
+    proto = _traced(own, crops.to(_DTYPES[facts.pixels])).model_proto
     entry = proto.metadata_props.add()
     entry.key, entry.value = _KEY, json.dumps(asdict(facts), sort_keys=True)
     content: bytes = proto.SerializeToString()
     return content
+
+
+def _traced(model: nn.Module, pixels: Tensor) -> torch.onnx.ONNXProgram:
+    """Raises UsageError for a model that has no ONNX form: what it does depends on values, or ONNX lacks an operator."""
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (pixels,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                # The example has two crops, since a dimension of one would be taken for a constant.
+                dynamic_shapes={INPUT: {0: torch.export.Dim("batch", min=1)}},
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        first = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UsageError(f"ONNX: torch cannot export this encoder ({first}); use backend=torch") from error
+    assert program is not None
+    return program
 
 
 def read_facts(content: bytes, name: str) -> OnnxFacts:
@@ -154,9 +165,9 @@ def read_facts(content: bytes, name: str) -> OnnxFacts:
         several: dict[str, Any] = {key: tuple(entry) for key, entry in value.items() if isinstance(entry, list)}
         return OnnxFacts(**{**value, **several})
     except (KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"{name}: its metadata has no {_KEY}; make it with phenomhpc export --to onnx") from error
+        raise UsageError(f"{name}: its metadata has no {_KEY}; {EXPORT_ANEW}") from error
     except Exception as error:  # protobuf's errors are of no common kind
-        raise UsageError(f"{name}: no readable ONNX file ({type(error).__name__})") from error
+        raise UsageError(f"{name}: no readable ONNX file ({type(error).__name__}); {EXPORT_ANEW}") from error
 
 
 def read_content(path: Path) -> bytes:
@@ -164,9 +175,7 @@ def read_content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UsageError(
-            f"onnx={path}: {os.strerror(error.errno or 0)}; phenomhpc export CKPT --to onnx makes it"
-        ) from error
+        raise UsageError(f"onnx={path}: {os.strerror(error.errno or 0)}; {EXPORT_ANEW}, or leave onnx out") from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@
 | hang | no sign of life: stacks dumped, killed by the guard | next attempt, from what was committed | yes |
 | no_progress | two ends in a row (timeout, hang, a signal) at the same point | stop | - |
 | bad_input | a unit: set aside inside the task; a setting: event `failed` | unit: none; setting: stop | - |
-| code_error | event `failed`, or ended without a word | stop, with the traceback and the log | - |
+| code_error | event `failed`, or ended without a first word | stop, with the traceback and the log | - |
 | cancelled | Slurm: CANCELLED; `phenomhpc cancel` | stays cancelled | - |
 
 counts: against cluster.max_attempts.
@@ -171,8 +171,10 @@ def classify(last: Event | None, job: JobState | None) -> tuple[FailureClass, st
         return _slurm_class(state, job)
     if last is not None and last["event"] == "preempted":
         return FailureClass.PREEMPTED, str(last.get("message", ""))
-    if state in _ENDED:
+    if state in _ENDED and last is None:
         return FailureClass.CODE_ERROR, f"ended as {state} {WITHOUT_A_WORD}; its log may tell"
+    if state in _ENDED:  # a guard that has begun tells how its work ends, unless it is killed itself
+        return FailureClass.NODE_FAIL, f"ended as {state} {WITHOUT_A_WORD} since it began: killed from outside"
     return FailureClass.NODE_FAIL, f"{VANISHED}: neither an event nor Slurm tells how it ended"
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from phenomhpc.runs import Event, RunPaths, read_events_but_units
-from phenomhpc.slurm.decide import TaskView, view_gang, view_tasks
+from phenomhpc.slurm.decide import WITHOUT_A_WORD, FailureClass, TaskView, view_gang, view_tasks
 from phenomhpc.slurm.last_lines import with_last_lines
-from phenomhpc.slurm.queue import JobState, Queue, query_accounting, query_queue
+from phenomhpc.slurm.queue import JobState, Queue, query_accounting, query_queue, query_signals
 from phenomhpc.slurm.record import SubmittedJobs, adopt, read_submitted
 
 STEWARD = "steward-"
@@ -81,7 +81,7 @@ def observe(
         logs = paths.log_names(submitted.num_tasks, attempt)
         tasks = view_gang(logs, done, own, jobs) if submitted.gang else view_tasks(logs, done, own, jobs, submitted.fed)
         if events is not None or not live:  # before all have ended nothing is decided
-            tasks = with_last_lines(tasks, gang=submitted.gang)
+            tasks = _with_signals(with_last_lines(tasks, gang=submitted.gang), submitted)
     return Observation(
         attempt=attempt,
         submitted=submitted,
@@ -91,6 +91,26 @@ def observe(
         queued=queue.num_queued,
         strays=tuple(sorted({job.job_id for job in living} - stewards - set(known))),
     )
+
+
+def _with_signals(tasks: Sequence[TaskView], submitted: SubmittedJobs) -> list[TaskView]:
+    """The tasks; those that said nothing at all because a signal ended them are a node's failure, not one of the code."""
+    silent = [task.task for task in tasks if task.failure == FailureClass.CODE_ERROR and WITHOUT_A_WORD in task.message]
+    if not silent:
+        return list(tasks)
+    ended = query_signals(sorted({submitted.job_of(task) for task in silent}))
+    numbers = {task: ended[element] for task in silent if (element := submitted.element_of(task)) in ended}
+    return [
+        replace(
+            task,
+            failure=FailureClass.NODE_FAIL,
+            message=f"ended by signal {numbers[task.task]} before its first word",
+            crashed=True,
+        )
+        if task.task in numbers
+        else task
+        for task in tasks
+    ]
 
 
 def with_submitted(queue: Queue, before: Collection[str], runs: Iterable[RunPaths]) -> Queue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,3 +205,32 @@ def query_accounting(job_ids: Sequence[str]) -> list[JobState]:
         )
     except (ProgramFailedError, UnreachableError):
         return []
+
+
+# A shell's exit code for a command that a signal ended.
+_BY_SIGNAL = 128
+_ENDED_BY = re.compile(r"^JobId=(\d+)(?: ArrayJobId=(\d+) ArrayTaskId=(\d+))? .*? ExitCode=(\d+):(\d+) ")
+
+
+def parse_signals(text: str) -> dict[tuple[str, int | None], int]:
+    """Lines of `scontrol show job -o`: the signal that ended a job or element, itself or what its script waited for."""
+    found: dict[tuple[str, int | None], int] = {}
+    for line in text.splitlines():
+        match = _ENDED_BY.match(line)
+        if match:
+            job_id, array, index, code, number = match.groups()
+            signal = int(number) or max(0, int(code) - _BY_SIGNAL)
+            if signal:
+                found[array or job_id, int(index) if index else None] = signal
+    return found
+
+
+def query_signals(job_ids: Sequence[str]) -> dict[tuple[str, int | None], int]:
+    """Of the jobs that the controller remembers those that a signal ended, and which; nothing where it does not answer."""
+    found: dict[tuple[str, int | None], int] = {}
+    for job_id in job_ids:
+        try:
+            found |= parse_signals(run_program(["scontrol", "show", "job", "-o", job_id]))
+        except (ProgramFailedError, UnreachableError):
+            continue
+    return found

@@ -43,9 +43,13 @@ class SubmittedJobs:
 
     def job_of(self, task: int) -> str:
         """The job (of an array: the array) that a submitted task belongs to."""
+        return self.element_of(task)[0]
+
+    def element_of(self, task: int) -> tuple[str, int | None]:
+        """The job, and its element where it is an array, that a submitted task is."""
         if self.gang:
-            return self.chunks[0][0]
-        return next(job_id for job_id, offset, size in self.chunks if offset <= task < offset + size)
+            return self.chunks[0][0], None
+        return next((job_id, task - offset) for job_id, offset, size in self.chunks if offset <= task < offset + size)
 
     def by_task(self, states: Iterable[JobState]) -> dict[int, JobState]:
         """States by task; foreign jobs are left out."""

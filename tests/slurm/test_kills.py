@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-import re
-import signal
 import time
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -27,10 +24,11 @@ from phenomhpc.models.checkpoint import (
     step_folder,
     step_folders,
 )
-from phenomhpc.runs import RunPaths, read_events, read_outcome
+from phenomhpc.runs import RunPaths, read_outcome
 from phenomhpc.train.metrics import read_metrics
-from tests.cluster import Cluster, ClusterError
+from tests.cluster import Cluster
 from tests.cluster.cluster import wait_until
+from tests.slurm.killing import STEWARD_SHARE, kill, kill_steward, processes_of, story
 from tests.slurm.provoking import Lab, make_lab
 
 SOAK = bool(os.environ.get("PHENOMHPC_SOAK"))
@@ -41,18 +39,6 @@ STEPS, EVERY = (300, 3) if SOAK else (90, 3)
 LIMIT_S = 240.0
 SEED = 20
 LONGEST_WAIT_S = 1.5
-# How often a steward, too, is killed at its work, which is to start the next attempt.
-STEWARD_SHARE = 0.15
-_STEP = re.compile(r"^slurmstepd: \[(\d+)\.(\w+)\]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Victim:
-    """A process of a run: the number of its node, its id there, and what it is."""
-
-    node: int
-    pid: int
-    kind: str
 
 
 @pytest.fixture(scope="module")
@@ -64,55 +50,6 @@ def pretrain(lab: Lab) -> RunPaths:
     small = ("model.depth=2", "model.dim=48", "model.decoder_depth=1", "model.crop_px=32", "optim.global_batch=8")
     patient = ("cluster.max_attempts=1000", "cluster.hang_min_s=60", "checkpoint.keep=20")
     return lab.pretrain("--nodes", "2", *small, *patient, steps=STEPS, every=EVERY)
-
-
-def processes_of(lab: Lab, names: tuple[str, ...]) -> list[Victim]:
-    """Every process below Slurm's own for the jobs of these names, on all nodes."""
-    lines = lab.cluster.run(["squeue", "-h", "-o", "%i|%j"]).stdout.splitlines()
-    jobs = {line.split("|")[0] for line in lines if line.split("|")[1] in names}
-    found = []
-    for node in range(1, lab.cluster.spec.nodes + 1):
-        there = lab.cluster.processes_on(node)
-        kinds: dict[int, str] = {}
-        for process in there:
-            step = _STEP.match(process.argv[0]) if process.argv else None
-            if step and step[1] in jobs:
-                kinds[process.pid] = (
-                    "slurmstepd of the batch script" if step[2] == "batch" else "slurmstepd of the task"
-                )
-        for _ in there:  # parents may be listed behind their children
-            for process in there:
-                if process.parent in kinds and process.pid not in kinds:
-                    kinds[process.pid] = _kind(process.argv, kinds[process.parent])
-        found += [Victim(node=node, pid=pid, kind=kind) for pid, kind in sorted(kinds.items())]
-    return found
-
-
-def _kind(argv: tuple[str, ...], parent: str) -> str:
-    """What a process is, by its command and by what its parent is."""
-    if "phenomhpc.jobs.steward" in argv:
-        return "steward"
-    if parent == "slurmstepd of the batch script":
-        return "batch script"
-    if parent in ("batch script", "srun"):
-        return "srun"
-    return {"slurmstepd of the task": "guard", "guard": "agent"}.get(parent, "rank, or what it began")
-
-
-def kill(lab: Lab, victims: list[Victim], draw: random.Random) -> Victim | None:
-    """kill -9 of one of them, each kind as likely as another; None where it was gone already."""
-    kinds = sorted({victim.kind for victim in victims})
-    if not kinds:
-        return None
-    kind = draw.choice(kinds)
-    victim = draw.choice([victim for victim in victims if victim.kind == kind])
-    try:
-        lab.cluster.signal_on(victim.node, victim.pid, signal.SIGKILL)
-    except ClusterError:
-        if any(process.pid == victim.pid for process in lab.cluster.processes_on(victim.node)):
-            raise
-        return None
-    return victim
 
 
 def check_readable(run: RunPaths) -> int:
@@ -155,28 +92,6 @@ def disturb(lab: Lab, run: RunPaths, draw: random.Random, kills: int) -> list[st
         if len(killed) < kills and draw.random() < STEWARD_SHARE:
             killed += kill_steward(lab, run, draw)
     return killed
-
-
-def kill_steward(lab: Lab, run: RunPaths, draw: random.Random) -> list[str]:
-    """Kill the steward that comes after an attempt, at its work; then a person looks, and the run goes on."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and read_outcome(run) is None:
-        found = [victim for victim in processes_of(lab, (f"steward-{run.id}",)) if victim.kind == "steward"]
-        if found:
-            time.sleep(draw.uniform(0, 1.0))
-            victim = kill(lab, found, draw)
-            lab.status(run)
-            return [victim.kind] if victim else []
-        time.sleep(0.1)
-    return []
-
-
-def story(run: RunPaths, events: int = 60, lines: int = 25) -> str:
-    """What a run's last events and the ends of its newest logs say."""
-    told = [f"{event['time']} {event['event']} {event}" for event in read_events(run)][-events:]
-    logs = sorted((run.root / "logs").iterdir(), key=lambda path: path.stat().st_mtime)[-3:]
-    ends = [f"== {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) for log in logs]
-    return "\n".join([*told, *ends])
 
 
 def weights_at(run: RunPaths, step: int) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phenomhpc.commit import TEMPORARY
 from phenomhpc.config import AnyConfig, EmbedConfig, validate
 from phenomhpc.jobs.base import Summary
 from phenomhpc.jobs.here import run_here
@@ -83,3 +84,9 @@ def make_screen(root: Path, **spec: Any) -> Screen:
     runs = root / "runs"
     run("convert", plates=[str(root / "raw")], store=str(root / "store"), runs=str(runs), workers=1, max_set_aside=1.0)
     return Screen(root=root, store=root / "store", checkpoint=pretrain(root / "store", runs))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder of embeddings but the records, which tell the time, and what a killed process left behind."""
+    found = (path for path in folder.rglob("*") if path.is_file() and ".progress" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found if TEMPORARY not in path.name}

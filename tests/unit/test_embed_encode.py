@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from phenomhpc.embed.channels import match_channels
-from phenomhpc.embed.encode import ModelEncoder
+from phenomhpc.embed.encode import ModelEncoder, require_precision
 from phenomhpc.errors import UsageError
 from phenomhpc.models.intensity import PERCENTILES, IntensityStatistics
 from phenomhpc.models.mae import MaskedAutoencoder, build_mae
@@ -101,3 +101,22 @@ def test_channels_are_matched_by_name_and_a_missing_one_is_named() -> None:
     assert match_channels(["er", "dna", "mito"], ["dna", "er"], "S") == [1, 0]
     with pytest.raises(UsageError, match="no channel rna"):
         match_channels(["er", "dna"], ["dna", "rna"], "S")
+
+
+@pytest.mark.parametrize(("has", "refused"), [((7, 0), True), ((7, 5), True), ((8, 0), False), ((9, 0), False)])
+def test_a_gpu_without_bf16_is_refused_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, has: tuple[int, int], refused: bool
+) -> None:
+    """What torch tells of a GPU stands in for one: there is none here."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: has)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    for precision in ("fp32", "fp16"):
+        require_precision(precision, torch.device("cuda"))
+    require_precision("bf16", torch.device("cpu"))
+    if not refused:
+        require_precision("bf16", torch.device("cuda"))
+        return
+    with pytest.raises(
+        UsageError, match=r"precision=bf16: Tesla T4 has compute capability 7\.\d, .*; use precision=fp16"
+    ):
+        require_precision("bf16", torch.device("cuda"))

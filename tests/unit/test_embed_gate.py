@@ -102,3 +102,19 @@ def test_recall_alone_may_refuse() -> None:
     require([replace(found, recall=found.reference_recall + 0.0009)], "x", **limits)
     with pytest.raises(UsageError, match="recall of"):
         require([replace(found, recall=found.reference_recall - 0.0011)], "x", **limits)
+
+
+def test_without_pairs_recall_says_nothing_and_that_must_be_allowed() -> None:
+    wells = sample_wells({"P": _wells("P", 3)}, 48, 4)
+    (found,) = compare(wells, *[np.random.default_rng(4).normal(size=(wells.num_wells, 8))] * 2, [8])
+    assert (found.num_wells, found.relation, found.num_pairs) == (2, "", 0)
+    assert found.recall is None and found.reference_recall is None and found.recall_change is None
+    with pytest.raises(
+        UsageError, match=r"x cannot be held against fp32 torch: 2 wells.*recall not looked at.*=1"
+    ) as error:
+        require([found], "x", min_cosine=0.9999, max_recall_change=0.999)
+    assert "\n" not in str(error.value)
+    passed = require([found], "x", min_cosine=0.9999, max_recall_change=1.0)
+    assert "recall not looked at, since no relation (perturbation, gene," in passed.words()
+    with pytest.raises(UsageError, match="x does not give what fp32 torch gives"):
+        require([replace(found, min_cosine=0.9)], "x", min_cosine=0.9999, max_recall_change=1.0)

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from phenomhpc.commit import TEMPORARY
 from phenomhpc.jobs.embed import check_embeddings
 from phenomhpc.progress import silent
-from tests.unit.embed_store import Screen, make_screen
+from tests.unit.embed_store import Screen, contents, make_screen
 
 KILLS = 50 if os.environ.get("PHENOMHPC_SOAK") else 5
 LIMIT_S = 300
@@ -26,12 +25,6 @@ KINDS = ("--blocks", "all", "batch=7", "device=cpu")
 def _command(screen: Screen, out: Path) -> list[str]:
     words = ("embed", "--store", screen.store, "--checkpoint", screen.checkpoint.root, "--runs", out / "runs")
     return [sys.executable, "-m", "phenomhpc", *map(str, words), "--out", str(out / "emb"), *KINDS]
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    """Everything but the records, which tell the time, and what a killed process left behind."""
-    found = (path for path in folder.rglob("*") if path.is_file() and ".progress" not in path.parts)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found if TEMPORARY not in path.name}
 
 
 @pytest.mark.timeout(7200 if KILLS > 5 else 900)
@@ -71,7 +64,7 @@ def test_kills_at_random_moments_leave_the_embeddings_of_an_undisturbed_run(tmp_
         assert tries < 6 * KILLS, f"{kills} kills in {tries} tries"
     before = {path.name: path.stat().st_mtime_ns for path in killed.glob("emb/.progress/*.json")}
     subprocess.run(_command(screen, killed), check=True, timeout=LIMIT_S, env=environment, stderr=subprocess.DEVNULL)
-    assert _files(killed / "emb") == _files(calm / "emb")
+    assert contents(killed / "emb") == contents(calm / "emb")
     assert all((killed / "emb" / ".progress" / name).stat().st_mtime_ns == since for name, since in before.items())
     config = screen.embed_config(out=str(killed / "emb"), blocks=["all"], batch=7)
     assert check_embeddings(config, silent()).exit_code == 0

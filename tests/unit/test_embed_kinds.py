@@ -1,4 +1,4 @@
-"""Embedding by blocks, by crops, by other backends; and the proof that nothing is missing."""
+"""Embedding by blocks and by crops, and the proof that nothing is missing."""
 
 from __future__ import annotations
 
@@ -16,24 +16,13 @@ import polars as pl
 import pytest
 import torch
 
-from phenomhpc.cli.bench import embed_table
 from phenomhpc.embed.folder import EmbeddingsPaths, read_binding
-from phenomhpc.embed.onnx import OnnxEncoder, choose_providers
 from phenomhpc.embed.table import feature_columns, read_embeddings
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.jobs.embed import check_embeddings
-from phenomhpc.jobs.embed_bench import ON_CPU, bench_embed
-from phenomhpc.jobs.embed_encoders import onnx_content
-from phenomhpc.jobs.embed_source import Source
-from phenomhpc.models.checkpoint import load_encoder
-from phenomhpc.models.export import export_onnx
-from phenomhpc.models.onnx_export import INPUT
-from phenomhpc.models.standardise import standardise
 from phenomhpc.progress import silent
-from phenomhpc.runs import read_events
 from tests.unit.embed_store import Screen, make_screen
 
-onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 LIMIT_S = 300
 
 
@@ -59,12 +48,6 @@ def whole(screen: Screen) -> Path:
 def copied(whole: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(whole, tmp_path / "copy")
     yield tmp_path / "copy"
-
-
-@pytest.fixture(scope="module")
-def exported(screen: Screen) -> bytes:
-    config = screen.embed_config(backend="onnx", block=2)
-    return onnx_content(config, Source.open(config))
 
 
 def _features(folder: Path) -> np.ndarray:
@@ -212,129 +195,3 @@ def test_random_crops_are_a_function_of_seed_plate_and_field(screen: Screen, tmp
         screen.embed(out=str(tmp_path / "four"), level="crop", baselines=[])
     with pytest.raises(UsageError, match="crops_per_field=6: of random crops"):
         screen.embed(out=str(tmp_path / "none"), crops_per_field=6)
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_an_export_gives_what_torch_gives_for_any_number_of_crops(screen: Screen, tmp_path: Path, dtype: str) -> None:
-    path = tmp_path / "encoder.onnx"
-    source = Source.open(screen.embed_config())
-    export_onnx(source.checkpoint, path, precision=dtype)
-    encoder = OnnxEncoder(path.read_bytes(), str(path))
-    assert encoder.providers == ("CPUExecutionProvider",) and encoder.widths == (16,)
-    model, meta = load_encoder(source.checkpoint)
-    for number in (1, 2, 3, 17, 64):
-        shape = (number, len(meta.channels), 32, 32)
-        pixels = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
-        with torch.inference_mode():
-            expected = model.encode(standardise(torch.from_numpy(pixels), torch.tensor(meta.scale))).numpy()
-        found = encoder.encode(pixels)
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, atol=2e-5 if dtype == "fp32" else 2e-2)
-        padded = np.concatenate([pixels, np.zeros_like(pixels[:1])])
-        np.testing.assert_allclose(encoder.encode(padded)[:number], found, atol=2e-5 if dtype == "fp32" else 2e-2)
-
-
-def test_padding_the_last_batch_changes_no_bit(exported: bytes) -> None:
-    encoder = OnnxEncoder(exported, "export")
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 6, 32, 32), dtype=np.uint8)
-    padded, other = pixels.copy(), pixels.copy()
-    padded[5:], other[5:] = 0, 255 - pixels[5:]
-    assert np.array_equal(encoder.encode(padded)[:5], encoder.encode(pixels)[:5])
-    assert np.array_equal(encoder.encode(other)[:5], encoder.encode(pixels)[:5])
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_onnx_runtime_passes_its_gate_and_embeds_as_torch_does(
-    screen: Screen, whole: Path, tmp_path: Path, precision: str
-) -> None:
-    out = tmp_path / "emb"
-    paths, _ = screen.embed(out=str(out), backend="onnx", precision=precision, blocks=["all"], baselines=[])
-    told = [event for event in read_events(paths) if event["event"] == "parity"]
-    assert len(told) == 2 and all(event["min_cosine"] >= 0.9999 and event["num_wells"] == 16 for event in told)
-    for number, folder in EmbeddingsPaths(out).blocks().items():
-        reference = EmbeddingsPaths(whole).blocks()[number]
-        a, b = _features(folder.root).astype(np.float64), _features(reference.root).astype(np.float64)
-        cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-        assert cosine.min() >= 0.9999
-    bound = read_binding(EmbeddingsPaths(out))
-    assert bound is not None and (bound.backend, bound.dtype) == ("onnx", precision)
-    with pytest.raises(UsageError, match=r"backend=onnx, asked for torch|dtype"):
-        screen.embed(out=str(out), precision=precision, blocks=["all"], baselines=[])
-
-
-def _broken(content: bytes, how: str) -> bytes:
-    """An export of which one weight is not what it was: what a bug of an exporter would do."""
-    proto = onnx.load_from_string(content)
-    name = {"norm": "model.norm.weight", "patch": "model.patch_embed.bias"}[how]
-    weight = next(entry for entry in proto.graph.initializer if entry.name == name)
-    values = onnx.numpy_helper.to_array(weight).copy()
-    values[0] += 3.0 if how == "norm" else 20.0
-    weight.CopyFrom(onnx.numpy_helper.from_array(values, name))
-    return bytes(proto.SerializeToString())
-
-
-@pytest.mark.parametrize("how", ["norm", "patch"])
-def test_a_broken_export_is_refused_with_the_figures(screen: Screen, exported: bytes, tmp_path: Path, how: str) -> None:
-    good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
-    good.write_bytes(exported)
-    bad.write_bytes(_broken(exported, how))
-    settings = {"backend": "onnx", "baselines": [], "runs": str(tmp_path / "runs")}
-    with pytest.raises(UsageError, match=r"16 wells, 64 crops: least cosine to fp32 torch 0\.\d+ \(SYN") as error:
-        screen.embed(out=str(tmp_path / "emb"), onnx=str(bad), **settings)
-    assert "\n" not in str(error.value) and "use backend=torch precision=fp32" in str(error.value)
-    assert not (tmp_path / "emb").exists()  # free for another backend
-    screen.embed(out=str(tmp_path / "emb"), onnx=str(good), **settings)
-    assert read_embeddings(tmp_path / "emb").height == 16
-
-
-def test_a_file_of_another_checkpoint_or_none_at_all_is_refused(
-    screen: Screen, exported: bytes, tmp_path: Path
-) -> None:
-    good, garbage = tmp_path / "good.onnx", tmp_path / "garbage.onnx"
-    good.write_bytes(exported)
-    garbage.write_bytes(b"\x00garbage" * 9)
-    plain = tmp_path / "plain.onnx"
-    proto = onnx.load_from_string(exported)
-    del proto.metadata_props[:]
-    plain.write_bytes(proto.SerializeToString())
-    for settings, words in (
-        ({"onnx": str(good), "block": 1}, r"has blocks=\(2,\), this run needs \(1,\)"),
-        ({"onnx": str(good), "precision": "fp16"}, r"has dtype=fp32, this run needs fp16"),
-        ({"onnx": str(garbage)}, r"no readable ONNX file|no phenomhpc"),
-        ({"onnx": str(plain)}, r"its metadata has no phenomhpc"),
-        ({"onnx": str(tmp_path / "none.onnx")}, r"No such file"),
-        ({"precision": "bf16"}, r"backend=onnx has fp32 and fp16"),
-        ({"compile": True}, r"with backend=torch only"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            screen.embed(out=str(tmp_path / "emb"), backend="onnx", baselines=[], **settings)
-    assert not (tmp_path / "emb").exists()
-
-
-def test_the_benchmark_holds_backends_against_their_bare_encoders(screen: Screen) -> None:
-    cases = [case for case in ON_CPU if not case.compile]
-    config = screen.embed_config(batch=8, gate_crops=1)
-    found = bench_embed(config, cases, num_batches=2, passes=1, progress=silent())
-    assert [(rate.backend, rate.device) for rate in found.rates] == [("torch", "CPU"), ("onnx", "CPUExecutionProvider")]
-    assert all(rate.crops_per_s > 0 and rate.bare_crops_per_s > 0 and rate.share > 0 for rate in found.rates)
-    assert found.rates[0].min_cosine == pytest.approx(1.0, abs=1e-12) and found.rates[0].recall_change == 0.0
-    assert 0.9999 <= found.rates[1].min_cosine < 1.0 + 1e-9
-    assert [row[0] for row in embed_table(found).rows] == ["torch", "onnx"]
-    with pytest.raises(UsageError, match="has 32 crops, 8000 are asked for"):
-        bench_embed(config, cases, num_batches=1000, passes=1, progress=silent())
-
-
-def test_providers_are_taken_in_order_of_presence() -> None:
-    gpu = ["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
-    assert choose_providers(gpu, "auto") == [gpu[2], gpu[1], gpu[0]]
-    assert choose_providers(gpu[:2], "cuda") == [gpu[1], gpu[0]]
-    assert choose_providers(gpu, "cpu") == [gpu[0]]
-    assert choose_providers([gpu[0], "AzureExecutionProvider"], "auto") == [gpu[0]]
-    with pytest.raises(UsageError, match="reaches no GPU"):
-        choose_providers([gpu[0]], "cuda")
-
-
-def test_the_input_of_an_export_is_the_pixels_of_its_store(exported: bytes) -> None:
-    given = next(entry for entry in onnx.load_from_string(exported).graph.input if entry.name == INPUT)
-    assert given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    assert [dim.dim_value or dim.dim_param for dim in given.type.tensor_type.shape.dim] == ["batch", 6, 32, 32]

@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 import torch
 
-from phenomhpc.config import ConvertConfig, EmbedConfig, EvaluateConfig, PipelineConfig, require, resolve
+from phenomhpc.config import ConvertConfig, EmbedConfig, EvaluateConfig, PipelineConfig, dump, require, resolve
 from phenomhpc.embed.folder import EmbeddingsPaths, read_binding
 from phenomhpc.embed.table import read_embeddings
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.pipeline import check, stage_config, stage_runs
 from phenomhpc.plates.synthetic import SyntheticSpec, write_plates
 from phenomhpc.progress import silent
-from phenomhpc.runs import RunPaths, list_runs, read_provenance
+from phenomhpc.runs import RunPaths, create_run, list_runs, read_provenance, write_outcome
 from phenomhpc.store import Snapshot, open_store
 from tests.unit.embed_store import SPEC, Screen, make_screen
 
@@ -82,6 +82,45 @@ def test_what_cannot_be_added_is_refused_in_one_line(
         require(config)
         check(config)
     assert "\n" not in str(error.value)
+
+
+def test_the_map_is_scored_as_it_was_the_last_time(screen: Screen, tmp_path: Path) -> None:
+    def scored(name: str, state: str, **settings: object) -> None:
+        given = {
+            "embeddings": str(screen.root / "emb"),
+            "annotations": "a",
+            "runs": str(tmp_path),
+            "seed": 5,
+            **settings,
+        }
+        config = resolve("evaluate", given, [], layers=()).config
+        write_outcome(
+            create_run(tmp_path, "evaluate", dump(config), {}, name=name), state=state, exit_code=0, message=""
+        )
+
+    def stage(*overrides: str) -> EvaluateConfig:
+        found = stage_config(_pipeline(screen, *overrides, runs=str(tmp_path)), "evaluate", {})
+        assert isinstance(found, EvaluateConfig)
+        return found
+
+    assert (stage().align, stage().bootstrap) == ("tvn", 1000)  # the recipe's
+    scored("map-1", "finished", align="pca_cs")
+    scored("map-2", "finished", align="coral", bootstrap=7, **{"columns.gene": "symbol", "thresholds": [[0.01, 0.99]]})
+    scored("map-3", "failed", align="none")
+    scored("map-4", "finished", align="none", embeddings=str(tmp_path))
+    found = stage("evaluate.bootstrap=9")
+    assert (found.align, found.bootstrap, found.columns.gene, found.thresholds) == (
+        "coral",
+        9,
+        "symbol",
+        ((0.01, 0.99),),
+    )
+    pipeline = _pipeline(screen, runs=str(tmp_path))
+    assert (found.seed, found.annotations, found.embeddings) == (
+        pipeline.seed,
+        pipeline.annotations,
+        pipeline.embeddings,
+    )
 
 
 def test_one_command_carries_new_plates_to_an_updated_map(screen: Screen) -> None:

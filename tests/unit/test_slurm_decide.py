@@ -21,7 +21,7 @@ from phenomhpc.slurm.decide import (
     view_gang,
     view_tasks,
 )
-from phenomhpc.slurm.queue import JobState, parse_sacct, parse_squeue
+from phenomhpc.slurm.queue import JobState, parse_sacct, parse_signals, parse_squeue
 from phenomhpc.slurm.record import SubmittedJobs, adopt
 
 
@@ -66,6 +66,8 @@ def test_every_failure_class_has_one_decision() -> None:
         # An older start's failure does not count once the task was started anew.
         ([event("started"), failed(0, "KeyError: 'x'"), event("started", time=2)], "NODE_FAIL", "node_fail"),
         ([], "FAILED", "code_error"),
+        # Its guard was killed, or the job's script with all below it.
+        ([event("started")], "FAILED", "node_fail"),
         ([event("started")], None, "node_fail"),
     ],
 )
@@ -257,6 +259,16 @@ def test_squeue_and_sacct_are_read() -> None:
         ("12", 3, "CANCELLED"),
         ("15", None, "NODE_FAIL"),
     ]
+
+
+def test_scontrol_tells_which_signal_ended_a_job() -> None:
+    text = (
+        "JobId=8 ArrayJobId=7 ArrayTaskId=0 JobName=r Requeue=1 ExitCode=0:9 RunTime=00:00:02\n"
+        "JobId=9 ArrayJobId=7 ArrayTaskId=1 JobName=r Requeue=1 ExitCode=137:0 RunTime=00:00:02\n"
+        "JobId=7 ArrayJobId=7 ArrayTaskId=2 JobName=r Requeue=1 ExitCode=1:0 RunTime=00:00:02\n"
+        "JobId=10 JobName=r Requeue=1 ExitCode=0:15 RunTime=00:00:02\n"
+    )
+    assert parse_signals(text) == {("7", 0): 9, ("7", 1): 9, ("10", None): 15}
 
 
 def test_elements_are_tasks_by_their_chunks_offset() -> None:

@@ -39,12 +39,12 @@ def test_a_task_that_slurm_killed_for_its_memory_is_oom(tmp_path: Path, state: s
 def test_what_an_earlier_start_died_of_and_what_the_task_says_itself_count_for_more(tmp_path: Path) -> None:
     log = tmp_path / "0.001.out"
     log.write_text(KILLED + "".join(f"convert: {field}/8 fields\n" for field in range(8)))
-    assert array_view(log).failure == FailureClass.CODE_ERROR
+    assert array_view(log).failure == FailureClass.NODE_FAIL
     log.write_text(KILLED)
     said = {"event": "failed", "task": 0, "time": "2", "host": "n1", "class": "bad_input", "message": "no such plate"}
     assert array_view(log, [said]).failure == FailureClass.BAD_INPUT
     assert array_view(log, state="TIMEOUT").failure == FailureClass.TIMEOUT
-    assert array_view(tmp_path / "gone").failure == FailureClass.CODE_ERROR
+    assert array_view(tmp_path / "gone").failure == FailureClass.NODE_FAIL
 
 
 def test_a_gang_ends_for_the_one_of_its_nodes(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A folder of annotations: what is known of genes, as files.
 
 *.txt, *.csv             known relationships: two columns, comma or tab between them; a first line `entity1,entity2` is a header
-gene_chromosome_map.tsv  optional: gene symbol, locus ("19q13.43")
+gene_chromosome_map.tsv  optional: gene symbol, locus ("19q13.43"); another table of arms, or of positions: arms=FILE (arms.py)
 unexpressed.txt          optional: genes that are not expressed, one a line
 complexes.tsv            optional: complex, gene: one line per member
 targets.tsv              optional: compound, gene: one line per known target
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phenomhpc.errors import UsageError
+from phenomhpc.jobs.evaluation.arms import read_arms
 from phenomhpc.maps import arms_of, unique_pairs
 from phenomhpc.maps.relate import Pair
 
@@ -45,8 +46,10 @@ class Annotations:
     files: tuple[Path, ...]
 
 
-def read_annotations(folder: Path, unexpressed: Path | None = None) -> Annotations:
-    """Everything in `folder`; `unexpressed` names another file for those genes.
+def read_annotations(
+    folder: Path, unexpressed: Path | None = None, arms: Path | None = None, centromeres: Path | None = None
+) -> Annotations:
+    """Everything in `folder`; `unexpressed` names another file for those genes, `arms` one for the chromosome arms (arms.py).
 
     Raises UsageError for a folder that is missing or without relationships, and for a line that is no pair.
     """
@@ -57,13 +60,16 @@ def read_annotations(folder: Path, unexpressed: Path | None = None) -> Annotatio
     silent = unexpressed or folder / UNEXPRESSED_NAME
     if unexpressed is not None and not unexpressed.is_file():
         raise UsageError(f"unexpressed={unexpressed}: no such file; it holds one gene a line")
+    if centromeres is not None and arms is None:
+        raise UsageError(f"centromeres={centromeres}: has no use without arms=FILE of positions; leave it out")
+    of_arms, arm_files = (None, (folder / ARMS_NAME,)) if arms is None else read_arms(arms, centromeres)
     relationships: dict[str, list[Pair]] = {}
     set_aside = []
-    files = [
-        path for path in (folder / ARMS_NAME, silent, folder / COMPLEXES_NAME, folder / TARGETS_NAME) if path.is_file()
-    ]
+    others = (silent, folder / COMPLEXES_NAME, folder / TARGETS_NAME)
+    files = [path for path in (*arm_files, *others) if path.is_file()]
+    no_pairs = {path.resolve() for path in (silent, *arm_files)}
     for path in sorted(folder.iterdir()):
-        if path.suffix not in _SUFFIXES or path.name == UNEXPRESSED_NAME or path.resolve() == silent.resolve():
+        if path.suffix not in _SUFFIXES or path.name == UNEXPRESSED_NAME or path.resolve() in no_pairs:
             continue
         pairs = _read_pairs(path)
         if pairs is None:
@@ -77,7 +83,7 @@ def read_annotations(folder: Path, unexpressed: Path | None = None) -> Annotatio
         raise UsageError(f"annotations={folder}: no file of two columns (*.txt, *.csv: entity1,entity2) in it")
     return Annotations(
         relationships=relationships,
-        arms=_read_arms(folder / ARMS_NAME),
+        arms=_read_arms(folder / ARMS_NAME) if of_arms is None else of_arms,
         unexpressed=frozenset(_read_text(silent).split()) if silent.is_file() else frozenset(),
         complexes=_members(_read_columns(folder / COMPLEXES_NAME, COMPLEXES)),
         targets=_read_columns(folder / TARGETS_NAME, TARGETS),
