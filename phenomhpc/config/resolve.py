@@ -15,8 +15,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from phenomhpc.config.base import JobModel
 from phenomhpc.config.defaults import LANDING, PROJECT_FILE, Layer, default_layers
-from phenomhpc.config.models import JOBS, AnyConfig, JobModel, PipelineConfig
+from phenomhpc.config.models import JOBS, AnyConfig, PipelineConfig
 from phenomhpc.config.overrides import Override, assign, flatten, merge, parse_override
 from phenomhpc.config.recipes import compose_recipe, groups, keys_of
 from phenomhpc.errors import UsageError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from phenomhpc.config import load_run_config
-from phenomhpc.config.models import CheckpointConfig, PretrainConfig
+from phenomhpc.config.training import CheckpointConfig, PretrainConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.models.checkpoint import COMMITTED, CheckpointMeta, damage, read_meta, step_folders
 from phenomhpc.runs import RunPaths

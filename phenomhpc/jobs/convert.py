@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phenomhpc.config.models import ConvertConfig
+from phenomhpc.config.stores import ConvertConfig
 from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
 from phenomhpc.jobs.parts import Parts

@@ -13,7 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
-from phenomhpc.config.models import PretrainConfig
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.crops import Sampler
 from phenomhpc.crops.corpus import Corpus
 from phenomhpc.crops.demand import CropDemand, Demand, Layout, crop_demand, demand, open_share, touch_shares

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from phenomhpc.config.models import PretrainConfig
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.errors import WorkError
 from phenomhpc.jobs.base import GangPlan, Summary, TaskOutcome
 from phenomhpc.models.costs import model_cost

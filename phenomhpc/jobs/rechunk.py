@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phenomhpc.config.models import RechunkConfig
+from phenomhpc.config.stores import RechunkConfig
 from phenomhpc.errors import DamagedInputError, StopRequested, UsageError, WorkError
 from phenomhpc.jobs.base import COUNTED, ArrayPlan, Summary, TaskOutcome
 from phenomhpc.jobs.parts import Parts

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from phenomhpc.config.models import ConvertConfig
+from phenomhpc.config.stores import ConvertConfig
 from phenomhpc.errors import UsageError
 from phenomhpc.plates import (
     Plate,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from phenomhpc.config.models import PretrainConfig
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.crops.corpus import Corpus
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.base import Table

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from phenomhpc.config.models import PretrainConfig
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.errors import UsageError, WorkError
 from phenomhpc.models.checkpoint import CheckpointMeta, load_encoder, read_meta, weights_digest
 from phenomhpc.models.export import SUFFIX, read_export_meta

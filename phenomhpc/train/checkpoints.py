@@ -26,7 +26,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from phenomhpc.commit import fsync_folder, is_full, make_folder
-from phenomhpc.config.models import CheckpointConfig
+from phenomhpc.config.training import CheckpointConfig
 from phenomhpc.crops.ledger import Ledger, merged
 from phenomhpc.errors import NoCheckpointError, PhenomError, WorkError
 from phenomhpc.models.checkpoint import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from phenomhpc.config.models import PretrainConfig
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.crops import Loader, Sampler, StepBatch
 from phenomhpc.crops.caching import CacheFiller
 from phenomhpc.crops.choice import Holdout, choose

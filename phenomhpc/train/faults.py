@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from phenomhpc.config.models import FaultsConfig
+from phenomhpc.config.training import FaultsConfig
 from phenomhpc.crops.ledger import Ledger, merged
 from phenomhpc.errors import WorkError
 from phenomhpc.runs import commit

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from phenomhpc.config.models import PretrainConfig
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.models.costs import model_cost
 from phenomhpc.runs import RunPaths, read_events
 from phenomhpc.train.gpus import peak_tflops

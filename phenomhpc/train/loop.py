@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from phenomhpc.config.models import PretrainConfig
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.crops.ledger import merged
 from phenomhpc.crops.mending import Replaced
 from phenomhpc.errors import StopRequested, UsageError, WorkError

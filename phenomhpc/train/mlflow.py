@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from phenomhpc.config import load_run_config
-from phenomhpc.config.models import PretrainConfig
 from phenomhpc.config.overrides import flatten
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.runs import TaskContext, commit, read_provenance
 from phenomhpc.train.metrics import NO_FIGURES, read_metrics
 from phenomhpc.train.mlflow_server import MAX_METRICS, Point, Server, UnreachableServerError, parameter_key

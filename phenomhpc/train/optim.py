@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from phenomhpc.train.shards import own_part
 
 if TYPE_CHECKING:
-    from phenomhpc.config.models import OptimConfig
+    from phenomhpc.config.training import OptimConfig
 
 # torch's OneCycleLR with its defaults: the rate starts at peak / 25 and ends at peak / 25 / 10,000.
 _START_DIVISOR = 25.0

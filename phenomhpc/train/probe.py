@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from phenomhpc.config.models import PretrainConfig
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.crops import Sampler
 from phenomhpc.crops.choice import Holdout
 from phenomhpc.crops.mending import MendingReader, draws_of

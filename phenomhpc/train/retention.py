@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from phenomhpc.commit import fsync_folder
-from phenomhpc.config.models import CheckpointConfig
+from phenomhpc.config.training import CheckpointConfig
 from phenomhpc.models.checkpoint import COMMITTED, damage, step_folders
 from phenomhpc.runs import commit
 

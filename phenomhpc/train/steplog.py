@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from phenomhpc.config.models import PretrainConfig
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.crops import StepBatch
 from phenomhpc.store.shardfiles import Traffic
 from phenomhpc.train.goodput import Meter

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phenomhpc.config.models import FaultsConfig
+from phenomhpc.config.training import FaultsConfig
 from phenomhpc.models.mae import MaeOutput
 from phenomhpc.runs import TaskContext
 from phenomhpc.train.ranks import Ranks

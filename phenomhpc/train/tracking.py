@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Protocol
 
-from phenomhpc.config.models import PretrainConfig
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.errors import FencedError, StopRequested, UsageError
 from phenomhpc.runs import TaskContext
 from phenomhpc.train.metrics import StepRow

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phenomhpc.config.models import PretrainConfig
+from phenomhpc.config.training import PretrainConfig
 from phenomhpc.crops import Sampler
 from phenomhpc.crops.mending import MendingReader, draws_of
 from phenomhpc.errors import UsageError

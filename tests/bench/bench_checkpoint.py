@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from phenomhpc.config import OptimConfig
-from phenomhpc.config.models import CheckpointConfig
+from phenomhpc.config.training import CheckpointConfig
 from phenomhpc.models.checkpoint import SCHEMA, CheckpointMeta
 from phenomhpc.models.mae import build_mae
 from phenomhpc.progress import silent

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from phenomhpc.config.models import DataConfig
+from phenomhpc.config.training import DataConfig
 from phenomhpc.crops.caching import CacheFiller
 from phenomhpc.crops.corpus import Corpus
 from phenomhpc.jobs.here import run_here

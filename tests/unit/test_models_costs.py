@@ -108,7 +108,7 @@ def test_phenom_1_costs_what_is_published() -> None:
 
 def test_a_transformer_needs_no_torch() -> None:
     script = (
-        "import sys; from phenomhpc.config.models import ModelConfig; from phenomhpc.models.costs import model_cost\n"
+        "import sys; from phenomhpc.config.architecture import ModelConfig; from phenomhpc.models.costs import model_cost\n"
         "print(model_cost(ModelConfig().model_dump(), 6).parameters); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

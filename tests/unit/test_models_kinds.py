@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from phenomhpc.config import resolve
-from phenomhpc.config.models import ModelConfig
+from phenomhpc.config.architecture import ModelConfig
 from phenomhpc.config.recipes import choices
 from phenomhpc.errors import UsageError
 from phenomhpc.models.checkpoint import CheckpointMeta, read_meta

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from phenomhpc.config import PretrainConfig
-from phenomhpc.config.models import ClusterConfig
+from phenomhpc.config.base import ClusterConfig
 from phenomhpc.errors import FencedError
 from phenomhpc.jobs import steward
 from phenomhpc.jobs.alarms import alarms_of

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from phenomhpc.config import ConvertConfig, PretrainConfig, RunConfig, dump
-from phenomhpc.config.models import ClusterConfig, OptimConfig
+from phenomhpc.config.base import ClusterConfig
+from phenomhpc.config.training import OptimConfig
 from phenomhpc.jobs.attempts import STEWARD_TASK
 from phenomhpc.jobs.usage import Usage, account, run_usage, totals
 from phenomhpc.runs import EventWriter, RunPaths, committing, create_run, read_events

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from zarr.codecs import GzipCodec, ZstdCodec
 
-from phenomhpc.config.models import DataConfig
+from phenomhpc.config.training import DataConfig
 from phenomhpc.errors import DamagedError, UsageError, WorkError
 from phenomhpc.jobs.here import run_here
 from phenomhpc.progress import silent

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from phenomhpc.config import OptimConfig
-from phenomhpc.config.models import CheckpointConfig
+from phenomhpc.config.training import CheckpointConfig
 from phenomhpc.errors import FencedError, NoCheckpointError, UsageError, WorkError
 from phenomhpc.models.checkpoint import (
     COMMITTED,

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from phenomhpc.config import PretrainConfig, validate
-from phenomhpc.config.models import CheckpointConfig
+from phenomhpc.config.training import CheckpointConfig
 from phenomhpc.errors import StopRequested, UsageError, WorkError
 from phenomhpc.jobs.train_estimate import estimate_train
 from phenomhpc.models.checkpoint import (

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phenomhpc.config import OptimConfig
-from phenomhpc.config.models import FaultsConfig
+from phenomhpc.config.training import FaultsConfig
 from phenomhpc.crops import Batch
 from phenomhpc.errors import StopRequested, WorkError
 from phenomhpc.models.checkpoint import newest_committed, read_meta

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phenomhpc.config.models import FaultsConfig
+from phenomhpc.config.training import FaultsConfig
 from phenomhpc.jobs.alarms import alarms_of
 from phenomhpc.jobs.status import run_status
 from phenomhpc.jobs.why import why

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from phenomhpc.config import EvaluateConfig
-from phenomhpc.config.models import ColumnsConfig
+from phenomhpc.config.maps import ColumnsConfig
 from phenomhpc.embed.table import FOREIGN_PREFIX, feature_columns, read_embeddings, store_names
 from phenomhpc.errors import UsageError
 
