@@ -17,7 +17,7 @@ from phenomhpc.embed.table import feature_columns
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.base import Table
 from phenomhpc.jobs.evaluation.lookup import known_pairs
-from phenomhpc.maps import compare_recalls
+from phenomhpc.maps import RecallDifference, compare_recalls
 from phenomhpc.maps.benchmark import THRESHOLDS
 from phenomhpc.maps.relate import unit_rows
 from phenomhpc.maps.tails import Threshold
@@ -154,23 +154,23 @@ def compare(first: MapFiles, second: MapFiles, *, bootstrap: int, seed: int) -> 
         bootstrap=bootstrap,
         seed=seed,
     )
-    rows = tuple(
-        {
-            "annotation": name,
-            "pairs": one.num_pairs,
-            "labels": one.num_labels,
-            "lo": one.lo,
-            "hi": one.hi,
-            "first": one.recall,
-            "second": one.other_recall,
-            "difference": one.difference,
-            "ci_low": one.ci_low,
-            "ci_high": one.ci_high,
-        }
-        for name, differences in found.items()
-        for one in differences
-    )
+    rows = tuple(_row(name, one) for name, differences in found.items() for one in differences)
     return Comparison(first=first.name, second=second.name, rows=rows)
+
+
+def _row(annotation: str, one: RecallDifference) -> dict[str, Any]:
+    return {
+        "annotation": annotation,
+        "pairs": one.num_pairs,
+        "labels": one.num_labels,
+        "lo": one.lo,
+        "hi": one.hi,
+        "first": one.recall,
+        "second": one.other_recall,
+        "difference": one.difference,
+        "ci_low": one.ci_low,
+        "ci_high": one.ci_high,
+    }
 
 
 def _shared_thresholds(first: MapFiles, second: MapFiles) -> Sequence[Threshold]:

@@ -7,10 +7,11 @@ several times the seconds that the product takes; and what is not a product (cou
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 MAX_THREADS = 8  # each holds a block
 
@@ -24,11 +25,9 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     A thread per core that this process may use, at most MAX_THREADS; at most one result more than that is held.  What the
     function raises is raised here, in its turn.  Until the iterator ends, BLAS has one thread in the whole process.
     """
-    from threadpoolctl import threadpool_limits
-
     num = min(MAX_THREADS, len(os.sched_getaffinity(0)))
     begun: deque[Future[Result]] = deque()
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(num, "phenomhpc-maps") as pool:
+    with _ONE_BLAS_THREAD, ThreadPoolExecutor(num, "phenomhpc-maps") as pool:
         try:
             for item in items:
                 begun.append(pool.submit(function, item))
@@ -39,3 +38,29 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
         finally:
             for future in begun:
                 future.cancel()
+
+
+class _OneBlasThread:
+    """BLAS has one thread from the first that enters until the last that leaves: iterators end in any order, or are let go of."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limits: Any = None
+
+    def __enter__(self) -> None:
+        from threadpoolctl import threadpool_limits
+
+        with self._lock:
+            if not self._inside:
+                self._limits = threadpool_limits(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._limits.restore_original_limits()
+
+
+_ONE_BLAS_THREAD = _OneBlasThread()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from phenomhpc.maps import align, cosine_map
+from phenomhpc.maps import align, cosine_map, fit_alignment
 from phenomhpc.maps import threads as maps_threads
 from phenomhpc.maps.relate import BLOCK_ROWS, cosines_of_rows, unit_rows
 from phenomhpc.maps.threads import in_threads
@@ -59,6 +59,21 @@ def test_what_a_block_raises_is_raised_in_its_turn(four_cores: None) -> None:
     assert [next(results), next(results)] == [0.5, 1.0]
     with pytest.raises(ZeroDivisionError):
         next(results)
+    assert blas_threads() == {3}
+
+
+def test_iterators_that_end_in_any_order_leave_blas_as_it_was(four_cores: None) -> None:
+    first, second = in_threads(abs, range(9)), in_threads(abs, range(9))
+    next(first), next(second)
+    first.close()
+    assert blas_threads() == {1}
+    second.close()
+    assert blas_threads() == {3}
+    features = np.random.default_rng(0).normal(size=(400, 5))
+    batch, control = np.array([f"plate{row % 40:02d}" for row in range(400)]), np.arange(400) < 200
+    blocks = fit_alignment("tvn", features, batch, control).blocks(features, batch, control)
+    next(blocks)
+    del blocks
     assert blas_threads() == {3}
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from phenomhpc.config import EvaluateConfig
 from phenomhpc.jobs.evaluation.benchmarks import BY_ARM, CONSISTENCY
 from phenomhpc.jobs.evaluation.groups import MIN_COMPLEX
 from phenomhpc.jobs.evaluation.rows import FINAL, NO_THRESHOLD, RECALL, Score, scores
-from phenomhpc.jobs.evaluation.scores import CORRECTED, Evaluation
+from phenomhpc.jobs.evaluation.scores import CORRECTED, Evaluation, Stage
 from phenomhpc.jobs.evaluation.words import ALIGNMENTS, source_name
 from phenomhpc.maps import PerturbationScores, Recall
 from phenomhpc.report import (
@@ -25,41 +27,16 @@ from phenomhpc.report import (
     way_figure,
 )
 
+LinePanel = tuple[str, str, float | None, list[Series]]  # of way_figure: title, axis, chance, lines
+
 
 def way_section(config: EvaluateConfig, evaluation: Evaluation) -> Section:
     """What alignment and arm correction do: recall and proximity bias at every stage."""
     names = [stage.name for stage in evaluation.stages]
-    recall = [
-        Series(
-            name=annotation,
-            values=tuple(
-                recall_measured(annotation, stage.recalls[annotation][0]) if annotation in stage.recalls else None
-                for stage in evaluation.stages
-            ),
-        )
-        for annotation in evaluation.encoder.recalls
-    ]
-    first = next(iter(evaluation.encoder.recalls.values()))[0]
-    panels = [("Known relationships found", f"recall at {first.lo:g}, {first.hi:g}", first.chance, recall)]
-    if any(stage.proximity is not None for stage in evaluation.stages):
-        bias = [
-            None
-            if stage.proximity is None
-            else Measured(
-                name=stage.name,
-                value=stage.proximity.effect,
-                ci_low=stage.proximity.ci_low,
-                ci_high=stage.proximity.ci_high,
-            )
-            for stage in evaluation.stages
-        ]
-        panels.append(
-            ("Proximity bias", "P(within arm > between arms)", 0.5, [Series(name="bias", values=tuple(bias))])
-        )
     picture = themed(
         way_figure,
         names,
-        panels,
+        [recall_panel([stage.recalls for stage in evaluation.stages]), *_bias_panels(evaluation.stages)],
         name="way",
         alt="; ".join(
             f"{stage.name}: " + ", ".join(f"{name} {recalls[0].recall:.2f}" for name, recalls in stage.recalls.items())
@@ -78,6 +55,38 @@ def way_section(config: EvaluateConfig, evaluation: Evaluation) -> Section:
         pictures=(picture,),
         tables=(_stage_table(evaluation),),
     )  # fmt: skip
+
+
+def recall_panel(recalls: Sequence[Mapping[str, list[Recall]]]) -> LinePanel:
+    """Recall at the first thresholds over stages, or blocks: a line per annotation.  recalls: of each, by annotation."""
+    names = dict.fromkeys(name for one in recalls for name in one)
+    first = next(one[name][0] for one in recalls for name in one)
+    lines = [
+        Series(
+            name=name,
+            values=tuple(recall_measured(name, one[name][0]) if name in one else None for one in recalls),
+        )
+        for name in names
+    ]
+    return "Known relationships found", f"recall at {first.lo:g}, {first.hi:g}", first.chance, lines
+
+
+def _bias_panels(stages: Sequence[Stage]) -> list[LinePanel]:
+    """Proximity bias over stages; nothing where no arm could be tested."""
+    values = tuple(
+        None
+        if stage.proximity is None
+        else Measured(
+            name=stage.name,
+            value=stage.proximity.effect,
+            ci_low=stage.proximity.ci_low,
+            ci_high=stage.proximity.ci_high,
+        )
+        for stage in stages
+    )
+    if not any(values):
+        return []
+    return [("Proximity bias", "P(within arm > between arms)", 0.5, [Series(name="bias", values=values)])]
 
 
 def recall_measured(name: str, one: Recall) -> Measured:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from phenomhpc.jobs.evaluation.beside import recall_measured, with_interval
+from phenomhpc.jobs.evaluation.beside import LinePanel, recall_panel, with_interval
 from phenomhpc.jobs.evaluation.blocks import BlockScore, best_block
 from phenomhpc.jobs.evaluation.scores import Evaluation
-from phenomhpc.maps import Recall
 from phenomhpc.maps.probe import Probe
 from phenomhpc.report import Measured, Section, Series, Table, themed, way_figure
-
-LinePanel = tuple[str, str, float | None, list[Series]]  # of way_figure: title, axis, chance, lines
 
 
 def blocks_sections(evaluation: Evaluation) -> list[Section]:
@@ -24,7 +21,7 @@ def blocks_sections(evaluation: Evaluation) -> list[Section]:
     picture = themed(
         way_figure,
         [str(score.block) for score in found],
-        [*_probe_panels(found), _recall_panel(found)],
+        [*_probe_panels(found), recall_panel([score.recalls for score in found])],
         name="blocks",
         alt=f"Probe accuracy and recall over {len(found)} blocks; the best is block {best.block}.",
         caption="By encoder block, the first one left. Bars are 95 % intervals; dashed: chance.",
@@ -53,23 +50,8 @@ def _probe_panels(found: Sequence[BlockScore]) -> list[LinePanel]:
     return [("Linear probe", "share of wells named right", probes[0].chance, [Series(name="probe", values=values)])]
 
 
-def _recall_panel(found: Sequence[BlockScore]) -> LinePanel:
-    """Recall at the first thresholds by block, a line per annotation."""
-    first = _first_recall(found)
-    lines = [
-        Series(
-            name=name,
-            values=tuple(
-                recall_measured(name, score.recalls[name][0]) if name in score.recalls else None for score in found
-            ),
-        )
-        for name in found[0].recalls
-    ]
-    return "Known relationships found", f"recall at {first.lo:g}, {first.hi:g}", first.chance, lines
-
-
 def _block_table(found: Sequence[BlockScore]) -> Table:
-    first = _first_recall(found)
+    first = next(iter(found[0].recalls.values()))[0]
     rows = tuple(
         (
             f"block {score.block}",
@@ -86,10 +68,6 @@ def _block_table(found: Sequence[BlockScore]) -> Table:
         columns=("", "probe accuracy", *found[0].recalls),
         rows=rows,
     )
-
-
-def _first_recall(found: Sequence[BlockScore]) -> Recall:
-    return next(iter(found[0].recalls.values()))[0]
 
 
 def _probe_words(probe: Probe) -> str:
