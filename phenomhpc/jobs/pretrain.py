@@ -96,12 +96,18 @@ def workers(config: PretrainConfig, units: Sequence[Unit]) -> int:
     return 1
 
 
+def draw_crops(*crops: NDArray[np.float32]) -> bytes:
+    """The PNG of `reconstruction_figure`; ranks are handed it by its name."""
+    from phenomhpc.report import reconstruction_figure
+
+    return reconstruction_figure(*crops).png()
+
+
 def run(config: PretrainConfig, ctx: TaskContext) -> TaskOutcome:
     """This node's ranks, from the newest committed checkpoint to the last step.
 
     What holds when killed here: see `phenomhpc.train.loop`.
     """
-    from phenomhpc.report import reconstruction_figure
     from phenomhpc.slurm.inside import is_ours
     from phenomhpc.train.launch import launch
     from phenomhpc.train.rounds import always_standing
@@ -109,10 +115,7 @@ def run(config: PretrainConfig, ctx: TaskContext) -> TaskOutcome:
     def standing() -> bool | None:
         return is_ours(str(ctx.job_id), ctx.start, ctx.hosts[ctx.node_rank])
 
-    def drawn(*crops: NDArray[np.float32]) -> bytes:
-        return reconstruction_figure(*crops).png()
-
-    result = launch(config, ctx, always_standing if ctx.job_id is None else standing, drawn)
+    result = launch(config, ctx, always_standing if ctx.job_id is None else standing, draw_crops)
     return TaskOutcome(units_done=result.steps)
 
 
