@@ -28,6 +28,7 @@ _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _BYTES = types.Array(types.u1, 1, "C")
 
 _declared: Any = cgutils.get_or_insert_function
+_variable: Any = cgutils.alloca_once_value
 
 _features = binding.get_host_cpu_features()
 HAS_CRC = bool(_features.get("sse4.2"))
@@ -85,7 +86,7 @@ def _folded_code(typing: Any, crc: Any, data: Any, num_bytes: Any) -> Any:
                 other = builder.xor(other, builder.call(multiply, [value, by, ir.Constant(ir.IntType(8), halves)]))
             return other
 
-        sums = [cgutils.alloca_once_value(builder, load(number(64 * place))) for place in range(4)]
+        sums = [_variable(builder, load(number(64 * place))) for place in range(4)]
         begun = builder.insert_element(ir.Constant(wide, None), crc, number(0))
         builder.store(builder.xor(builder.load(sums[0]), begun), sums[0])
         with cgutils.for_range_slice(builder, number(FOLDED), num_bytes, number(FOLDED), _I64) as (at, _):

@@ -119,7 +119,8 @@ def test_two_streams_are_what_lz4_makes_of_each() -> None:
         kinds = list(streams(rng, size))
         for number, given in enumerate(zip(kinds, kinds[1:] + kinds[:1], strict=True)):
             effort, rooms = 1 + 4 * (number % 3), [size, size]
-            sources = [stream.ctypes.data for stream in given]
+            held = [np.append(stream, np.zeros(8, np.uint8)) for stream in given]  # what is read behind it
+            sources = [stream.ctypes.data for stream in held]
             for change in (0, 0, -1, 9):
                 expected, out = np.zeros((2, size + 64), np.uint8), np.full((2, size + 64), 77, np.uint8)
                 wanted = tuple(
