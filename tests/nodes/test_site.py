@@ -280,7 +280,9 @@ def test_a_secret_that_was_told_is_found(site: Site) -> None:
     site.machines.run("n1", plant, stdin=word + "\n")
     planted = {f"n1:{place}" for place in ("journal", "/var/log/planted.log", "/tmp/planted", "/etc/planted")}
     wait_for("the journal has it", lambda: "n1:journal" in _places(site, [word], []), 30)
-    assert _places(site, [word], [f"ok: {word}"]) == {"output", *planted}
+    found = _places(site, [word], [f"ok: {word}"])
+    assert {"output", *planted} <= found
+    assert "n1:/etc/owners" not in found, "its owner may have it"
     site.machines.run("n1", "rm /var/log/planted.log /tmp/planted /etc/planted /etc/owners")
 
 

@@ -57,8 +57,9 @@ def test_the_roles_make_what_the_lock_says_once(site: Site) -> None:
     played = site.play("site.yml", "--tags", "repo_pins,nvidia,gpfs_client")
     assert played.code == 0, played.changes
     for node in site.nodes:
-        shown = site.machines.run(node, f"dpkg-query -W -f '${{Version}}\\n' {' '.join((*NVIDIA, *GPFS))}").split()
-        assert shown == [f"{DRIVER}-1"] * len(NVIDIA) + [SCALE] * len(GPFS)
+        asked = f"dpkg-query -W -f '${{Package}} ${{Version}}\\n' {' '.join((*NVIDIA, *GPFS))}"
+        shown = dict(line.split() for line in site.machines.run(node, asked).splitlines())
+        assert shown == dict.fromkeys(NVIDIA, f"{DRIVER}-1") | dict.fromkeys(GPFS, SCALE)
         assert {*NVIDIA, *GPFS} <= set(site.machines.run(node, "apt-mark showhold").split())
     state = state_of(site)
     assert {name: state["config"]["default"][name] for name in WANTED["default"]} == WANTED["default"]
@@ -70,3 +71,12 @@ def test_the_roles_make_what_the_lock_says_once(site: Site) -> None:
     again = site.play("site.yml", "--tags", "repo_pins,nvidia,gpfs_client")
     assert (again.code, sum(again.changed.values())) == (0, 0), again.changes
     assert [each[0] for each in state_of(site)["calls"]].count("mmchconfig") == changes > 0
+
+
+def test_what_the_lock_no_longer_names_is_removed_although_it_was_held(site: Site) -> None:
+    """Packages that the test before has installed, pinned and held."""
+    played = site.play("site.yml", "--tags", "repo_pins")
+    assert played.code == 0, played.changes
+    for node in site.nodes:
+        installed = site.machines.run(node, "dpkg-query -W -f '${Package}\n'").split()
+        assert not {*NVIDIA, *GPFS} & set(installed)
