@@ -122,7 +122,8 @@ def main() -> None:
         accelerator="auto", devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
         strategy="ddp" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "auto",
-        max_steps=asked.steps, callbacks=[LeaveWhenAsked(), keep], logger=False, enable_progress_bar=False, enable_model_summary=False,
+        max_steps=asked.steps, callbacks=[LeaveWhenAsked(), keep],
+        logger=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     crops = Crops(snapshot, model.mae.num_patches, asked.batch, trainer)
     trainer.fit(model, DataLoader(crops, batch_size=None), ckpt_path=newest, weights_only=False)
