@@ -58,12 +58,18 @@ def submit(lab: Lab, screen: Screen, out: Path) -> RunPaths:
     return lab.leave(*map(str, words), "cluster.gpus_per_node=0", *settings, *patient, env=env)
 
 
+def at_work(lab: Lab, run: RunPaths) -> list[Victim]:
+    """The run's processes, but for Slurm's own between srun and a task: of its death Slurm tells srun nothing, which then waits
+    for the time limit (a gang is ended by its other nodes)."""
+    return [victim for victim in processes_of(lab, (run.id,)) if victim.kind != "slurmstepd of the task"]
+
+
 def kill_at_start(lab: Lab, run: RunPaths, draw: random.Random) -> list[str]:
     """Kill the script of a task as soon as there is one, before the task's first word as a rule; what was killed."""
     scripts: list[Victim] = []
 
     def began() -> bool:
-        scripts[:] = [victim for victim in processes_of(lab, (run.id,)) if victim.kind == "batch script"]
+        scripts[:] = [victim for victim in at_work(lab, run) if victim.kind == "batch script"]
         return bool(scripts)
 
     wait_until(f"{run.id} begins", began, LIMIT_S)
@@ -88,7 +94,7 @@ def disturb(lab: Lab, run: RunPaths, draw: random.Random, kills: int) -> list[st
         if not moved():  # a new attempt has begun meanwhile
             continue
         mark = run_mark(run)
-        victim = kill(lab, processes_of(lab, (run.id,)), draw)
+        victim = kill(lab, at_work(lab, run), draw)
         if victim is None:
             continue
         reached = mark
@@ -121,5 +127,6 @@ def test_whatever_is_killed_the_embeddings_are_those_of_an_undisturbed_run(lab: 
         assert check_embeddings(config, silent()).exit_code == 0
         assert died, "it ended before anything was killed: give it more plates"
         killed += died
+        print(*(f"{run.id}: {event['action']}: {event['reason']}" for event in of_kind(run, "decided")), sep="\n")
     print(f"{len(killed)} kills in {runs} runs: {dict(Counter(killed))}")
     lab.cluster.wait_idle()

@@ -198,6 +198,7 @@ def test_a_file_of_another_checkpoint_or_none_at_all_is_refused(
     assert not (tmp_path / "emb").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch calls deprecated
 @pytest.mark.parametrize(("precision", "compiled"), [("bf16", False), ("fp16", False), ("fp32", True)])
 def test_half_precision_and_compiled_blocks_pass_the_gate(

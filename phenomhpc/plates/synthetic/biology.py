@@ -37,7 +37,7 @@ _AT_LEAST_ONE = (
 )
 _NOT_NEGATIVE = (
     *("seed", "num_unexpressed", "cells_per_megapixel"),
-    *("pathway_effect", "gene_effect", "arm_effect", "plate_effect", "batch_effect"),
+    *("pathway_effect", "gene_effect", "arm_effect", "plate_effect", "batch_effect", "camera_effect"),
 )
 # 22 chromosomes of two arms each.
 MAX_ARMS = 44
@@ -67,6 +67,8 @@ class SyntheticSpec:
     arm_effect: float = 0.3
     plate_effect: float = 1.0
     batch_effect: float = 1.0
+    # Of the camera alone: exposure and offset, drawn for every plate and channel beside the effects above.
+    camera_effect: float = 0.0
     missing_plane_share: float = 0.0
     cells_per_megapixel: float = 420.0
     dtype: Literal["uint8", "uint16"] = "uint8"
@@ -190,6 +192,9 @@ def plate_effect(spec: SyntheticSpec, experiment: int, plate: int) -> PlateEffec
     background = 0.05 + 0.02 * np.abs(
         spec.batch_effect * batch.standard_normal(6) + spec.plate_effect * own.standard_normal(6)
     )
+    camera = generator(spec.seed, PLATES, 3, experiment * spec.plates_per_experiment + plate)
+    gain *= np.exp(-0.5 * spec.camera_effect * camera.random(6))
+    background += 0.25 * spec.camera_effect * camera.random(6)
     light = np.stack(
         [0.06 * own.standard_normal(6), 0.06 * own.standard_normal(6), 0.10 + 0.08 * own.random(6)], axis=1
     )
