@@ -67,7 +67,9 @@ bench-gpu:
 
 # The long campaigns; small versions of them are in `make test`.
 soak: install-test system-packages
+	@tools/install_system_packages.sh $(APT_PACKAGES_NODES)
 	PHENOMHPC_SOAK=1 $(BIN)/pytest -n 2 --dist loadfile --timeout 7200 --ignore tests/nodes $(PYTEST_ARGS)
+	PHENOMHPC_SOAK=1 $(BIN)/pytest tests/nodes --durations=10 $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
