@@ -30,9 +30,9 @@ system-packages:
 demo: install
 	$(BIN)/phenomhpc demo
 
-# Slurm tests mostly wait, so there are more workers than cores; threads sleep at OpenMP's barriers, since workers share the cores.
+# Slurm tests mostly wait, so there is a worker more than cores; threads sleep at OpenMP's barriers, since workers share the cores.
 test: install-test system-packages
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder --ignore tests/nodes $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/nodes $(PYTEST_ARGS)
 
 # Boots machines of their own (systemd-nspawn over an overlay of a bare Debian, fetched once with packages and wheels into
 # PHENOMHPC_NODES_CACHE or /var/cache/phenomhpc-nodes) and runs the Ansible bundle on them; as root on Debian, else skipped by name.

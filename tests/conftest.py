@@ -21,14 +21,13 @@ def shared_data() -> Path:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The cluster's files, which mostly wait, spread over the first part of the others, which compute: workers hold both kinds at
-    any time, and no long file is left for the end."""
+    """The cluster's files, which take longest, spread evenly among the others: few at any time, and not all of them at the end."""
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
     waiting = [path for path, held in files.items() if held[0].get_closest_marker("slurm")]
     others = [path for path in files if path not in set(waiting)]
     place = {path: float(number) for number, path in enumerate(others)}
-    apart = 0.6 * len(others) / max(1, len(waiting))
+    apart = 0.9 * len(others) / max(1, len(waiting))
     place |= {path: number * apart - 0.5 for number, path in enumerate(waiting)}
     items[:] = [item for path in sorted(place, key=place.__getitem__) for item in files[path]]
