@@ -41,7 +41,7 @@ def ours(folder: Path, there: str, kept_there: str) -> Project:
     """This project: a wheel of it in `folder`, which machines see as `there`, beside links to the kept ones, as they see them."""
     kept = images.wheels()
     folder.mkdir(parents=True)
-    build = ["pip", "wheel", "-q", "--no-deps", "--no-index", "--find-links", str(kept), "--wheel-dir", str(folder)]
+    build = ["pip", "wheel", "-q", "--no-deps", "--no-index", "-f", str(kept), "--wheel-dir", str(folder)]
     argv = [sys.executable, "-m", *build, str(images.REPOSITORY)]
     subprocess.run(argv, check=True, timeout=_LIMIT_S)
     for wheel in kept.glob("*.whl"):
