@@ -182,7 +182,7 @@ def _act(decision: Decision, seen: Observation, paths: RunPaths, config: AnyConf
         paths, seen.attempt, "decided", action=str(decision.action), reason=decision.reason, classes=dict(decision.classes),
         failure=decision.failure, mark=run_mark(paths), repeatable=decision.repeatable, mem_mb=mem_mb,
     )  # fmt: skip
-    compare_nodes(paths, seen.attempt)
+    tell_unlike(paths, seen.attempt)
     if decision.action == Action.FINISH:
         cancel_jobs(seen.live)  # of a gang that was requeued after its last step
         _finish(paths, config, progress)
@@ -197,14 +197,19 @@ def _act(decision: Decision, seen: Observation, paths: RunPaths, config: AnyConf
         write_outcome(paths, state=state, exit_code=1, message=decision.reason, failure=decision.failure)
 
 
-def compare_nodes(paths: RunPaths, attempt: int) -> None:
+def tell_unlike(paths: RunPaths, attempt: int) -> None:
     """Tell of nodes of an attempt that has ended which are not like the others; where there was a gate, it did.
 
-    The caller holds the run's lock.
+    Fingerprints that cannot be read are said, and are no reason to stop.  The caller holds the run's lock.
     """
     if any(event["event"] == "gate" for event in read_events_but_units(paths, attempt=attempt)):
         return
-    for node, words in unlike(paths.attempt(attempt)).items():
+    try:
+        told = unlike(paths.attempt(attempt))
+    except (OSError, ValueError, KeyError, TypeError) as error:  # damaged, or of another version
+        print(f"steward of {paths.id}: nodes are not compared: {type(error).__name__}: {error}", flush=True)
+        return
+    for node, words in told.items():
         emit(paths, attempt, "drift", node=node, drift=words)
         print(f"steward of {paths.id}: {node}: {', '.join(words)}", flush=True)
 

@@ -192,7 +192,7 @@ def test_the_steward_tells_of_an_arrays_nodes_that_are_not_alike(
     paths = RunPaths(tmp_path / "convert-x")
     for node in ("n1", "n2", "n3"):
         array_node(paths.attempt(1), node, **({"kernel": "6.1.0-2"} if node == "n2" else {}))
-    steward.compare_nodes(paths, 1)
+    steward.tell_unlike(paths, 1)
     (event,) = read_events(paths)
     assert (event["event"], event["node"]) == ("drift", "n2") and "6.1.0-2" in event["drift"][0]
     assert "n2: drift: kernel is 6.1.0-2" in capsys.readouterr().out
@@ -200,8 +200,20 @@ def test_the_steward_tells_of_an_arrays_nodes_that_are_not_alike(
     array_node(gang.attempt(1), "n1", kernel="6.1.0-2")
     array_node(gang.attempt(1), "n2")
     EventWriter(gang, 1, 0, "t").emit("gate", node="n1", drift=[])
-    steward.compare_nodes(gang, 1)
+    steward.tell_unlike(gang, 1)
     assert [event["event"] for event in read_events(gang)] == ["gate"], "the gate has told already"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"node": "n2", "values": {}}'])
+def test_a_fingerprint_that_cannot_be_read_does_not_stop_the_steward(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    paths = RunPaths(tmp_path / "convert-x")
+    array_node(paths.attempt(1), "n1")
+    paths.attempt(1).node("n2").write_text(content)
+    steward.tell_unlike(paths, 1)
+    assert "nodes are not compared: " in capsys.readouterr().out
+    assert read_events(paths) == []
 
 
 def test_a_run_here_keeps_the_fingerprint_of_this_machine(tmp_path: Path) -> None:

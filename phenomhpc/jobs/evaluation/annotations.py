@@ -16,14 +16,13 @@ from pathlib import Path
 
 from phenomhpc.errors import UsageError
 from phenomhpc.jobs.evaluation.arms import read_arms
-from phenomhpc.maps import arms_of, unique_pairs
+from phenomhpc.maps import unique_pairs
 from phenomhpc.maps.relate import Pair
 
 ARMS_NAME = "gene_chromosome_map.tsv"
 UNEXPRESSED_NAME = "unexpressed.txt"
 COMPLEXES_NAME, COMPLEXES = "complexes.tsv", ("complex", "gene")
 TARGETS_NAME, TARGETS = "targets.tsv", ("compound", "gene")
-SYMBOL, LOCUS = "Approved_symbol", "Locus"
 _HEADER = ["entity1", "entity2"]
 _SUFFIXES = (".txt", ".csv")
 
@@ -62,7 +61,8 @@ def read_annotations(
         raise UsageError(f"unexpressed={unexpressed}: no such file; it holds one gene a line")
     if centromeres is not None and arms is None:
         raise UsageError(f"centromeres={centromeres}: has no use without arms=FILE of positions; leave it out")
-    of_arms, arm_files = (None, (folder / ARMS_NAME,)) if arms is None else read_arms(arms, centromeres)
+    named = folder / ARMS_NAME if arms is None and (folder / ARMS_NAME).is_file() else arms
+    of_arms, arm_files = ({}, ()) if named is None else read_arms(named, centromeres)
     relationships: dict[str, list[Pair]] = {}
     set_aside = []
     others = (silent, folder / COMPLEXES_NAME, folder / TARGETS_NAME)
@@ -83,7 +83,7 @@ def read_annotations(
         raise UsageError(f"annotations={folder}: no file of two columns (*.txt, *.csv: entity1,entity2) in it")
     return Annotations(
         relationships=relationships,
-        arms=_read_arms(folder / ARMS_NAME) if of_arms is None else of_arms,
+        arms=of_arms,
         unexpressed=frozenset(_read_text(silent).split()) if silent.is_file() else frozenset(),
         complexes=_members(_read_columns(folder / COMPLEXES_NAME, COMPLEXES)),
         targets=_read_columns(folder / TARGETS_NAME, TARGETS),
@@ -106,10 +106,6 @@ def _read_pairs(path: Path) -> list[Pair] | None:
                 f"annotations {path}: row {number} is {','.join(row)!r}, no pair of names; mend or remove it"
             )
     return unique_pairs(rows[first:])
-
-
-def _read_arms(path: Path) -> dict[str, str]:
-    return arms_of(_read_columns(path, (SYMBOL, LOCUS)))
 
 
 def _read_columns(path: Path, columns: tuple[str, str]) -> list[Pair]:
