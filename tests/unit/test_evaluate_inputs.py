@@ -90,6 +90,7 @@ def test_annotations_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "gene_chromosome_map.tsv").write_text("gene\tLocus\nA\t1p36\n")
     with pytest.raises(UsageError, match="has the columns gene, Locus; it needs Approved_symbol and Locus, or"):
         read_annotations(tmp_path)
+    (tmp_path / "gene_chromosome_map.tsv").unlink()
     (tmp_path / "P.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"P.txt: not readable as text"):
         read_annotations(tmp_path)
