@@ -32,7 +32,7 @@ demo: install
 
 # Slurm tests mostly wait, so there is a worker more than cores; threads sleep at OpenMP's barriers, since workers share the cores.
 test: install-test system-packages
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/nodes $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 3 --dist loadfile --ignore tests/nodes $(PYTEST_ARGS)
 
 # Boots machines of their own (systemd-nspawn over an overlay of a bare Debian, fetched once with packages and wheels into
 # PHENOMHPC_NODES_CACHE or /var/cache/phenomhpc-nodes) and runs the Ansible bundle on them; as root on Debian, else skipped by name.
